@@ -18,5 +18,5 @@ setup(
     classifiers=[f"Development Status :: {ini['status']}", f"Intended Audience :: {ini['audience']}"],
     packages=find_packages(include=[lib, f"{lib}.*"]), package_data={lib: ["data/**"]}, include_package_data=False,
     install_requires=ini["requirements"].split(), extras_require={"dev": ini["dev_requirements"].split()},
-    entry_points={"console_scripts": ["macular = macular.cli:app", "nbdev_test = nbdev.test:nbdev_test"],
+    entry_points={"console_scripts": ["macular = macular.cli:main", "nbdev_test = nbdev.test:nbdev_test"],
                   "nbdev": [f"{lib} = {lib}._modidx:d"]})

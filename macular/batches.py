@@ -77,7 +77,7 @@ def order(
         batches += [part[i : i + size] for i in range(0, len(part), size)]
     return [batches[i] for i in permutation(len(batches), *counters, "batches")]
 
-# %% ../nbs/21_batches.ipynb #12e6af57
+# %% ../nbs/21_batches.ipynb #a6528659
 class Batches(Sequence):
     "A sequence of batches, each made when asked for"
     def __init__(self, rows: Sequence[np.ndarray],  # the items of each batch
@@ -94,6 +94,11 @@ class Items:
     task: np.ndarray  # (n,) task numbers
 
     def __len__(self): return len(self.y)
+
+    @property
+    def lengths(self):
+        "(n,) tokens of each item in all its views"
+        return np.sum([t.lengths for t in self.views.values()], 0)
 
     def batch(self, rows: np.ndarray, suffix: str = "") -> dict:
         "The batch of these rows; `suffix` is put between a view's name and its own suffix"

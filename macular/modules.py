@@ -6,13 +6,14 @@
 __all__ = ['LABELS', 'seeded', 'linear', 'Encoder', 'load_encoder', 'Net', 'MultiTask', 'aggregate', 'TaskSpecific',
            'discriminator']
 
-# %% ../nbs/30_modules.ipynb #fb617b65
+# %% ../nbs/30_modules.ipynb #f7fb28e6
 from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
+from transformers.utils import logging
 
 from .core import EnvironmentProblem, ParameterError, mix
 
@@ -78,7 +79,18 @@ class Encoder(nn.Module):
         e = self.body(**{name: join(name) for name in views[0]})
         return e.split([len(v["input_ids"]) for v in views])
 
-# %% ../nbs/30_modules.ipynb #6af266a9
+# %% ../nbs/30_modules.ipynb #0c0f6fdd
+@contextmanager
+def _quiet():
+    "Without transformers' report of missing layers: `made` says it"
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try: yield
+    finally:
+        logging.set_verbosity(level)
+        if bar: logging.enable_progress_bar()
+
 def load_encoder(
     backbone,  # a folder or a hub name that `AutoModel` loads
     seed: int,  # draws the layers the checkpoint does not hold
@@ -86,7 +98,7 @@ def load_encoder(
 ) -> Encoder:
     "Eq. 1: a pretrained encoder, in single precision"
     try:
-        with seeded(seed, "encoder"):
+        with seeded(seed, "encoder"), _quiet():
             model, info = AutoModelForSequenceClassification.from_pretrained(
                 backbone, num_labels=LABELS, output_loading_info=True, trust_remote_code=False, use_safetensors=True,
                 dtype=torch.float32)

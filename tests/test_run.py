@@ -1,0 +1,140 @@
+"""Whole jobs on the mini world: what they leave, what they find again, what survives a kill, what is refused."""
+import json, os, signal, subprocess, sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from macular.core import DataError, ParameterError
+from macular.jobs import Job
+from macular.settings import check
+from macular.store import read_json, read_lines, sha256, verify
+
+SMALL = dict(preset="mini", max_train=48, rounds=2, langs="en,de", stage1="pawsx,xnli", task="pawsx")
+
+
+def quiet(event, facts): pass
+
+
+def run(out, **changes):
+    from macular.run import run
+    return run(check(SMALL | {"out": str(out)} | changes), changes.pop("watch", quiet))
+
+
+def record(folder):
+    "Every file of a job or training that must not differ between two runs"
+    free = ("environment.json", "history.jsonl", ".lock")
+    return {str(p.relative_to(folder)): sha256(p) for p in sorted(Path(folder).rglob("*")) if p.is_file() and p.name not in free}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs")
+    return run(out, method="macular")
+
+
+def test_a_job_leaves_its_record(finished):
+    result, folder = finished.values, finished.folder
+    assert result["status"] == "complete" and result["split"] == "test"
+    assert set(result["accuracy"]) == {"pawsx"} and set(result["accuracy"]["pawsx"]) == {"en", "de"}
+    assert set(result["selections"]) == {"en_dev", "last", "averaged", "all_dev_oracle"}
+    assert result["selections"]["last"]["round"] == 2 and result["selections"]["averaged"]["round"] == "averaged"
+    assert result["accuracy"] == result["selections"]["en_dev"]["accuracy"]
+    assert 0 < result["switch_rates"]["pawsx"]["realised"] < result["switch_rates"]["pawsx"]["nominal"]
+    assert {p.name for p in folder.iterdir()} >= {"config.json", "environment.json", "predictions.parquet", "result.json"}
+    predictions = finished.predictions
+    assert list(predictions)[:4] == ["item", "language", "label", "prediction"]
+    for lang, value in result["accuracy"]["pawsx"].items():
+        own = predictions[predictions["language"] == lang]
+        assert value == pytest.approx(100 * (own["label"] == own["prediction"]).sum() / len(own), abs=1e-12)
+
+
+def test_no_path_and_no_time_in_what_must_not_differ(finished):
+    text = (finished.folder / "result.json").read_text() + (finished.folder / "config.json").read_text()
+    assert str(finished.folder.parent) not in text and os.sep + "tmp" not in text
+    assert not {"started", "versions", "threads", "device"} & json.loads((finished.folder / "result.json").read_text()).keys()
+
+
+def test_stage_one_is_a_training_of_its_own(finished):
+    trainings = finished.values["trainings"]
+    assert list(trainings) == ["macular_nots", "macular"]
+    for key in trainings.values():
+        folder = finished.folder.parent / "trainings" / key
+        for n in (1, 2): verify(folder / f"round-{n}")
+        assert read_json(folder / "training.json")["rounds"][1]["round"] == 2
+        assert [line["step"] for line in read_lines(folder / "history.jsonl") if "phase" in line]
+
+
+def test_the_same_job_again_finds_it(finished):
+    before, events = record(finished.folder.parent), []
+    again = run(finished.folder.parent, method="macular", watch=lambda event, facts: events.append(event))
+    assert "already" in events and "start" not in events and "step" not in events
+    assert record(finished.folder.parent) == before and again.values == finished.values
+
+
+def test_an_ablation_finds_stage_one(finished):
+    events = []
+    other = run(finished.folder.parent, method="macular_wo_consistency", watch=lambda event, facts: events.append((event, facts.get("row"))))
+    assert ("found", "macular_nots") in [(e, r and r.name) for e, r in events] and [e for e, _ in events].count("start") == 1
+    assert other.values["trainings"]["macular_nots"] == finished.values["trainings"]["macular_nots"]
+    assert other.folder != finished.folder
+
+
+def test_two_processes_write_the_same_bytes(finished, tmp_path):
+    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from test_run import run; run({str(tmp_path)!r}, method='macular')"
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONHASHSEED": "77"}, cwd=Path(__file__).parents[1])
+    one, two = (record(p) for p in (finished.folder.parent, tmp_path))
+    shared = [name for name in two if name in one]
+    assert len(shared) == len(two) and {n: one[n] for n in shared} == two
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+from test_run import run
+seen = 0
+def watch(event, facts):
+    global seen
+    if event == {event!r}:
+        seen += 1
+        if seen == {n}: os.kill(os.getpid(), signal.SIGKILL)
+run({out!r}, method='macular', watch=watch)
+"""
+
+
+@pytest.mark.parametrize("event,n", [("step", 7), ("step", 21), ("round", 2), ("step", 34), ("score", 1)])
+def test_a_killed_job_goes_on_to_the_same_bytes(finished, tmp_path, event, n):
+    code = KILLED.format(tests=str(Path(__file__).parent), event=event, n=n, out=str(tmp_path))
+    dead = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1])
+    assert dead.returncode == -signal.SIGKILL and not list(tmp_path.glob("*/result.json"))
+    run(tmp_path, method="macular")
+    one, two = (record(p) for p in (finished.folder.parent, tmp_path))
+    assert {name: one.get(name) for name in two} == two
+
+
+def test_seeds_differ(finished, tmp_path):
+    other = run(tmp_path, method="finetune", seed=1)
+    same = run(tmp_path, method="finetune")
+    assert other.folder != same.folder and not (other.predictions["p_paraphrase"] == same.predictions["p_paraphrase"]).all()
+
+
+@pytest.mark.parametrize("changes,said", [
+    (dict(method="macular_nots_wo_pawsx"), "does not learn 'pawsx'"),
+    (dict(method="finetune", beta1=0.5), "has no 'aug_kl' loss"),
+    (dict(backbone="./nowhere"), "no folder './nowhere'"),
+])
+def test_refused_before_a_model_is_loaded(tmp_path, monkeypatch, changes, said):
+    import macular.build
+    monkeypatch.setattr(macular.build, "load_encoder", lambda *a, **k: pytest.fail("a model was loaded"))
+    with pytest.raises((ParameterError, RuntimeError), match=said): run(tmp_path, **changes)
+
+
+def test_missing_data_names_the_command(tmp_path):
+    (tmp_path / "data").mkdir()
+    with pytest.raises(DataError, match="macular data fetch"):
+        run(tmp_path, method="macular", preset="quick", data_dir=str(tmp_path / "data"), lexicon_dir=str(tmp_path), stage1="paper", backbone="mini-bert")
+
+
+def test_a_job_is_known_by_both_names():
+    from macular import jobs, settings
+    assert jobs.Job is settings.Job and replace(Job(), seed=1) == check({"seed": 1})
