@@ -412,6 +412,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'macular.trainer.Stopped': ('trainer.html#stopped', 'macular/trainer.py'),
                                  'macular.trainer._Learner': ('trainer.html#_learner', 'macular/trainer.py'),
                                  'macular.trainer._Learner.__init__': ('trainer.html#_learner.__init__', 'macular/trainer.py'),
+                                 'macular.trainer._Learner._finite': ('trainer.html#_learner._finite', 'macular/trainer.py'),
                                  'macular.trainer._Learner.step': ('trainer.html#_learner.step', 'macular/trainer.py'),
                                  'macular.trainer._alone': ('trainer.html#_alone', 'macular/trainer.py'),
                                  'macular.trainer._asked': ('trainer.html#_asked', 'macular/trainer.py'),

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ADVERSARIES', 'Material', 'Recipe', 'build_net', 'Built', 'possible', 'build']
 
-# %% ../nbs/41_build.ipynb #3ff23aec
+# %% ../nbs/41_build.ipynb #68608131
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 
 from .batches import Batches, companions, order
-from .core import DataError
+from .core import DataError, ParameterError
 from .methods import Method
 from .modules import Encoder, MultiTask, Net, TaskSpecific, discriminator, load_encoder
 from .objective import Objective
@@ -48,7 +48,7 @@ class Recipe:
     alpha: float = 0.5  # Eq. 8
     max_length: int | None = None  # tokens a pair; None: each task's own
 
-# %% ../nbs/41_build.ipynb #5a32d596
+# %% ../nbs/41_build.ipynb #1288ad75
 def build_net(
     row: Method,
     material: Material,
@@ -60,7 +60,7 @@ def build_net(
         net = MultiTask(encoder, [len(t.labels) for t in material.tasks], recipe.seed)
     else:
         fresh = row.readings.start == "pretrained"
-        encoder = load_encoder(material.backbone, recipe.seed, row.readings.e) if fresh else deepcopy(material.shared)
+        encoder = load_encoder(material.backbone, recipe.seed, row.readings.e) if fresh else deepcopy(material.shared).requires_grad_(True)
         net = TaskSpecific(material.shared, encoder, len(material.tasks[0].labels), recipe.alpha, recipe.seed)
     return net.to(material.accelerator.device)
 
@@ -162,7 +162,7 @@ def _discriminator_phase(name, row, net, D, inputs, recipe):
 
     return Phase("discriminator", D, objective, data, inputs.steps, recipe.passes, recipe.discriminator_rate, measure=measure)
 
-# %% ../nbs/41_build.ipynb #941893f8
+# %% ../nbs/41_build.ipynb #ad0c9858
 def build(
     row: Method,
     material: Material,
@@ -173,10 +173,13 @@ def build(
     if not weights: raise DataError(f"'{row.name}' has no loss left to train by: {' '.join(notes)}")
     net = build_net(row, material, recipe)
     adversary = next((name for name in weights if name in ADVERSARIES), None)
+    if len(weights.keys() & ADVERSARIES.keys()) > 1: raise ParameterError(f"'{row.name}' has {' and '.join(sorted(weights.keys() & ADVERSARIES.keys()))}: a row has one adversary")
     k = len(material.tasks) if adversary == "task_adv" else 2
     D = discriminator(net.encoder.width, k, recipe.seed).to(material.accelerator.device) if adversary else None
     objective = Objective(weights, net, D, as_printed=row.readings.kl_s == "as_printed")
-    inputs = _Inputs(row, material, recipe, {n[len(n.split("_")[0]) :] for n in objective.outputs})
+    needed = {n[len(n.split("_")[0]) :] for n in objective.outputs}
+    if not needed & {"", "_aug"}: raise ParameterError(f"'{row.name}' has no loss on the task's own texts, only {', '.join(weights)}")
+    inputs = _Inputs(row, material, recipe, needed)
     phases = [_discriminator_phase(adversary, row, net, D, inputs, recipe)] if adversary else []
     phases.append(Phase("net", net, objective, inputs.batches, inputs.steps, 1, recipe.learning_rate, decay=True))
     if net.encoder.made: notes.append(f"the backbone holds no {', '.join(net.encoder.made)}: drawn from the seed")

@@ -46,7 +46,7 @@ def paraphrase(label, dice, split, half):
         if dice.chance(0.3): h = moved(h)
         if h != s: return [s, "."], [h, "."]
 
-# %% ../nbs/12_mini.ipynb #7bced7a5
+# %% ../nbs/12_mini.ipynb #b4d46e7a
 def questions(s) -> dict:
     "A question for each part of a scene that can be asked for"
     found = {}
@@ -74,9 +74,9 @@ def answer(label, dice, split, half):
         q = ways[slot]
         for k in ("place", "time"):
             if k != slot and dice.chance(0.5): q = q._replace(**{k: None})
-        near = [s] if label == "yes" else beside(s, slot, dice)
-        if not near: continue
-        passage = [dice.pick(near), dice.pick((act, alone))(dice)]
+        near, other = [s] if label == "yes" else beside(s, slot, dice), dice.pick((act, alone))(dice)
+        if not near or other.verb == s.verb: continue
+        passage = [dice.pick(near), other]
         if dice.chance(0.5): passage[1] = passage[1]._replace(subj=s.subj)
         if dice.chance(0.5): passage.reverse()
         return [q, "?"], [x for s in passage for x in (s, ".")]
@@ -104,7 +104,7 @@ def advertise(label, dice, split, half):
 
 makers = {"xnli": infer, "pawsx": paraphrase, "qam": answer, "qadsm": advertise}
 
-# %% ../nbs/12_mini.ipynb #99ee1c41
+# %% ../nbs/12_mini.ipynb #7c8dac65
 HALF = {"xnli": 0, "pawsx": 1, "qam": 1, "qadsm": 0}
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Mini:
     def __post_init__(self):
         for f in fields(self):
             x, whole = getattr(self, f.name), f.type in (int, "int")
-            if isinstance(x, bool) or not isinstance(x, int if whole else (int, float)) or x < 0 or not whole and x > 1:
+            if isinstance(x, bool) or not isinstance(x, int if whole else (int, float)) or not 0 <= x <= (x if whole else 1):
                 raise ParameterError(f"Mini: {f.name} must be {'a whole number from 0' if whole else 'a share between 0 and 1'}, not {str(x)[:80]!r}")
 
     def items(self, task, split):
@@ -186,17 +186,17 @@ def lexicon(
     made = dict(file="mini/words.tsv", sha256=sha256(DATA / "mini" / "words.tsv"), lines=len(concepts), merged=0, licence="Apache-2.0", noncommercial=False)
     return Lexicon(entries, ("sw", "ur"), [dict(lang=lang, **made) for lang in entries])
 
-# %% ../nbs/12_mini.ipynb #79492eff
+# %% ../nbs/12_mini.ipynb #a102a0f3
 LINES = (("so", "xnli", "entailment"), ("so", "pawsx", "paraphrase"), ("yes", "qam", "yes"), ("yes", "qadsm", "Good"),
          ("but", "xnli", "contradiction"), ("but", "pawsx", "different"), ("no", "qam", "no"), ("no", "qadsm", "Bad"), ("and", "xnli", "neutral"))
-AGREE, DIFFER = (0, 0, 0, 1, 1, 1, 2, 3), (4, 4, 5, 5, 6, 7, 8, 8)  # how often each kind of line
+AGREE, DIFFER = (0, 0, 1, 1, 2, 3), (4, 4, 5, 5, 6, 7, 8, 8)  # how often each kind of line
 
 def text(
     lang: str,
     n: int,  # lines
     seed: int = 0,
-    same: float = 0.5,  # share of lines whose two parts agree
-    joined: float = 0.75,  # share of lines with a word that joins the parts
+    same: float = 0.45,  # share of lines whose two parts agree
+    joined: float = 0.9,  # share of lines with a word that joins the parts
 ) -> Iterator[str]:  # two parts with a tab between them
     "Lines of one language"
     if lang not in grammars: raise ParameterError(unknown("language of the mini world", lang, grammars))

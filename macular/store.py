@@ -38,13 +38,13 @@ def write_bytes(
         aside.unlink(missing_ok=True)
         raise StorageError(f"cannot write {path}: {e.strerror or e}. What stood there before is unchanged.") from e
 
-# %% ../nbs/01_store.ipynb #cae4c83c
+# %% ../nbs/01_store.ipynb #669d3c56
 def write_json(
     path,  # the file
     value,  # what JSON can hold; not NaN, not infinity
 ):
     "Write a value as JSON, in one canonical form"
-    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
     write_bytes(path, (text + "\n").encode())
 
 def read_json(path):

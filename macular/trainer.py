@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Phase', 'Loop', 'Stopped', 'fit']
 
-# %% ../nbs/33_trainer.ipynb #7ed04df9
-import shutil, time
+# %% ../nbs/33_trainer.ipynb #d6d0b108
+import math, shutil, time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ class Loop:
     seed: int = 0
     clip: float = 1.0  # largest norm of a gradient
 
-# %% ../nbs/33_trainer.ipynb #3349b027
+# %% ../nbs/33_trainer.ipynb #307743e0
 class _Learner:
     "A phase with its optimizer and schedule"
 
@@ -59,15 +59,19 @@ class _Learner:
         for group in self.optimizer.param_groups: group["lr"] = self.lr(self.done)
         with self.accelerator.autocast(): loss, parts = self.phase.loss(send_to_device(batch, self.accelerator.device))
         parts = {name: value.item() for name, value in ({"loss": loss} | parts).items()}
-        bad = [name for name, value in parts.items() if not torch.isfinite(torch.tensor(value))]
-        if bad: raise NumericError(f"phase '{self.phase.name}', place {place}: {', '.join(bad[::-1])} is not a finite number. "
-                                   "The last checkpoint is kept. Try a smaller learning rate, or precision fp32.")
+        self._finite(parts, place)
         self.accelerator.backward(loss)
-        self.accelerator.clip_grad_norm_(self.params.values(), self.clip)
+        norm = self.accelerator.clip_grad_norm_(self.params.values(), self.clip)
+        if self.accelerator.scaler is None: self._finite({"the gradient": norm.item()}, place)  # fp16's scaler skips such a step itself
         self.prepared.step()
         self.prepared.zero_grad()
         self.done += 1
         return parts
+
+    def _finite(self, values, place):
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
+        if bad: raise NumericError(f"phase '{self.phase.name}', place {place}: {', '.join(bad[::-1])} is not a finite number. "
+                                   "The last checkpoint is kept. Try a smaller learning rate, or precision fp32.")
 
 @contextmanager
 def _alone(active: _Learner, learners: list[_Learner]):
@@ -81,7 +85,7 @@ def _alone(active: _Learner, learners: list[_Learner]):
             for p in l.params.values(): p.requires_grad_(True)
             l.phase.trains.eval()
 
-# %% ../nbs/33_trainer.ipynb #f2a274a4
+# %% ../nbs/33_trainer.ipynb #1780bf85
 def _weights(learner):
     state, frozen = learner.phase.trains.state_dict(), {n for n, p in learner.phase.trains.named_parameters()} - learner.params.keys()
     return {n: t.contiguous() for n, t in state.items() if n not in frozen}
@@ -100,6 +104,7 @@ def _save(folder: Path, learners, step: int, rounds: list, record: dict):
         if old.name != f"state-{step}": shutil.rmtree(old, ignore_errors=True)
 
 def _restore(folder: Path, learners) -> tuple[int, list, dict]:  # steps done, rounds done, record of the round under way
+    for stale in folder.glob(".*.tmp"): shutil.rmtree(stale, ignore_errors=True)  # a killed writer's
     state = newest(folder, "state")
     if state is None: return 0, [], {}
     position = read_json(state / "position.json")
@@ -113,22 +118,19 @@ def _restore(folder: Path, learners) -> tuple[int, list, dict]:  # steps done, r
             l.optimizer.state[param][kind] = value.to(param.device)
     return position["step"], position["rounds"], position["record"]
 
-# %% ../nbs/33_trainer.ipynb #e6fd04e6
+# %% ../nbs/33_trainer.ipynb #9fdea811
 class Stopped(MacularError):
     "A run was asked to stop; its state is saved and the same command goes on"
 
 def _asked(folder: Path) -> bool:  # whether to stop; returns when a pause is over
-    control = folder / "control"
-    while control.exists():
-        word = control.read_text().strip()
-        if word == "stop":
-            control.unlink()
-            return True
-        if word != "pause": return False
+    while True:
+        try: word = (folder / "control").read_bytes().strip()
+        except FileNotFoundError: return False
+        if word == b"stop": (folder / "control").unlink(missing_ok=True)
+        if word != b"pause": return word == b"stop"
         time.sleep(0.2)
-    return False
 
-# %% ../nbs/33_trainer.ipynb #8036e858
+# %% ../nbs/33_trainer.ipynb #09db3518
 def fit(
     phases: list[Phase],  # one round of the algorithm, in order
     loop: Loop,
@@ -144,17 +146,16 @@ def fit(
     step = len(rounds) * sum(p.passes * p.steps for p in phases)
     for round in range(len(rounds), loop.rounds):
         for l in learners:
-            if step + l.phase.passes * l.phase.steps <= done:
-                step += l.phase.passes * l.phase.steps
-                continue
+            start, step = step, step + l.phase.passes * l.phase.steps
+            if step < done or step == done and not l.phase.measure: continue
             with _alone(l, learners):
                 batches = l.phase.data(round)
-                for step, line in _walk(l, batches, round, step, done, loop):
+                for now, line in _walk(l, batches, round, start, done, loop):
                     if folder: append(folder / "history.jsonl", line)
                     if on_step: on_step(line)
                     if folder and _asked(folder):
-                        _save(folder, learners, step, rounds, record)
-                        raise Stopped(f"stopped in round {round + 1}, phase '{l.phase.name}', step {step}")
+                        _save(folder, learners, now, rounds, record)
+                        raise Stopped(f"stopped in round {round + 1}, phase '{l.phase.name}', step {now}")
             record |= l.phase.measure(batches) if l.phase.measure else {}
         rounds.append({"round": round + 1} | record | (on_round(round + 1) if on_round else {}))
         record = {}

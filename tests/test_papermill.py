@@ -1,0 +1,92 @@
+"""The job notebook through papermill, as a user types it: both forms, two folders, bad parameters, and the real data's path against a stand-in hub."""
+import json, os, shlex, subprocess, sys
+from dataclasses import fields
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+from conftest import copy_project
+from hub import fill, serve
+
+from macular.settings import Job
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = "-p task pawsx -p method finetune -p preset mini -p max_train 48 -p rounds 1 -p langs en,de"
+
+
+def shell(command, cwd=ROOT, **env):
+    "What a shell makes of a command line, papermill being this environment's"
+    here = str(Path(sys.executable).parent)
+    return subprocess.run(["bash", "-c", command], cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=900,
+                          env=os.environ | {"PATH": here + os.pathsep + os.environ["PATH"]} | {k: str(v) for k, v in env.items()})
+
+
+def printed(path):
+    "Everything a notebook's cells wrote as text"
+    outputs = [o for c in nbformat.read(path, 4).cells if c.cell_type == "code" for o in c.outputs]
+    assert not [o for o in outputs if o.output_type == "error"]
+    return "\n".join(o.get("text", "") + str(o.get("data", {}).get("text/markdown", "")) for o in outputs)
+
+
+def results(out): return sorted(Path(out).glob("*/result.json"))
+
+
+@pytest.mark.parametrize("cwd", [ROOT, ROOT / "tests"], ids=["from the root", "from a folder below"])
+def test_a_job_with_an_output_path(tmp_path, cwd):
+    notebook = os.path.relpath(ROOT / "nbs" / "train.ipynb", cwd)
+    done = shell(f"papermill {notebook} {tmp_path}/report.ipynb {SMALL} -p out {tmp_path}/runs", cwd)
+    assert done.returncode == 0, done.stderr[-2000:]
+    [found] = results(tmp_path / "runs")
+    result, text = json.loads(found.read_text()), printed(tmp_path / "report.ipynb")
+    assert result["config"]["task"] == "pawsx" and result["config"]["max_train"] == 48 and set(result["accuracy"]["pawsx"]) == {"en", "de"}
+    assert "round 1: dev pawsx" in text and "| en |" in text and f"job       {found.parent.name}" in text
+    report = nbformat.read(tmp_path / "report.ipynb", 4)
+    assert "widgets" not in report.metadata and report.metadata.papermill.parameters["max_train"] == 48
+
+
+def test_the_form_that_prints_the_notebook(tmp_path):
+    done = shell(f"papermill nbs/train.ipynb {SMALL} -p out {tmp_path}/runs > {tmp_path}/report.ipynb")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(results(tmp_path / "runs")) == 1 and "round 1: dev pawsx" in printed(tmp_path / "report.ipynb")
+
+
+@pytest.mark.parametrize("given,said", [("-p lrr 1e-5", "unknown parameter 'lrr'"), ("-y 'learning_rate: 2e-5'", "write 2.0e-05"),
+                                        ("-p method makular", "Did you mean 'macular'?"), ("-p stage1 xnli,pwasx -p method macular", "Did you mean 'pawsx'?")])
+def test_a_bad_parameter_stops_the_job_before_it_starts(tmp_path, given, said):
+    done = shell(f"papermill nbs/train.ipynb {tmp_path}/report.ipynb {SMALL} {given} -p out {tmp_path}/runs")
+    assert done.returncode == 1 and said in done.stderr and not (tmp_path / "runs" / "trainings").exists()
+
+
+def test_the_notebooks_parameters_are_the_jobs():
+    found = papermill.inspect_notebook(str(ROOT / "nbs" / "train.ipynb"))
+    defaults = {name: eval_default(p["default"]) for name, p in found.items()}
+    assert list(defaults) == [f.name for f in fields(Job)]
+    for f in fields(Job): assert defaults[f.name] == (f.default or "" if isinstance(f.default, tuple) else f.default), f.name
+    assert all(p["help"] and p["inferred_type_name"] for p in found.values())
+
+
+def eval_default(text):
+    import ast
+    return ast.literal_eval(text)
+
+
+def test_the_cards_command_on_the_hubs_data(tmp_path):
+    project = copy_project(tmp_path / "project")
+    words = {w: f"{w}x" for w in "the number is".split()}
+    dictionaries = project / "data" / "dictionaries"
+    dictionaries.mkdir(parents=True)
+    for lang in ("de", "fr", "es", "zh"): (dictionaries / f"en-{lang}.txt").write_text("".join(f"{w}\t{lang}{t}\n" for w, t in words.items()))
+    with serve(fill(tmp_path / "hub")) as hub:
+        done = shell("papermill nbs/train.ipynb runs/xnli.ipynb -p task xnli", project, HF_ENDPOINT=hub.url, HF_HUB_OFFLINE=0,
+                     HF_HOME=tmp_path / "cache", MACULAR_PRESET="quick")
+        asked = [p for p in hub.asked if "/resolve/" in p]
+    assert done.returncode == 0, done.stderr[-3000:]
+    [found] = results(project / "runs")
+    result = json.loads(found.read_text())
+    assert result["config"]["preset"] == "quick" and len(result["accuracy"]["xnli"]) == 15 and result["split"] == "test"
+    assert list(result["trainings"]) == ["macular_nots", "macular"]
+    trained = {p.split("/resolve/")[1].split("/", 1)[1] for p in asked if "/train-" in p}
+    assert trained == {f"{where}/train-00000-of-00001.parquet" for where in ("en", "qam", "qadsm")}, "a machine-translated training split was asked for"
+    assert not [p for p in asked if p.endswith((".bin", ".h5", ".msgpack", ".py"))]
+    assert any(o["noncommercial"] for o in result["origins"])
