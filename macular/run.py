@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PLACES', 'averaged', 'Answers', 'score', 'Result', 'say', 'settle', 'run', 'notes', 'plan']
 
-# %% ../nbs/46_run.ipynb #9b5f7672
+# %% ../nbs/46_run.ipynb #a0fb3c85
 import os, time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ from accelerate.state import AcceleratorState
 from .build import Recipe
 from .core import DataError, ParameterError, resolve
 from .evaluate import accuracy, collapsed, evaluate
-from .inputs import Data, counted, digest, trained_on
+from .inputs import Data, counted, digest, local_backbone, parameters, trained_on
 from .methods import methods
 from .mini import Mini
 from .settings import Job, fill, job_key, presets, row
@@ -99,7 +99,7 @@ def say(
     if event == "done": print(f"finished: {facts['folder']}", flush=True)
     if event == "already": print(f"this job is finished already: {facts['folder']}", flush=True)
 
-# %% ../nbs/46_run.ipynb #d777e522
+# %% ../nbs/46_run.ipynb #bd276915
 def settle(
     job: Job,
 ) -> Job:  # with every number, and the precision this machine computes in
@@ -127,10 +127,12 @@ def _device(job: Job):
 def run(
     job: Job,
     watch: Callable = say,  # (event, facts) -> nothing: start, found, step, round, score, done, already
+    source=None,  # of the rows, in place of the job's: a mini world with its knobs turned, say
 ) -> Result:
     "Do a job, or find that it was done"
     job = settle(job)
     data, method = Data(job), row(job)
+    if source is not None: data.source = source
     if method.tasks == "all" and data.target.name in method.without:
         raise ParameterError(f"'{method.name}' does not learn '{data.target.name}', so it cannot be scored on it")
     with _device(job) as accelerator:
@@ -173,14 +175,19 @@ def notes(job: Job, data: Data, training: Training) -> list[str]:
     if not data.langs(data.target, "test"): found.append("there is no test set: scored on dev, of which English also selects")
     return found
 
-# %% ../nbs/46_run.ipynb #8c89933e
+# %% ../nbs/46_run.ipynb #e4aef2d8
 def _steps(rows: int, method, job: Job) -> int:
     adversary = any(name.endswith("_adv") for name in method.active())
     return job.rounds * -(-rows // job.batch_size) * (1 + Recipe.passes * adversary)
 
+def _disk(job: Job) -> str:
+    "At most: every round's weights, and two states of weights and moments while one is replaced; in single precision"
+    if (folder := local_backbone(job.backbone)) is None: return "known after the download"
+    return f"{4 * parameters(folder) * (job.rounds + 6) / 1e6:,.0f} MB"
+
 def plan(
     job: Job,
-) -> list[dict]:  # a row for each training: what it learns from, how many rows and steps, disk in MB
+) -> list[dict]:  # a row for each training: what it learns from, where that comes from, rows, steps and disk
     "What a job will do, in the order it does it"
     job = fill(job, gpu=torch.cuda.is_available())
     data, method, found = Data(job), row(job), []
@@ -189,5 +196,6 @@ def plan(
         sizes = {t.name: counted(data, t) for t in learned}
         rows = sum(n for n, _ in sizes.values())
         found.append({"training": m.title, "tasks": ", ".join(sizes), "neighbour": near.name if near else "", "rows": rows,
-                      "steps": _steps(rows, m, job), "rows from": ", ".join(dict.fromkeys(w for _, w in sizes.values())), "backbone": job.backbone})
+                      "steps": _steps(rows, m, job), "rows from": ", ".join(dict.fromkeys(w for _, w in sizes.values())),
+                      "backbone": ("" if local_backbone(job.backbone) else "hub: ") + Path(job.backbone).name, "disk": _disk(job)})
     return found

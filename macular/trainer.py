@@ -85,7 +85,7 @@ def _alone(active: _Learner, learners: list[_Learner]):
             for p in l.params.values(): p.requires_grad_(True)
             l.phase.trains.eval()
 
-# %% ../nbs/33_trainer.ipynb #1780bf85
+# %% ../nbs/33_trainer.ipynb #c4ce9748
 def _weights(learner):
     state, frozen = learner.phase.trains.state_dict(), {n for n, p in learner.phase.trains.named_parameters()} - learner.params.keys()
     return {n: t.contiguous() for n, t in state.items() if n not in frozen}
@@ -99,7 +99,9 @@ def _save(folder: Path, learners, step: int, rounds: list, record: dict):
         for l in learners:
             save_file(_weights(l), aside / f"{l.phase.name}.safetensors")
             save_file(_moments(l), aside / f"{l.phase.name}.optimizer.safetensors")
-        write_json(aside / "position.json", {"step": step, "rounds": rounds, "record": record, "done": [l.done for l in learners]})
+        scaler = learners[0].accelerator.scaler  # of fp16
+        write_json(aside / "position.json", {"step": step, "rounds": rounds, "record": record, "done": [l.done for l in learners],
+                                             "scaler": scaler.state_dict() if scaler else None})
     for old in folder.glob("state-*"):
         if old.name != f"state-{step}": shutil.rmtree(old, ignore_errors=True)
 
@@ -116,6 +118,7 @@ def _restore(folder: Path, learners) -> tuple[int, list, dict]:  # steps done, r
             p, kind = name.rsplit("/", 1)
             param = l.params[p]
             l.optimizer.state[param][kind] = value.to(param.device)
+    if position["scaler"]: learners[0].accelerator.scaler.load_state_dict(position["scaler"])
     return position["step"], position["rounds"], position["record"]
 
 # %% ../nbs/33_trainer.ipynb #9fdea811

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['Training', 'environment', 'train', 'beneath']
 
-# %% ../nbs/45_training.ipynb #77b1bc0e
+# %% ../nbs/45_training.ipynb #1107fee2
 import platform, time
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -77,7 +78,7 @@ def environment(accelerator) -> dict:
     return {"python": platform.python_version(), "platform": platform.platform(), "device": device, "threads": torch.get_num_threads(),
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "versions": {n: version(n) for n in names}}
 
-# %% ../nbs/45_training.ipynb #fc975f14
+# %% ../nbs/45_training.ipynb #e86ab52a
 def train(
     row: Method,  # as the job changes it
     data: Data,
@@ -90,7 +91,7 @@ def train(
     learned, near = trained_on(data, row)
     everything = [*learned, *([near] if near else [])]
     material = Material(learned, {t.name: data.rows(t, "train") for t in everything}, AutoTokenizer.from_pretrained(data.backbone, trust_remote_code=False), data.backbone,
-                        data.lexicon if row.augment else {}, near, shared and shared.net(shared.weights(shared.best)).encoder, accelerator)
+                        data.lexicon if row.augment else {}, near, shared and deepcopy(shared.net(shared.weights(shared.best)).encoder), accelerator)
     recipe = Recipe(job.seed, job.rounds, job.batch_size, job.learning_rate, job.discriminator_rate, alpha=job.alpha, max_length=job.max_length)
     dev = {t.name: data.rows(t, "dev") for t in learned if t.source_lang in data.langs(t, "dev")}
     found = training_key(row, everything, job, data.digests(row, everything), f"{shared.key}/{shared.best}" if shared else "")

@@ -16,8 +16,8 @@ from macular.settings import ALGORITHM
 
 GOLDEN = Path(__file__).with_name("golden.json")
 SAY = "the golden trace has changed. If that is meant: raise settings.ALGORITHM, then python tests/test_golden.py"
-SENTENCES = ["The small dog sees a cat in the garden, and the good wine is not old.", "“Red wine”, the house: water!", "A cat reads the small red book in the good old house.",
-             "The dog drinks water and wine in the small garden, and sees the red house."]
+SENTENCES = ["The small dog sees a cat in the garden, and the good wine is not old.", "“Red wine”, the house: water!",
+             "A cat reads the small red book in the good old house.", "The dog drinks water and wine in the small garden, and sees the red house."]
 CLOSE = 1e-9
 
 def plain(batch):
@@ -36,19 +36,23 @@ def first_batch(row):
     batch = toy.made(row, toy.for_row(row), toy.recipe()).phases[-1].data(0)[0]
     return plain({name: value for name, value in batch.items() if not name.startswith("m")})
 
+def bits(): return [int(b) for b in mix(3, "golden", range(4))]
+
 def twenty_words():
     switched = CodeSwitch(toy.LEXICON.langs, word=0.9)(SENTENCES, ["a", "b", "c", "d"], toy.LEXICON, Place(5, "toy3", 1))
     return [[p.before, p.after, p.lang] for s in switched for p in s.pieces if p.lang][:20]
 
 def trace():
     rows = {name: methods[name] for name in ("macular_nots", "macular")}
-    return {"algorithm": ALGORITHM, "bits": [int(b) for b in mix(3, "golden", range(4))], "order": permutation(12, 3, "golden").tolist(), "switched": twenty_words(),
+    return {"algorithm": ALGORITHM, "bits": bits(), "order": permutation(12, 3, "golden").tolist(), "switched": twenty_words(),
             "first_batch": {name: first_batch(row) for name, row in rows.items()}, "steps": {name: ten_steps(row) for name, row in rows.items()}}
 
 def compare(found, wanted):
     assert len(found) == len(wanted) and all(a.keys() == b.keys() for a, b in zip(found, wanted)), SAY
     for a, b in zip(found, wanted):
-        for name, value in b.items(): assert a[name] == (value if isinstance(value, (str, int)) else pytest.approx(value, rel=CLOSE, abs=CLOSE)), f"{SAY} (step {b['step']}, {name})"
+        for name, value in b.items():
+            wanted_value = pytest.approx(value, rel=CLOSE, abs=CLOSE) if isinstance(value, float) else value
+            assert a[name] == wanted_value, f"{SAY} (step {b['step']}, {name})"
 
 @pytest.fixture(scope="module")
 def golden(): return json.loads(GOLDEN.read_text("utf-8"))
@@ -57,7 +61,7 @@ def test_the_number_is_raised_with_the_trace(golden):
     assert golden["algorithm"] == ALGORITHM, "ALGORITHM was raised: remake the trace with python tests/test_golden.py"
 
 def test_chance(golden):
-    assert golden["bits"] == [int(b) for b in mix(3, "golden", range(4))] and golden["order"] == permutation(12, 3, "golden").tolist(), SAY
+    assert golden["bits"] == bits() and golden["order"] == permutation(12, 3, "golden").tolist(), SAY
 
 def test_twenty_switched_words(golden):
     assert twenty_words() == golden["switched"] and len(golden["switched"]) == 20, SAY
@@ -74,8 +78,9 @@ def test_ten_steps(golden, name):
 def test_negative_controls(golden):
     "The trace sees another seed, another reading and a weight that is a millionth larger"
     macular = methods["macular"]
-    for other in (lambda: ten_steps(macular, seed=4), lambda: ten_steps(macular.but("other", readings=Readings(kl_s="as_printed"))), lambda: ten_steps(macular.weigh("other", lang_adv=0.1 * (1 + 1e-6)))):
-        with pytest.raises(AssertionError, match="golden trace"): compare(other(), golden["steps"]["macular"])
+    others = {4: macular, 3: macular.but("other", readings=Readings(kl_s="as_printed"))}
+    for found in (*(ten_steps(row, seed) for seed, row in others.items()), ten_steps(macular.weigh("other", lang_adv=0.1 * (1 + 1e-6)))):
+        with pytest.raises(AssertionError, match="golden trace"): compare(found, golden["steps"]["macular"])
 
 if __name__ == "__main__":
     new, old = trace(), json.loads(GOLDEN.read_text("utf-8")) if GOLDEN.exists() else {}

@@ -285,13 +285,12 @@ def test_nothing_left_to_learn_by():
     row = methods["macular_nots"].but("only the adversary", terms={"task_adv": 1.0})
     with pytest.raises(DataError, match="no loss left"): toy.made(row, toy.material("toy3"), toy.recipe())
 
-@pytest.mark.parametrize("name,weights", [("macular", {"consistency": 0.0}), ("macular", {"lang_adv": 0.0}), ("macular", {"aug_kl": 0.0}), ("macular_nots", {"task_adv": 0.0})])
-def test_weight_zero_is_no_term(name, weights):
+@pytest.mark.parametrize("name,term", [("macular", "consistency"), ("macular", "lang_adv"), ("macular", "aug_kl"), ("macular_nots", "task_adv")])
+def test_weight_zero_is_no_term(name, term):
     "Bit for bit, and not computed: no part of that name, no discriminator"
     row, numbers = methods[name], toy.recipe()
-    term = next(iter(weights))
     absent = row.but("absent", terms={k: w for k, w in row.terms.items() if k != term})
-    zero, built = ends(row.weigh("zero", **weights), toy.for_row(row), numbers)
+    zero, built = ends(row.weigh("zero", **{term: 0.0}), toy.for_row(row), numbers)
     none, _ = ends(absent, toy.for_row(row), numbers)
     full, _ = ends(row, toy.for_row(row), numbers)
     assert toy.same(zero, none) and not toy.same(zero, full)

@@ -86,8 +86,9 @@ def main(folder, legs):
             status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
             assert status == (-signal.SIGKILL if kill is not None else 0), f"{name}, {kill}: {status}"
 
-KILLS = {"first step": [1], "D": [4], "end of D": [6], "net": [8], "end of round": [9], "between rounds": ["round"], "start of round 2": [10], "D, round 2": [13],
-         "net, round 2": [17], "last step": [18], "again and again": [2, 8, 12, 12, 16], **{f"while writing file {n}": [f"save-{n}"] for n in (1, 2, 3, 6, 7, 12)}}
+KILLS = {"first step": [1], "D": [4], "end of D": [6], "net": [8], "end of round": [9], "between rounds": ["round"], "start of round 2": [10],
+         "D, round 2": [13], "net, round 2": [17], "last step": [18], "again and again": [2, 8, 12, 12, 16],
+         **{f"while writing file {n}": [f"save-{n}"] for n in (1, 2, 3, 6, 7, 12)}}
 
 @pytest.fixture(scope="module")
 def legs(tmp_path_factory):
@@ -191,6 +192,13 @@ def test_paused_then_stopped(tmp_path):
             threading.Timer(0.3, lambda: control.write_text("stop")).start()
     with pytest.raises(Stopped, match="step 2"): run(tmp_path, on_step=ask)
 
+@pytest.mark.parametrize("content", [b"", b"go on", b"\xff\xfe", b"stopped"])
+def test_other_words_in_the_control_file_mean_nothing(tmp_path, content):
+    (tmp_path / "control").write_bytes(content)
+    numbers = toy.recipe()
+    built = toy.made(methods["finetune"], toy.for_row(methods["finetune"]), numbers)
+    assert len(run(tmp_path, built, numbers)) == 1 and (tmp_path / "control").read_bytes() == content
+
 # ------------------------------------------------------------------ what stands on disk
 def test_a_finished_training_is_not_trained_again(legs, tmp_path):
     records, before = run(tmp_path), files(tmp_path)
@@ -236,15 +244,17 @@ def poisoned(built, phase, part, after, value):
     return built
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("name,phase,part", [("macular", "net", p) for p in ("task", "aug_kl", "lang_adv", "consistency")] + [("macular", "discriminator", "lang_disc")]
-                         + [("macular_nots", "net", p) for p in ("task", "aug_ce", "task_adv")] + [("macular_nots", "discriminator", "task_disc")])
+@pytest.mark.parametrize("name,phase,part", [
+    *(("macular", "net", part) for part in ("task", "aug_kl", "lang_adv", "consistency")), ("macular", "discriminator", "lang_disc"),
+    *(("macular_nots", "net", part) for part in ("task", "aug_ce", "task_adv")), ("macular_nots", "discriminator", "task_disc")])
 def test_a_loss_that_is_no_number(tmp_path, name, phase, part, value):
     "At that step, by its name; no step is taken with it, and what was saved stays"
     built, numbers = ready(name)
     steps = {p.name: p.passes * p.steps for p in built.phases}
     poisoned(built, phase, part, steps[phase] + 1, value)  # in the second round
     last = []
-    with pytest.raises(NumericError, match=f"(?s)'{phase}'.*{part}") as said: run(tmp_path, built, numbers, on_step=lambda line: last.append((line, toy.state(built.net))))
+    with pytest.raises(NumericError, match=f"(?s)'{phase}'.*{part}") as said:
+        run(tmp_path, built, numbers, on_step=lambda line: last.append((line, toy.state(built.net))))
     assert "checkpoint is kept" in str(said.value) and len(str(said.value)) <= 1000
     assert last[-1][0]["round"] == 2 and toy.same(last[-1][1], toy.state(built.net))
     assert verify(newest(tmp_path, "state")) and newest(tmp_path, "state").name == f"state-{sum(steps.values())}"
@@ -291,7 +301,8 @@ def test_gradients_are_cut_to_norm_one():
     net, seen = torch.nn.Linear(3, 1, bias=False), []
     def look(optimizer, *_): seen.append(net.weight.grad.norm().item())
     handle = register_optimizer_step_pre_hook(look)
-    try: fit([Phase("net", net, lambda b: ((net.weight * b["by"]).sum(), {}), lambda round: [{"by": torch.tensor(100.0)}, {"by": torch.tensor(0.1)}], 2)], Loop(1))
+    batches = [{"by": torch.tensor(100.0)}, {"by": torch.tensor(0.1)}]
+    try: fit([Phase("net", net, lambda b: ((net.weight * b["by"]).sum(), {}), lambda round: batches, 2)], Loop(1))
     finally: handle.remove()
     assert seen == pytest.approx([1.0, 0.1 * 3**0.5], rel=1e-4)
 
