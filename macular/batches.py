@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['Tokens', 'tokenize', 'pad', 'order', 'Batches', 'Items', 'companions', 'join']
 
-# %% ../nbs/21_batches.ipynb #3d6ad818
+# %% ../nbs/21_batches.ipynb #5e62c5dc
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from .core import mix, permutation
+from .core import permutation
 
 # %% ../nbs/21_batches.ipynb #b0f356ae
 @dataclass(frozen=True)

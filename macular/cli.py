@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['app', 'data', 'check', 'fetch', 'parameters', 'train', 'main']
 
-# %% ../nbs/62_cli.ipynb #08b3a4fc
+# %% ../nbs/62_cli.ipynb #8cfeab97
 import sys
 from typing import Annotated
 
 from typer import Argument, Option, Typer
 
-from .core import MacularError, ParameterError, key, root
+from .core import EnvironmentProblem, MacularError, ParameterError, key, root
 from .fetch import check as check_data, fetch as fetch_data
 from .jobs import command
 from .settings import RANGES, check as check_job
@@ -41,7 +41,7 @@ def fetch(
     "Show the licence of data sets and, when it is accepted, download them."
     for name in names: fetch_data(name, to or ("data/dictionaries" if name == "dictionaries" else "data"), yes)
 
-# %% ../nbs/62_cli.ipynb #964b2798
+# %% ../nbs/62_cli.ipynb #89398b07
 def parameters(
     words: list[str],  # "name=value"
 ) -> dict:  # name -> value of the parameter's type
@@ -52,7 +52,7 @@ def parameters(
         values[name] = text
         if name == "deterministic" and text.lower() in ("true", "false"): values[name] = text.lower() == "true"
         if name in RANGES:
-            try: values[name] = RANGES[name][0](text)
+            try: values[name] = int(text) if text.lstrip("-").isdecimal() else float(text)
             except ValueError: pass  # the check says what is wrong with it
     return values
 
@@ -66,8 +66,13 @@ def train(
     job = check_job(values)
     report = report or str(root() / "runs" / f"{job.task.split('/')[-1]}-{job.method}-s{job.seed}-{key(values, length=6)}.ipynb")
     print(command(job, report), flush=True)
+    notebook = root() / "nbs" / "train.ipynb"
+    if not notebook.exists(): raise EnvironmentProblem(f"there is no {notebook}; run this inside a clone of the repository")
     import papermill
-    papermill.execute_notebook(root() / "nbs" / "train.ipynb", report, values, cwd=root(), log_output=True, progress_bar=False)
+    try: papermill.execute_notebook(notebook, report, values, cwd=root(), log_output=True, progress_bar=False)
+    except papermill.PapermillExecutionError as e:
+        ours = {c.__name__: c for c in MacularError.__subclasses__()}
+        raise ours.get(e.ename, MacularError)(f"{e.evalue}\nThe whole report: {report}") from e
 
 # %% ../nbs/62_cli.ipynb #ff55403d
 def main(

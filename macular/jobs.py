@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['command', 'finished']
 
-# %% ../nbs/51_jobs.ipynb #b2d0af57
+# %% ../nbs/51_jobs.ipynb #05c9d98f
 import shlex
 from dataclasses import fields
-from pathlib import Path
 
 from .core import resolve
-from .settings import Job, check
+from .settings import Job
 from .store import read_json
 
 # %% ../nbs/51_jobs.ipynb #2156599f

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['methods', 'finetune', 'cosda_ml', 'macular_nots', 'macular', 'Readings', 'Method', 'differences']
 
-# %% ../nbs/40_methods.ipynb #955ea33d
+# %% ../nbs/40_methods.ipynb #ee81e67b
 from dataclasses import dataclass, field, fields, replace
 
 from .augment import CodeSwitch
-from .core import ParameterError, Registry, diff, key, table, unknown
+from .core import ParameterError, Registry, diff, table, unknown
 
 # %% ../nbs/40_methods.ipynb #c4c56cf2
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Readings:
             if getattr(self, name) not in values:
                 raise ParameterError(f"reading '{name}': {unknown('value', getattr(self, name), values)}")
 
-# %% ../nbs/40_methods.ipynb #f309abac
+# %% ../nbs/40_methods.ipynb #24d52ddd
 @dataclass(frozen=True)
 class Method:
     "One row of a table: what is trained, from what, by which losses"
@@ -38,6 +38,9 @@ class Method:
     shared: str | None = None  # the row of stage 1
     terms: dict = field(default_factory=dict)  # loss -> weight
     readings: Readings = Readings()
+
+    def __post_init__(self):
+        if self.tasks not in ("own", "near", "all"): raise ParameterError(f"tasks of '{self.name}': {unknown('choice', self.tasks, ('own', 'near', 'all'))}")
 
     def but(self, name: str, title: str = "", **changes) -> "Method":
         "This row with some fields changed, under another name"

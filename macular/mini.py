@@ -6,7 +6,7 @@
 __all__ = ['makers', 'HALF', 'LINES', 'AGREE', 'DIFFER', 'infer', 'paraphrase', 'questions', 'beside', 'answer', 'advertise',
            'Mini', 'lexicon', 'text', 'backbone']
 
-# %% ../nbs/12_mini.ipynb #06af7f1a
+# %% ../nbs/12_mini.ipynb #6427b0df
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import cache
@@ -15,11 +15,11 @@ from pathlib import Path
 from .core import EnvironmentProblem, ParameterError, unknown
 from .lexicon import Lexicon
 from .scenes import (DATA, LIVING, NP, THINGS, Dice, Scene, act, against, alone, another, arrange, compare, converse, draw,
-                            grammars, kind, less, moved, plain, relation, sibling, someone, sort, swapped, tell, transfer, turned,
+                            grammars, kind, less, moved, plain, relation, sibling, someone, something, sort, swapped, tell, transfer, turned,
                             unlike, vocabulary, words)
 from .store import sha256
 
-# %% ../nbs/12_mini.ipynb #a4ecf72f
+# %% ../nbs/12_mini.ipynb #121b9864
 def infer(label, dice, split, half):
     "A premise and a hypothesis"
     while True:
@@ -41,12 +41,12 @@ def paraphrase(label, dice, split, half):
     "Two sentences of almost the same words"
     while True:
         s = draw(dice, split, (transfer, converse, compare, arrange), half)
-        t = turned(s)
-        h = dice.pick([t, t, moved(s)] if label == "paraphrase" else [swapped(s), swapped(s), swapped(t)])
-        if dice.chance(0.3): h = moved(h)
-        if h != s: return [s, "."], [h, "."]
+        if not (s.place or s.time): continue
+        same, other = (turned(s), moved(s), moved(s)), (swapped(turned(s)), *[swapped(s)] * 5)
+        h = dice.pick(same if label == "paraphrase" else other)
+        return [s, "."], [moved(h) if h != moved(s) and dice.chance(0.3) else h, "."]
 
-# %% ../nbs/12_mini.ipynb #b4d46e7a
+# %% ../nbs/12_mini.ipynb #20ab9581
 def questions(s) -> dict:
     "A question for each part of a scene that can be asked for"
     found = {}
@@ -75,13 +75,14 @@ def answer(label, dice, split, half):
         for k in ("place", "time"):
             if k != slot and dice.chance(0.5): q = q._replace(**{k: None})
         near, other = [s] if label == "yes" else beside(s, slot, dice), dice.pick((act, alone))(dice)
-        if not near or other.verb == s.verb: continue
+        if label == "no" and dice.chance(0.5): near = [act(dice)._replace(subj=s.subj)]
+        if not near or s.verb in (other.verb, near[0].verb if label == "no" and len(near) == 1 else ""): continue
         passage = [dice.pick(near), other]
-        if dice.chance(0.5): passage[1] = passage[1]._replace(subj=s.subj)
+        if dice.chance(0.5): passage[1] = other._replace(subj=s.subj)
         if dice.chance(0.5): passage.reverse()
         return [q, "?"], [x for s in passage for x in (s, ".")]
 
-# %% ../nbs/12_mini.ipynb #7ac34da8
+# %% ../nbs/12_mini.ipynb #bdcbd0f3
 def advertise(label, dice, split, half):
     "A query, and the title and description of an advertisement"
     while True:
@@ -95,7 +96,7 @@ def advertise(label, dice, split, half):
             ways = ["noun"] * 2 * bool(wider) + ["mods"] * 2 * bool(np.mods) + ["city"] * 2 * asked
             if not ways: continue
             way = dice.pick(ways)
-            if way == "noun": np = sibling(np, dice)
+            if way == "noun": np = sibling(np, dice) if dice.chance(0.5) else another(lambda: something(dice), np)
             if way == "mods": np = np._replace(mods=(unlike(np.mods[0], dice),))
             if way == "city": city = dice.pick([c for c in kind("city") if c != city])
         offer = Scene("sells", NP("shop", (dice.pick(kind("brand")),)), np, None, ("in", NP(city)), front=dice.chance(0.4))

@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from .core import EnvironmentProblem, ParameterError, mix
 
-# %% ../nbs/30_modules.ipynb #5ce8c9bf
+# %% ../nbs/30_modules.ipynb #e1624022
 @contextmanager
 def seeded(
     *counters,  # what the numbers are for: seed, name, …
@@ -32,7 +32,7 @@ def linear(
     classes: int,  # numbers out
     *counters,  # what it is for
 ) -> nn.Linear:
-    "A head as transformers initialises one: normal weights of deviation 0.02, no bias"
+    "A head as transformers initialises one: normal weights of deviation 0.02, a bias of zero"
     with seeded(*counters):
         layer = nn.Linear(width, classes)
         nn.init.normal_(layer.weight, std=0.02)
@@ -79,7 +79,7 @@ class Encoder(nn.Module):
         e = self.body(**{name: join(name) for name in views[0]})
         return e.split([len(v["input_ids"]) for v in views])
 
-# %% ../nbs/30_modules.ipynb #0c0f6fdd
+# %% ../nbs/30_modules.ipynb #f5b38cd5
 @contextmanager
 def _quiet():
     "Without transformers' report of missing layers: `made` says it"
@@ -100,7 +100,7 @@ def load_encoder(
     try:
         with seeded(seed, "encoder"), _quiet():
             model, info = AutoModelForSequenceClassification.from_pretrained(
-                backbone, num_labels=LABELS, output_loading_info=True, trust_remote_code=False, use_safetensors=True,
+                backbone, num_labels=LABELS, ignore_mismatched_sizes=True, output_loading_info=True, trust_remote_code=False, use_safetensors=True,
                 dtype=torch.float32)
     except (OSError, ValueError) as err:
         raise EnvironmentProblem(f"cannot load the backbone '{backbone}': {str(err).strip().splitlines()[0][:300]}\n"

@@ -13,7 +13,7 @@ from inspect import signature
 from .core import ParameterError, Registry
 from .losses import adversarial_loss, discriminator_loss, kl_s, task_loss
 
-# %% ../nbs/32_objective.ipynb #c382e568
+# %% ../nbs/32_objective.ipynb #8e3a6782
 terms = Registry("term")
 
 @dataclass(frozen=True)
@@ -32,6 +32,9 @@ def term(
 ):
     "Make a function of outputs known as a term; defining it again, as a re-run cell does, replaces it"
     def register(loss):
+        known = terms.get(name)
+        if known and known.loss.__module__ == __name__ != loss.__module__:
+            raise ParameterError(f"'{name}' is one of the paper's terms; give a term of your own another name")
         terms.add(Term(name, eq, loss))
         return loss
     return register

@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['RANGES', 'WORDS', 'LISTS', 'BETAS', 'INJECTED', 'presets', 'SOURCES', 'ALGORITHM', 'Job', 'extend', 'check',
-           'from_notebook', 'Preset', 'fill', 'row', 'training_key', 'job_key']
+           'from_notebook', 'Preset', 'fill', 'row', 'beneath', 'training_key', 'job_key']
 
-# %% ../nbs/42_settings.ipynb #fbf6189f
+# %% ../nbs/42_settings.ipynb #686b5687
 import ast, importlib, importlib.util, math, os, sys
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 
 from .core import ParameterError, Registry, key, resolve, table, unknown
 from .methods import Method, methods
 from .store import sha256
 
-# %% ../nbs/42_settings.ipynb #4fdb84e5
+# %% ../nbs/42_settings.ipynb #c9674ad1
 @dataclass(frozen=True)
 class Job:
     "What is trained and scored: one task, one method, one seed"
@@ -32,21 +32,25 @@ class Job:
     beta1: float | None = None  # Eq. 15: weight of the augmentation loss
     beta2: float | None = None  # Eq. 15: weight of the language adversary
     beta3: float | None = None  # Eq. 15: weight of the consistency loss
-    word_rate: float | None = None  # probability that a word is tried for switching
+    word_rate: float | None = None  # probability that a word is tried for switching; empty: the method's
     rounds: int | None = None  # repetitions of { D learns, the net learns }
     max_length: int | None = None  # tokens a pair
     max_train: int | None = None  # training rows of each task
-    langs: tuple[str, ...] = ()  # languages scored and switched into; empty: the task's
+    langs: tuple[str, ...] = ()  # languages scored; empty: the task's
     stage1: str | tuple[str, ...] = "paper"  # tasks of stage 1: paper, available, or names
     precision: str = ""  # fp32, bf16, fp16 or auto
-    deterministic: bool = True  # refuse operations that repeat only nearly, where there is a choice
+    deterministic: bool = True  # prefer operations that repeat exactly, warn where there is none
     extensions: tuple[str, ...] = ()  # modules or files to import first: tasks, rows and losses of one's own
     out: str = "runs"  # folder for results
+
+    def __post_init__(self):
+        for name in ("langs", "extensions"):
+            if isinstance(getattr(self, name), str): object.__setattr__(self, name, _names(name, getattr(self, name))[0])
 
     def _repr_markdown_(self):
         return table([{"parameter": f"`{f.name}`", "value": getattr(self, f.name)} for f in fields(self) if getattr(self, f.name) not in (None, "", ())])
 
-# %% ../nbs/42_settings.ipynb #fc66f3bc
+# %% ../nbs/42_settings.ipynb #8ab625b5
 RANGES = {  # name -> (type, lowest, highest, whether the lowest itself is allowed)
     "seed": (int, 0, 2**32 - 1, True), "learning_rate": (float, 0, 1, False), "discriminator_rate": (float, 0, 1, False),
     "batch_size": (int, 1, 4096, True), "alpha": (float, 0, 1, True), "beta1": (float, 0, 1000, True),
@@ -74,6 +78,7 @@ def _names(name, value):
     if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
         odd = "; quote it: 'no' without quotes is false in YAML" if value is False or (isinstance(value, (list, tuple)) and False in value) else ""
         return None, f"{name} is {value!r}; a list of names is needed{odd}"
+    if name == "stage1" and not value: return None, "stage1 is empty; say paper, available, or names of tasks"
     if len(set(value)) < len(value): return None, f"{name} names one thing twice: {', '.join(value)}"
     return tuple(value), None
 
@@ -82,7 +87,7 @@ def _word(name, value):
     if name in WORDS and value and value not in WORDS[name]: return None, unknown(name, value, WORDS[name])
     return value, None
 
-# %% ../nbs/42_settings.ipynb #ea51e0ca
+# %% ../nbs/42_settings.ipynb #6b4e8e18
 def extend(
     names,  # modules, or paths of Python files
 ) -> list[str]:  # the hash of each one's text
@@ -91,17 +96,23 @@ def extend(
     for name in names:
         path = resolve(name)
         try:
-            if name.endswith(".py"):
-                known = "macular_extension_" + key(str(path))
-                if known not in sys.modules:
-                    spec = importlib.util.spec_from_file_location(known, path)
-                    sys.modules[known] = importlib.util.module_from_spec(spec)
-                    spec.loader.exec_module(sys.modules[known])
-                module = sys.modules[known]
-            else: module = importlib.import_module(name)
-        except (ImportError, FileNotFoundError) as e: raise ParameterError(f"extension '{name}' cannot be imported: {e}") from e
-        found.append(sha256(module.__file__))
+            module = _import_file(path) if name.endswith(".py") else importlib.import_module(name)
+            module.imported = getattr(module, "imported", None) or sha256(module.__file__)
+        except Exception as e: raise ParameterError(f"extension '{name}' cannot be imported: {type(e).__name__}: {e}") from e
+        if sha256(module.__file__) != module.imported: raise ParameterError(f"extension '{name}' has changed since it was imported; restart the kernel")
+        found.append(module.imported)
     return found
+
+def _import_file(path):
+    known = "macular_extension_" + key(str(path))
+    if known in sys.modules: return sys.modules[known]
+    spec = importlib.util.spec_from_file_location(known, path)
+    sys.modules[known] = module = importlib.util.module_from_spec(spec)
+    try: spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[known]
+        raise
+    return module
 
 # %% ../nbs/42_settings.ipynb #c114abe8
 def check(
@@ -125,19 +136,19 @@ def check(
     if values.get("stage1") in (("paper",), ("available",)): values["stage1"] = values["stage1"][0]
     return Job(**values)
 
-# %% ../nbs/42_settings.ipynb #36ccac31
+# %% ../nbs/42_settings.ipynb #59a3f385
 INJECTED = "# Parameters"  # how papermill begins the cell it writes
 
 def from_notebook(
     names: dict,  # the notebook's `globals()`
 ) -> Job:
     "The job that a notebook's parameter cell and papermill's cell describe"
-    cells = [c for c in names.get("In", []) if c.startswith(INJECTED)]
+    cells = [c for c in names.get("In", []) if c.startswith(INJECTED)][-1:]
     written = [t.id for c in cells for s in ast.parse(c).body if isinstance(s, ast.Assign) for t in s.targets if isinstance(t, ast.Name)]
     stray = {name: names.get(name) for name in written}
     return check(stray | {f.name: names[f.name] for f in fields(Job) if f.name in names})
 
-# %% ../nbs/42_settings.ipynb #1534837e
+# %% ../nbs/42_settings.ipynb #1a03ed71
 @dataclass(frozen=True)
 class Preset:
     "Defaults for a size of run"
@@ -153,7 +164,6 @@ class Preset:
     max_length: int | None = None  # None: each task's own
     batch_size: int = 32
     alpha: float = 0.5
-    word_rate: float = 0.5
 
     def _repr_markdown_(self):
         return table([{"setting": f"`{f.name}`", "value": getattr(self, f.name), "from": SOURCES[f.name].get(self.name, SOURCES[f.name]["all"])}
@@ -175,10 +185,9 @@ SOURCES = {
     "threads": {"all": "as torch chooses", "mini": "repeats bit for bit on any machine"},
     "max_length": {"all": "XTREME (128), XGLUE (256 for QAM and QADSM)", "mini": "longer than any pair of the mini world"},
     "batch_size": {"all": "within the paper's grid, §4.1.3"},
-    "alpha": {"all": "middle of the paper's grid, §4.1.3; not tuned"},
-    "word_rate": {"all": "not in the paper; the caption of Fig. 2 shows 9 of 41 words, about 0.4 tried"}}
+    "alpha": {"all": "middle of the paper's grid, §4.1.3; not tuned"}}
 
-# %% ../nbs/42_settings.ipynb #867c6cad
+# %% ../nbs/42_settings.ipynb #d5a47c7e
 def fill(
     job: Job,
     gpu: bool = False,  # whether there is one
@@ -197,10 +206,20 @@ def row(
     betas = {loss: getattr(job, b) for b, loss in BETAS.items() if getattr(job, b) is not None}
     for loss in betas:
         if loss not in method.terms: raise ParameterError(f"'{method.name}' has no '{loss}' loss to weigh; it has {', '.join(method.terms)}")
-    augment = method.augment and replace(method.augment, word=job.word_rate, langs=tuple(x for x in job.langs))
-    return replace(method, terms=method.terms | betas, augment=augment)
+    return replace(_switched(method, job), terms=method.terms | betas)
 
-# %% ../nbs/42_settings.ipynb #70b15597
+def beneath(
+    row: Method,  # with a row of stage 1
+    job: Job,
+) -> Method:  # with the job's switch rate
+    "The row of stage 1"
+    return _switched(methods[row.shared], job)
+
+def _switched(method, job):
+    if method.augment is None or job.word_rate is None: return method
+    return replace(method, augment=replace(method.augment, word=job.word_rate))
+
+# %% ../nbs/42_settings.ipynb #eceeff18
 ALGORITHM = 1  # raised when the same settings would train something else
 
 def training_key(
@@ -220,7 +239,8 @@ def training_key(
 def job_key(
     training: str,  # key of its training
     task: str,
-    evaluation: dict,  # split, languages and digests of what it is scored on
+    evaluation: dict,  # split -> language -> digest of what it is scored on
+    config: dict,  # the job's parameters, places aside
 ) -> str:
     "What a job's result is stored under"
-    return key(ALGORITHM, "job", training, task, evaluation)
+    return key(ALGORITHM, "job", training, task, evaluation, config)

@@ -77,7 +77,7 @@ def read_lines(
         except ValueError: continue
     return records
 
-# %% ../nbs/01_store.ipynb #6ac3852a
+# %% ../nbs/01_store.ipynb #1509435b
 MANIFEST = "manifest.json"
 
 def sha256(
@@ -104,12 +104,16 @@ def staged(
         for name in _sizes_and_sums(aside): _sync(aside / name)
         write_json(aside / MANIFEST, {"format": 1, "files": _sizes_and_sums(aside)})
         if path.exists(): os.rename(path, old)
-        os.rename(aside, path)
+        try: os.rename(aside, path)
+        except OSError:
+            if old.exists(): os.rename(old, path)
+            raise
         _sync(path.parent)
         shutil.rmtree(old, ignore_errors=True)
     except OSError as e: raise StorageError(f"cannot write {path}: {e.strerror or e}. What stood there is unchanged.") from e
     finally: shutil.rmtree(aside, ignore_errors=True)
 
+# %% ../nbs/01_store.ipynb #815d0729
 def verify(
     path,  # a folder made by `staged`
 ) -> dict:  # its manifest

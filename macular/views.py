@@ -28,7 +28,7 @@ class Text:
     seed: int = 0
     max_length: int | None = None  # tokens a pair; None: each task's own
 
-# %% ../nbs/22_views.ipynb #6c7c77c8
+# %% ../nbs/22_views.ipynb #8d29046d
 class Views:
     "The training items of some tasks, as tokens"
 
@@ -50,6 +50,11 @@ class Views:
             parts = [tokenize(self.text.tokenizer, *self._texts(t, suffix, drawn), self.text.max_length or t.max_length) for t in self.tasks]
             self._made[suffix] = drawn, join(parts)
         return self._made[suffix][1]
+
+    def rates(self, round: int) -> dict:
+        "Nominal, attempted, found and realised switch rate of each task, as 𝒜 stands in a round"
+        self._tokens("_aug", round)
+        return self.counts
 
     def _texts(self, task, suffix, round):
         rows, text = self.rows[task.name], self.text

@@ -110,7 +110,7 @@ def test_a_failing_notebook_fails_the_command(project):
 
 def test_the_command_line_is_installed():
     scripts = {e.name: e.value for e in entry_points(group="console_scripts") if e.dist.name == "macular"}
-    assert scripts == {"macular": "macular.cli:app", "nbdev_test": "nbdev.test:nbdev_test"}
+    assert scripts == {"macular": "macular.cli:main", "nbdev_test": "nbdev.test:nbdev_test"}
 
 
 # the shipped package

@@ -40,7 +40,7 @@ def test_a_job_leaves_its_record(finished):
     assert set(result["selections"]) == {"en_dev", "last", "averaged", "all_dev_oracle"}
     assert result["selections"]["last"]["round"] == 2 and result["selections"]["averaged"]["round"] == "averaged"
     assert result["accuracy"] == result["selections"]["en_dev"]["accuracy"]
-    assert 0 < result["switch_rates"]["pawsx"]["realised"] < result["switch_rates"]["pawsx"]["nominal"]
+    assert 0 < result["trainings"]["macular"]["switch_rates"]["pawsx"]["realised"] < result["trainings"]["macular"]["switch_rates"]["pawsx"]["nominal"]
     assert {p.name for p in folder.iterdir()} >= {"config.json", "environment.json", "predictions.parquet", "result.json"}
     predictions = finished.predictions
     assert list(predictions)[:4] == ["item", "language", "label", "prediction"]
@@ -58,7 +58,7 @@ def test_no_path_and_no_time_in_what_must_not_differ(finished):
 def test_stage_one_is_a_training_of_its_own(finished):
     trainings = finished.values["trainings"]
     assert list(trainings) == ["macular_nots", "macular"]
-    for key in trainings.values():
+    for key in (t["key"] for t in trainings.values()):
         folder = finished.folder.parent / "trainings" / key
         for n in (1, 2): verify(folder / f"round-{n}")
         assert read_json(folder / "training.json")["rounds"][1]["round"] == 2
