@@ -127,7 +127,7 @@ def test_finetune_encodes_x_only():
     lines_of(built, numbers)
     calls, texts, modes = watch.take()
     assert texts == times(texts_of(built.views[0], ""), 2) and calls == 2 * 3 and modes == {(True, True)}
-    assert set(built.phases[0].data(0)[0]) == {"x", "y", "task"} and built.switch_rates == {}
+    assert set(built.phases[0].data(0)[0]) == {"x", "y", "task"} and built.switch_rates(0) == {}
 
 def test_cosda_ml_encodes_switched_text_only_and_draws_it_every_round():
     row, numbers = methods["cosda_ml"], toy.recipe(rounds=2)
@@ -173,7 +173,7 @@ def test_without_consistency_the_neighbour_is_never_touched():
     del stuff.rows["toy2"]
     built = toy.made(row, stuff, numbers)
     lines_of(built, numbers)
-    assert len(built.views) == 1 and list(built.switch_rates) == ["toy3"]
+    assert len(built.views) == 1 and list(built.switch_rates(0)) == ["toy3"]
     assert not any("near" in name for name in built.phases[1].data(0)[0])
 
 def test_the_neighbour_comes_round_evenly():
