@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['makers', 'HALF', 'LINES', 'AGREE', 'DIFFER', 'infer', 'paraphrase', 'questions', 'beside', 'answer', 'advertise',
-           'Mini', 'lexicon', 'text', 'backbone']
+           'items', 'told', 'Mini', 'lexicon', 'text', 'backbone']
 
 # %% ../nbs/12_mini.ipynb #6427b0df
 from collections.abc import Iterator
@@ -105,9 +105,29 @@ def advertise(label, dice, split, half):
 
 makers = {"xnli": infer, "pawsx": paraphrase, "qam": answer, "qadsm": advertise}
 
-# %% ../nbs/12_mini.ipynb #7c8dac65
+# %% ../nbs/12_mini.ipynb #5f351971
 HALF = {"xnli": 0, "pawsx": 1, "qam": 1, "qadsm": 0}
 
+def items(world, task, split) -> Iterator[tuple]:
+    "For each row its number, its two texts as scenes and its label"
+    if task.name not in makers: raise ParameterError(f"the mini world does not hold this task: {unknown('task', task.name, makers)}")
+    if split not in ("train", "dev", "test"): raise ParameterError(unknown("split", split, ("train", "dev", "test")))
+    for i in range(getattr(world, split)):
+        dice = Dice(world.seed, task.name, split, i)
+        half = HALF[task.name] if world.related < 1 and not dice.chance(world.related) else None
+        label = dice.pick(task.labels)
+        a, b = makers[task.name](label, dice, split, half)
+        if dice.chance(world.mislabelled): label = dice.pick([y for y in task.labels if y != label])
+        yield i, a, b, label
+
+def told(world, task, split, lang) -> Iterator[tuple]:
+    "For each row its number, the tokens of its two texts and its label"
+    if lang not in grammars: raise ParameterError(unknown("language of the mini world", lang, grammars))
+    for i, *texts, label in items(world, task, split):
+        a, b = (tell(text, lang, Dice(world.seed, task.name, split, i, lang, k), world.synonyms, world.own_order) for k, text in enumerate(texts))
+        yield i, a, b, label
+
+# %% ../nbs/12_mini.ipynb #4b382985
 @dataclass(frozen=True)
 class Mini:
     "The mini world as a source of rows"
@@ -121,36 +141,15 @@ class Mini:
     related: float = 1.0  # share of rows that may be about anything, not about the task's half of the words
 
     def __post_init__(self):
-        for f in fields(self):
-            x, whole = getattr(self, f.name), f.type in (int, "int")
-            if isinstance(x, bool) or not isinstance(x, int if whole else (int, float)) or not 0 <= x <= (x if whole else 1):
-                raise ParameterError(f"Mini: {f.name} must be {'a whole number from 0' if whole else 'a share between 0 and 1'}, not {str(x)[:80]!r}")
-
-    def items(self, task, split):
-        "For each row its number, its two texts as scenes and its label"
-        if task.name not in makers: raise ParameterError(f"the mini world does not hold this task: {unknown('task', task.name, makers)}")
-        if split not in ("train", "dev", "test"): raise ParameterError(unknown("split", split, ("train", "dev", "test")))
-        for i in range(getattr(self, split)):
-            dice = Dice(self.seed, task.name, split, i)
-            half = HALF[task.name] if self.related < 1 and not dice.chance(self.related) else None
-            label = dice.pick(task.labels)
-            a, b = makers[task.name](label, dice, split, half)
-            if dice.chance(self.mislabelled): label = dice.pick([y for y in task.labels if y != label])
-            yield i, a, b, label
-
-    def told(self, task, split, lang):
-        "For each row the tokens of its two texts and its label"
-        if lang not in grammars: raise ParameterError(unknown("language of the mini world", lang, grammars))
-        for i, a, b, label in self.items(task, split):
-            a, b = (tell(text, lang, Dice(self.seed, task.name, split, i, lang, k), self.synonyms, self.own_order) for k, text in enumerate((a, b)))
-            yield i, a, b, label
+        for f in fields(self): _check(f.name, getattr(self, f.name), whole=f.type in (int, "int"))
 
     def read(self, task, split, lang):
-        "The rows of one split in one language"
+        "The rows of one split in one language, as a `datasets.Dataset`"
         from datasets import ClassLabel, Dataset, Features, Value
-        found = [dict(id=f"{task.name}-{split}-{i}", text_a=plain(a), text_b=plain(b), label=task.labels.index(y)) for i, a, b, y in self.told(task, split, lang)]
-        form = Features(id=Value("string"), text_a=Value("string"), text_b=Value("string"), label=ClassLabel(names=list(task.labels)))
-        return Dataset.from_list(found, features=form)
+        found = [dict(id=f"{task.name}-{split}-{i}", text_a=plain(a), text_b=plain(b), label=task.labels.index(y))
+                 for i, a, b, y in told(self, task, split, lang)]
+        text = Value("string")
+        return Dataset.from_list(found, features=Features(id=text, text_a=text, text_b=text, label=ClassLabel(names=list(task.labels))))
 
     def langs(self, task, split) -> tuple:
         "The languages there are rows in"
@@ -160,11 +159,15 @@ class Mini:
     def trees(self, task, split, lang) -> list:
         "For each row, for both texts, the position of the word that each word depends on (-1: none)"
         if lang in ("sw", "th"): raise ParameterError(f"there are no dependency trees for '{lang}', as parsers for it are hard to find")
-        return [tuple([t.head for t in text] for text in (a, b)) for _, a, b, _ in self.told(task, split, lang)]
+        return [tuple([t.head for t in text] for text in (a, b)) for _, a, b, _ in told(self, task, split, lang)]
 
     def provenance(self, task, split, lang) -> list:
         "Which file the rows are made from"
         return [dict(file="mini/words.tsv", sha256=sha256(DATA / "mini" / "words.tsv"), source=f"generated: {self}", licence="Apache-2.0", noncommercial=False)]
+
+def _check(name, x, whole):
+    if isinstance(x, bool) or not isinstance(x, int if whole else (int, float)) or not 0 <= x <= (x if whole else 1):
+        raise ParameterError(f"Mini: {name} must be {'a whole number from 0' if whole else 'a share between 0 and 1'}, not {str(x)[:80]!r}")
 
 # %% ../nbs/12_mini.ipynb #494021a5
 @cache
