@@ -22,14 +22,14 @@ def history(
     lines = [line for line in read_lines(Path(folder) / "history.jsonl") if "phase" in line]
     return pd.DataFrame({line["step"]: line for line in lines}.values())
 
-# %% ../nbs/52_plots.ipynb #aa1e80ec
+# %% ../nbs/52_plots.ipynb #9180f7c1
 def curves(
     folder,  # of a finished training
     title: str = "",
 ):
     "A figure of a training: loss parts by step, discriminator and dev accuracy by round"
     steps, rounds = history(folder), read_json(Path(folder) / "training.json")["rounds"]
-    fig, (left, right) = plt.subplots(1, 2, figsize=(8.4, 2.9), dpi=90)
+    fig, (left, right) = plt.subplots(1, 2, figsize=(9.6, 2.9), dpi=90)
     net = steps[steps["phase"] == "net"].dropna(axis=1, how="all").reset_index(drop=True)
     window = max(1, len(net) // len(rounds) // 10)
     for part in [c for c in net if c not in ("step", "round", "phase", "pass", "batch", "loss")]:
@@ -38,15 +38,15 @@ def curves(
     left.legend(frameon=False, fontsize=8)
     x = [r["round"] for r in rounds]
     for name in (k for k in rounds[0] if k.endswith("_disc")):
-        right.plot(x, [100 * r[name]["accuracy"] for r in rounds], "o-", color="C3", label=f"{name}: right")
-        right.plot(x, [100 * r[name]["chance"] for r in rounds], ":", color="C3", label=f"{name}: chance")
+        right.plot(x, [100 * r[name]["accuracy"] for r in rounds], "o-", color="black", label=f"{name}: right")
+        right.plot(x, [100 * r[name]["chance"] for r in rounds], ":", color="black", label=f"{name}: chance")
     for task in rounds[0]["dev"]: right.plot(x, [r["dev"][task] for r in rounds], "s-", label=f"{task} dev", ms=4)
     right.set(xlabel="round", ylabel="%", ylim=(0, 102), xticks=x, title="game and dev accuracy")
-    right.legend(frameon=False, fontsize=8)
+    right.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     fig.tight_layout()
     return fig
 
-# %% ../nbs/52_plots.ipynb #90b072a1
+# %% ../nbs/52_plots.ipynb #511f0386
 def language_rows(
     accuracy: dict,  # language -> percent
     paper: dict | None = None,  # language -> the paper's percent
@@ -71,8 +71,8 @@ def languages(
     ax.bar_label(bars, fmt="%.0f", fontsize=8)
     if paper: ax.scatter(list(paper), list(paper.values()), marker="_", s=160, color="black", label="paper", zorder=3)
     ax.axhline(chance, color="grey", lw=0.8, ls=":", label="most frequent label")
-    ax.set(ylabel="accuracy, %", ylim=(0, 105), title=title)
-    ax.legend(frameon=False, fontsize=8, loc="lower right", facecolor="white")
+    ax.set(ylabel="accuracy, %", ylim=(0, 118), yticks=range(0, 101, 20), title=title)
+    ax.legend(frameon=False, fontsize=8, loc="upper right", ncols=2)
     fig.tight_layout()
     return fig
 
@@ -120,7 +120,7 @@ class Progress:
 
     def __repr__(self): return f"{self.title}: step {self.step} of {self.of}"
 
-# %% ../nbs/52_plots.ipynb #4593d9dc
+# %% ../nbs/52_plots.ipynb #bb99470c
 class Live:
     "Watches a run: a panel that is drawn again in place, and one printed line a round"
 
@@ -128,6 +128,7 @@ class Live:
         self.display, self.handle, self.drawn, self.progress = display, None, 0.0, Progress()
 
     def __call__(self, event: str, facts: dict):
+        if event == "start": self.progress, self.handle = Progress(), None
         if event == "start": self.progress.start(facts)
         if event == "step": self.progress.take(facts)
         for line in self.lines(event, facts): print(line, flush=True)
