@@ -72,7 +72,7 @@ def score(
     one_class = [x for x in test or dev if collapsed(selected[selected["language"] == x])]
     return {"split": "test" if test else "dev", "accuracy": scores["en_dev"]["accuracy"], "selections": scores, "collapsed": one_class}, selected
 
-# %% ../nbs/46_run.ipynb #10a41f65
+# %% ../nbs/46_run.ipynb #cdcfd6fb
 @dataclass
 class Result:
     "A finished job: its folder and what its result.json says"
@@ -95,9 +95,9 @@ def say(
     if event == "start": print(f"training {facts['row'].title} on {sum(facts['rows'].values()):,} rows, {facts['steps']:,} steps", flush=True)
     if event == "found": print(f"{facts['row'].title}: found in {facts['folder'].name}", flush=True)
     if event == "round": print(f"round {facts['round']}: dev " + ", ".join(f"{t} {a:.1f}" for t, a in facts["dev"].items()), flush=True)
-    if event == "done": print(f"finished: {facts['folder']}", flush=True)
-    if event == "waiting": print(f"another process writes {facts['folder']}; waiting for it", flush=True)
-    if event == "already": print(f"this job is finished already: {facts['folder']}", flush=True)
+    if event == "done": print(f"finished: {facts['folder'].name}", flush=True)
+    if event == "waiting": print(f"another process writes {facts['folder'].name}; waiting for it", flush=True)
+    if event == "already": print(f"this job was done before: {facts['folder'].name}", flush=True)
 
 # %% ../nbs/46_run.ipynb #71f96a93
 def settle(
