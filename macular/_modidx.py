@@ -223,6 +223,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'macular.mini.told': ('mini.html#told', 'macular/mini.py')},
             'macular.modules': { 'macular.modules.Encoder': ('modules.html#encoder', 'macular/modules.py'),
                                  'macular.modules.Encoder.__init__': ('modules.html#encoder.__init__', 'macular/modules.py'),
+                                 'macular.modules.Encoder._rounded': ('modules.html#encoder._rounded', 'macular/modules.py'),
                                  'macular.modules.Encoder.forward': ('modules.html#encoder.forward', 'macular/modules.py'),
                                  'macular.modules.MultiTask': ('modules.html#multitask', 'macular/modules.py'),
                                  'macular.modules.MultiTask.__init__': ('modules.html#multitask.__init__', 'macular/modules.py'),

@@ -72,7 +72,7 @@ def evaluate(
         frames.append(frame.assign(**{f"p_{name}": p[:, i] for i, name in enumerate(names)}))
     return pd.concat(frames, ignore_index=True)
 
-# %% ../nbs/43_evaluate.ipynb #3a5e01e5
+# %% ../nbs/43_evaluate.ipynb #d8b6f1da
 def accuracy(
     predictions,  # from `evaluate`
 ) -> dict:  # language -> percent of items that are right, in the order of the predictions
@@ -80,6 +80,7 @@ def accuracy(
     right = (predictions["label"] == predictions["prediction"]).groupby(predictions["language"], sort=False)
     return {lang: 100 * int(n) / int(total) for lang, n, total in zip(right.groups, right.sum(), right.count())}
 
+# %% ../nbs/43_evaluate.ipynb #c841be02
 def collapsed(
     predictions,  # from `evaluate`, of one language
 ) -> bool:  # whether every prediction is the same

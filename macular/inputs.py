@@ -79,7 +79,7 @@ class Data:
     @cached_property
     def backbone(self) -> Path: return backbone_folder(self.job.backbone)
 
-# %% ../nbs/44_inputs.ipynb #540a9b66
+# %% ../nbs/44_inputs.ipynb #a5cc0744
 def read_lexicon(
     data: Data,
 ) -> Lexicon:
@@ -93,6 +93,7 @@ def read_lexicon(
     raise DataError(f"'{data.job.method}' switches words and needs dictionaries; a training never fetches them by itself. "
                     "Say where they are (lexicon_dir), or fetch them first: macular data fetch dictionaries")
 
+# %% ../nbs/44_inputs.ipynb #e320cb70
 def licensed(
     lexicon: Lexicon,
     folder: str,  # where it was read
@@ -112,10 +113,11 @@ def counted(
     else: rows, where = len(load(task, "train", source=source)), "mini world" if isinstance(source, Mini) else "files"
     return min(rows, data.job.max_train or rows), where
 
-# %% ../nbs/44_inputs.ipynb #baa3f41c
+# %% ../nbs/44_inputs.ipynb #c02682cf
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "sentencepiece.bpe.model",
          "spm.model", "special_tokens_map.json", "added_tokens.json", "model-*.safetensors", "model.safetensors.index.json")  # all a backbone needs; no code, no pickles
 
+# %% ../nbs/44_inputs.ipynb #f923bc7f
 def local_backbone(
     name: str,  # mini-bert, mini-xlmr, a folder, or a hub name
 ) -> Path | None:
@@ -135,7 +137,7 @@ def backbone_folder(
         raise EnvironmentProblem(f"cannot fetch the backbone '{name}': {str(e).strip().splitlines()[0][:300]}\n"
                                  "Check the name and the network, or give a folder with its files.") from e
 
-# %% ../nbs/44_inputs.ipynb #110d92eb
+# %% ../nbs/44_inputs.ipynb #1caec38c
 def parameters(
     folder,  # with model.safetensors
 ) -> int:  # numbers in it
@@ -147,6 +149,7 @@ def parameters(
     if not total: raise EnvironmentProblem(f"the backbone {Path(folder).name} has no .safetensors file; other formats are not read")
     return total
 
+# %% ../nbs/44_inputs.ipynb #ec12f6b2
 def digests(
     data: Data,
     row: Method,
@@ -157,7 +160,7 @@ def digests(
     backbone = {p.name: sha256(p) for p in sorted(data.backbone.iterdir()) if p.name in FILES or p.suffix == ".safetensors"}
     return {"backbone": backbone, "rows": rows, "lexicon": data.lexicon.digest if row.augment else None, "extensions": extend(data.job.extensions)}
 
-# %% ../nbs/44_inputs.ipynb #e84a06f0
+# %% ../nbs/44_inputs.ipynb #7eda4290
 def stage1_tasks(
     data: Data,
     row: Method,
@@ -184,6 +187,7 @@ def trained_on(
     near = [data.task(n) for n in data.target.neighbour if data.langs(data.task(n), "train")]
     return [data.target], near[0] if near and row.tasks == "near" else None
 
+# %% ../nbs/44_inputs.ipynb #80cf841c
 def one_source(
     tasks: list[Task],  # of one training whose texts are switched
 ):

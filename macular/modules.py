@@ -61,7 +61,7 @@ def _behead(model):
     setattr(model.get_submodule(parent), leaf, nn.Identity())
     return width, last[0]
 
-# %% ../nbs/30_modules.ipynb #2452449f
+# %% ../nbs/30_modules.ipynb #99e079b7
 class Encoder(nn.Module):
     "Eq. 1: any `AutoModel` as a function from token ids to vectors"
 
@@ -73,11 +73,16 @@ class Encoder(nn.Module):
         self.body, self.width, self.config, self.made = body, width, config, made
 
     def forward(self, views: list[dict]) -> tuple[Tensor, ...]:  # (B, d) for each view
-        longest = max(v["input_ids"].shape[1] for v in views)
+        longest = self._rounded(max(v["input_ids"].shape[1] for v in views))
         empty = {"input_ids": self.config.pad_token_id or 0}  # XLM-R finds its positions by this id
         def join(name): return torch.cat([F.pad(v[name], (0, longest - v[name].shape[1]), value=empty.get(name, 0)) for v in views])
         e = self.body(**{name: join(name) for name in views[0]})
         return e.split([len(v["input_ids"]) for v in views])
+
+    def _rounded(self, length):
+        "The next multiple of 8, where there are positions: memory grows with the number of different shapes"
+        positions = getattr(self.config, "max_position_embeddings", None) or length + 7
+        return max(length, min(-(-length // 8) * 8, positions))
 
 # %% ../nbs/30_modules.ipynb #f5b38cd5
 @contextmanager

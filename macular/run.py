@@ -29,11 +29,12 @@ from .store import read_json, write_bytes, write_json
 from .tasks import Task
 from .training import Training, environment, train, waiting
 
-# %% ../nbs/46_run.ipynb #e0ee76d1
+# %% ../nbs/46_run.ipynb #21254636
 def averaged(weights: list[dict]) -> dict:
     "The mean of several rounds' weights"
     return {n: torch.stack([w[n].double() for w in weights]).mean(0).to(t.dtype) if t.is_floating_point() else t for n, t in weights[-1].items()}
 
+# %% ../nbs/46_run.ipynb #41f717a5
 class Answers:
     "Predictions of a training's rounds on some rows, each made once"
 
@@ -198,11 +199,12 @@ def notes(job: Job, data: Data, training: Training) -> list[str]:
     if absent: found.append(f"no {split} rows in {', '.join(absent)}: not scored")
     return found
 
-# %% ../nbs/46_run.ipynb #e4aef2d8
+# %% ../nbs/46_run.ipynb #24b87d8f
 def _steps(rows: int, method, job: Job) -> int:
     adversary = any(name.endswith("_adv") for name in method.active())
     return job.rounds * -(-rows // job.batch_size) * (1 + Recipe.passes * adversary)
 
+# %% ../nbs/46_run.ipynb #2cd5cf5f
 def _disk(job: Job) -> str:
     "At most: every round's weights, and two states of weights and moments while one is replaced; in single precision"
     if (folder := local_backbone(job.backbone)) is None: return "known after the download"

@@ -187,7 +187,7 @@ SOURCES = {
     "batch_size": {"all": "within the paper's grid, §4.1.3"},
     "alpha": {"all": "middle of the paper's grid, §4.1.3; not tuned"}}
 
-# %% ../nbs/42_settings.ipynb #d5a47c7e
+# %% ../nbs/42_settings.ipynb #195701d0
 def fill(
     job: Job,
     gpu: bool = False,  # whether there is one
@@ -208,6 +208,7 @@ def row(
         if loss not in method.terms: raise ParameterError(f"'{method.name}' has no '{loss}' loss to weigh; it has {', '.join(method.terms)}")
     return replace(_switched(method, job), terms=method.terms | betas)
 
+# %% ../nbs/42_settings.ipynb #74240ba4
 def beneath(
     row: Method,  # with a row of stage 1
     job: Job,
@@ -219,7 +220,7 @@ def _switched(method, job):
     if method.augment is None or job.word_rate is None: return method
     return replace(method, augment=replace(method.augment, word=job.word_rate))
 
-# %% ../nbs/42_settings.ipynb #eceeff18
+# %% ../nbs/42_settings.ipynb #2fd2de56
 ALGORITHM = 1  # raised when the same settings would train something else
 
 def training_key(
@@ -236,6 +237,7 @@ def training_key(
     named = [{"name": t.name, "labels": t.labels, "langs": t.langs, "max_length": t.max_length} for t in tasks]
     return key(ALGORITHM, row.matters(), named, {n: getattr(job, n) for n in numbers}, digests, shared)
 
+# %% ../nbs/42_settings.ipynb #e1ab93a4
 def job_key(
     training: str,  # key of its training
     task: str,

@@ -38,7 +38,7 @@ def write_bytes(
         aside.unlink(missing_ok=True)
         raise StorageError(f"cannot write {path}: {e.strerror or e}. What stood there before is unchanged.") from e
 
-# %% ../nbs/01_store.ipynb #669d3c56
+# %% ../nbs/01_store.ipynb #c69f5769
 def write_json(
     path,  # the file
     value,  # what JSON can hold; not NaN, not infinity
@@ -47,12 +47,13 @@ def write_json(
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
     write_bytes(path, (text + "\n").encode())
 
+# %% ../nbs/01_store.ipynb #e523f706
 def read_json(path):
     "Read a JSON file; say which one when it cannot be read"
     try: return json.loads(Path(path).read_bytes())
     except (OSError, ValueError) as e: raise StorageError(f"cannot read {path}: {e}") from e
 
-# %% ../nbs/01_store.ipynb #88017fc3
+# %% ../nbs/01_store.ipynb #57158a14
 def append(
     path,  # the log file
     record: dict,  # one line
@@ -67,6 +68,7 @@ def append(
             f.write(line)
     except OSError as e: raise StorageError(f"cannot write {path}: {e.strerror or e}") from e
 
+# %% ../nbs/01_store.ipynb #db4e925f
 def read_lines(
     path,  # the log file; a missing one has no lines
 ) -> list[dict]:  # its whole lines, in order
