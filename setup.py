@@ -17,6 +17,7 @@ setup(
     keywords=ini["keywords"].split(), python_requires=f">={ini['min_python']}",
     classifiers=[f"Development Status :: {ini['status']}", f"Intended Audience :: {ini['audience']}"],
     packages=find_packages(include=[lib, f"{lib}.*"]), package_data={lib: ["data/**"]}, include_package_data=False,
-    install_requires=ini["requirements"].split(), extras_require={"dev": ini["dev_requirements"].split()},
+    install_requires=ini["requirements"].split(),
+    extras_require={extra: ini[f"{extra}_requirements"].split() for extra in ("dev", "zh")},
     entry_points={"console_scripts": ["macular = macular.cli:main", "nbdev_test = nbdev.test:nbdev_test"],
                   "nbdev": [f"{lib} = {lib}._modidx:d"]})
