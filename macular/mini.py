@@ -6,7 +6,7 @@
 __all__ = ['makers', 'HALF', 'LINES', 'AGREE', 'DIFFER', 'infer', 'paraphrase', 'questions', 'beside', 'answer', 'advertise',
            'items', 'told', 'Mini', 'lexicon', 'text', 'backbone']
 
-# %% ../nbs/12_mini.ipynb #6427b0df
+# %% ../nbs/12_mini.ipynb #fd205355
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import cache
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from .core import EnvironmentProblem, ParameterError, unknown
 from .lexicon import Lexicon
+from .readers import as_dataset
 from .scenes import (DATA, LIVING, NP, THINGS, Dice, Scene, act, against, alone, another, arrange, compare, converse, draw,
                             grammars, kind, less, moved, plain, relation, sibling, someone, something, sort, swapped, tell, transfer, turned,
                             unlike, vocabulary, words)
@@ -127,7 +128,7 @@ def told(world, task, split, lang) -> Iterator[tuple]:
         a, b = (tell(text, lang, Dice(world.seed, task.name, split, i, lang, k), world.synonyms, world.own_order) for k, text in enumerate(texts))
         yield i, a, b, label
 
-# %% ../nbs/12_mini.ipynb #4b382985
+# %% ../nbs/12_mini.ipynb #fc4fd2cb
 @dataclass(frozen=True)
 class Mini:
     "The mini world as a source of rows"
@@ -145,11 +146,10 @@ class Mini:
 
     def read(self, task, split, lang):
         "The rows of one split in one language, as a `datasets.Dataset`"
-        from datasets import ClassLabel, Dataset, Features, Value
-        found = [dict(id=f"{task.name}-{split}-{i}", text_a=plain(a), text_b=plain(b), label=task.labels.index(y))
-                 for i, a, b, y in told(self, task, split, lang)]
-        text = Value("string")
-        return Dataset.from_list(found, features=Features(id=text, text_a=text, text_b=text, label=ClassLabel(names=list(task.labels))))
+        rows = {"id": [], "text_a": [], "text_b": [], "label": []}
+        for i, a, b, y in told(self, task, split, lang):
+            for column, value in zip(rows.values(), (f"{task.name}-{split}-{i}", plain(a), plain(b), task.labels.index(y))): column.append(value)
+        return as_dataset(task.labels, rows)
 
     def langs(self, task, split) -> tuple:
         "The languages there are rows in"

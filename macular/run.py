@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PLACES', 'averaged', 'Answers', 'score', 'Result', 'say', 'settle', 'refuse', 'run', 'config', 'notes', 'plan']
 
-# %% ../nbs/46_run.ipynb #880535af
+# %% ../nbs/46_run.ipynb #6dfa3414
 import os, time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from .build import Recipe
+from .build import ADVERSARIES, Recipe
 from .core import DataError, ParameterError, resolve, unknown
 from .evaluate import accuracy, collapsed, evaluate
 from .inputs import PAPER, Data, counted, digest, local_backbone, parameters, trained_on
@@ -199,9 +199,9 @@ def notes(job: Job, data: Data, training: Training) -> list[str]:
     if absent: found.append(f"no {split} rows in {', '.join(absent)}: not scored")
     return found
 
-# %% ../nbs/46_run.ipynb #24b87d8f
+# %% ../nbs/46_run.ipynb #b8c745f7
 def _steps(rows: int, method, job: Job) -> int:
-    adversary = any(name.endswith("_adv") for name in method.active())
+    adversary = bool(method.active().keys() & ADVERSARIES.keys())
     return job.rounds * -(-rows // job.batch_size) * (1 + Recipe.passes * adversary)
 
 # %% ../nbs/46_run.ipynb #2cd5cf5f
