@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['history', 'curves', 'language_rows', 'languages', 'sparkline', 'Progress', 'Live']
 
-# %% ../nbs/52_plots.ipynb #d210f359
+# %% ../nbs/52_plots.ipynb #c5625886
 import time
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 
+from .run import lines
 from .store import read_json, read_lines
 
 # %% ../nbs/52_plots.ipynb #94faedb7
@@ -120,7 +121,7 @@ class Progress:
 
     def __repr__(self): return f"{self.title}: step {self.step} of {self.of}"
 
-# %% ../nbs/52_plots.ipynb #bb99470c
+# %% ../nbs/52_plots.ipynb #2b0f4461
 class Live:
     "Watches a run: a panel that is drawn again in place, and one printed line a round"
 
@@ -131,18 +132,9 @@ class Live:
         if event == "start": self.progress, self.handle = Progress(), None
         if event == "start": self.progress.start(facts)
         if event == "step": self.progress.take(facts)
-        for line in self.lines(event, facts): print(line, flush=True)
+        for line in lines(event, facts): print(line, flush=True)
+        if event == "step" and facts["phase"] == "net" and self.progress.net == 20: print(f"{self.progress.title}: about {self.progress.left():.0f} s left", flush=True)
         self._draw(event != "step")
-
-    def lines(self, event, facts) -> list[str]:
-        "What is worth a line in a log"
-        p = self.progress
-        if event == "start": return [f"{p.title}: {sum(facts['rows'].values()):,} rows, {p.of:,} steps, in {facts['folder'].name}", *(f"{p.title}: {n}" for n in facts["notes"])]
-        if event == "step" and facts["phase"] == "net" and p.net == 20: return [f"{p.title}: about {p.left():.0f} s left"]
-        if event == "round": return [f"{p.title}, round {facts['round']}: dev " + ", ".join(f"{t} {a:.1f} %" for t, a in facts["dev"].items())]
-        if event == "found": return [f"{facts['row'].title}: trained before, found in {facts['folder'].name}"]
-        if event == "score": return [f"scoring {facts['task'].title} {facts['split']} in {len(facts['languages'])} languages"]
-        return {"waiting": ["another process does this; waiting for it"], "already": ["this job was done before; its result is read"]}.get(event, [])
 
     def _draw(self, now):
         if self.display is None or not self.progress.of or not now and time.monotonic() - self.drawn < 0.3: return

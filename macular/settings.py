@@ -6,12 +6,12 @@
 __all__ = ['RANGES', 'WORDS', 'LISTS', 'BETAS', 'INJECTED', 'presets', 'SOURCES', 'ALGORITHM', 'Job', 'extend', 'check',
            'from_notebook', 'Preset', 'fill', 'row', 'beneath', 'training_key', 'job_key']
 
-# %% ../nbs/42_settings.ipynb #686b5687
+# %% ../nbs/42_settings.ipynb #09b25204
 import ast, importlib, importlib.util, math, os, sys
 from dataclasses import dataclass, fields, replace
 
 from .core import ParameterError, Registry, key, resolve, table, unknown
-from .methods import Method, methods
+from .methods import ADVERSARIES, Method, methods
 from .store import sha256
 
 # %% ../nbs/42_settings.ipynb #c9674ad1
@@ -220,7 +220,7 @@ def _switched(method, job):
     if method.augment is None or job.word_rate is None: return method
     return replace(method, augment=replace(method.augment, word=job.word_rate))
 
-# %% ../nbs/42_settings.ipynb #2fd2de56
+# %% ../nbs/42_settings.ipynb #28670682
 ALGORITHM = 1  # raised when the same settings would train something else
 
 def training_key(
@@ -233,7 +233,7 @@ def training_key(
     "What a training is stored under"
     numbers = ["seed", "learning_rate", "batch_size", "rounds", "max_length", "precision"]
     if shared: numbers.append("alpha")
-    if any(name.endswith("_adv") for name in row.active()): numbers.append("discriminator_rate")
+    if row.active().keys() & ADVERSARIES.keys(): numbers.append("discriminator_rate")
     named = [{"name": t.name, "labels": t.labels, "langs": t.langs, "max_length": t.max_length} for t in tasks]
     return key(ALGORITHM, row.matters(), named, {n: getattr(job, n) for n in numbers}, digests, shared)
 

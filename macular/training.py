@@ -122,7 +122,7 @@ def waiting(folder: Path, watch: Callable):
     try: yield
     finally: held.__exit__(None, None, None)
 
-# %% ../nbs/45_training.ipynb #3cfdfb80
+# %% ../nbs/45_training.ipynb #0a96f4d5
 def _make(training: Training, dev: dict, watch: Callable):
     "Train, and record it"
     built = build(training.row, training.material, training.recipe)
@@ -135,7 +135,7 @@ def _make(training: Training, dev: dict, watch: Callable):
 
     def on_round(round):
         scores = {e.task.name: accuracy(evaluate(built.net, e, i, accelerator))[e.task.source_lang] for i, e in exams.items()}
-        watch("round", {"round": round, "dev": scores})
+        watch("round", {"row": training.row, "round": round, "dev": scores})
         return {"dev": scores}
 
     before, started = environment(accelerator), time.monotonic()
