@@ -175,7 +175,7 @@ def fits(
             raise ParameterError(f"{t.name}: {recipe.max_length or t.max_length} tokens a pair, but the backbone has {positions} positions. "
                                  f"Say max_length={positions} or less.")
 
-# %% ../nbs/41_build.ipynb #be36540d
+# %% ../nbs/41_build.ipynb #9dad56fe
 def build(
     row: Method,
     material: Material,
@@ -194,6 +194,7 @@ def build(
     needed = {n[len(n.split("_")[0]) :] for n in objective.outputs}
     if not needed & {"", "_aug"}: raise ParameterError(f"'{row.name}' has no loss on the task's own texts, only {', '.join(weights)}")
     inputs = _Inputs(row, material, recipe, needed)
+    notes += dict.fromkeys(note for views in inputs.views for note in views.notes)
     phases = [_discriminator_phase(adversary, row, net, D, inputs, recipe)] if adversary else []
     phases.append(Phase("net", net, objective, inputs.batches, inputs.steps, 1, recipe.learning_rate, decay=True))
     if net.encoder.made: notes.append(f"the backbone holds no {', '.join(net.encoder.made)}: drawn from the seed")
