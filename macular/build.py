@@ -23,7 +23,7 @@ from .tasks import Task
 from .trainer import Phase
 from .views import Text, Views, features
 
-# %% ../nbs/41_build.ipynb #a23a3f6b
+# %% ../nbs/41_build.ipynb #4fed3136
 @dataclass
 class Material:
     "Everything a training needs beside its row"
@@ -47,6 +47,7 @@ class Recipe:
     passes: int = 2  # t, of D before each pass of the net
     alpha: float = 0.5  # Eq. 8
     max_length: int | None = None  # tokens a pair; None: each task's own
+    pool: int = 16  # batches sorted by length together; 1: independent batches
 
 # %% ../nbs/41_build.ipynb #1288ad75
 def build_net(
@@ -89,7 +90,7 @@ def possible(
         notes.append("no neighbouring task with data: no consistency loss. Give the task a `neighbour`.")
     return weights, notes
 
-# %% ../nbs/41_build.ipynb #c8362c7c
+# %% ../nbs/41_build.ipynb #a84213f5
 class _Inputs:
     "The batches of one training, round by round"
 
@@ -128,12 +129,12 @@ class _Inputs:
 
     def batches(self, round: int) -> Batches:
         "The net's batches of a round"
-        size, seed = self.recipe.batch_size, self.recipe.seed
+        size, seed, pool = self.recipe.batch_size, self.recipe.seed, self.recipe.pool
         items, make = self.maker(self.own, self.suffixes, round)
-        rows = order(items.lengths, size, seed, "net", round)
+        rows = order(items.lengths, size, seed, "net", round, pool=pool)
         if self.near is None: return Batches(rows, make)
         near, make_near = self.maker(self.near, self.near_suffixes, round, "_near")
-        pairs = list(zip(rows, companions(near.lengths, rows, size, round, seed)))
+        pairs = list(zip(rows, companions(near.lengths, rows, size, round, seed, pool=pool)))
         return Batches(pairs, lambda pair: make(pair[0]) | make_near(pair[1]))
 
 # %% ../nbs/41_build.ipynb #ef0242d1
@@ -175,7 +176,7 @@ def fits(
             raise ParameterError(f"{t.name}: {recipe.max_length or t.max_length} tokens a pair, but the backbone has {positions} positions. "
                                  f"Say max_length={positions} or less.")
 
-# %% ../nbs/41_build.ipynb #be36540d
+# %% ../nbs/41_build.ipynb #9dad56fe
 def build(
     row: Method,
     material: Material,
@@ -194,7 +195,9 @@ def build(
     needed = {n[len(n.split("_")[0]) :] for n in objective.outputs}
     if not needed & {"", "_aug"}: raise ParameterError(f"'{row.name}' has no loss on the task's own texts, only {', '.join(weights)}")
     inputs = _Inputs(row, material, recipe, needed)
+    notes += dict.fromkeys(note for views in inputs.views for note in views.notes)
     phases = [_discriminator_phase(adversary, row, net, D, inputs, recipe)] if adversary else []
     phases.append(Phase("net", net, objective, inputs.batches, inputs.steps, 1, recipe.learning_rate, decay=True))
+    if not net.encoder.packed: notes.append(f"texts are padded for a backbone of type {net.encoder.config.model_type}: the same numbers, more time")
     if net.encoder.made: notes.append(f"the backbone holds no {', '.join(net.encoder.made)}: drawn from the seed")
     return Built(net, phases, inputs.views, notes)

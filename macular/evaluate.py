@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = ['Exam', 'probabilities', 'evaluate', 'accuracy', 'collapsed']
 
-# %% ../nbs/43_evaluate.ipynb #f11c1dcd
+# %% ../nbs/43_evaluate.ipynb #6535c86a
 import numpy as np
 import torch
 from accelerate import Accelerator
 
-from .batches import pad, tokenize
+from .batches import cut, tokenize
 from .core import ParameterError
 from .tasks import Task
 from .views import features
 
-# %% ../nbs/43_evaluate.ipynb #34766f6f
+# %% ../nbs/43_evaluate.ipynb #95c4d7d0
 class Exam:
     "A task's rows in some languages, tokenised"
 
@@ -28,7 +28,7 @@ class Exam:
 
     def make(self, lang: str, head: int):
         "rows -> batch"
-        def batch(rows): return {"x": pad(self.tokens[lang], rows), "task": torch.full((len(rows),), head)}
+        def batch(rows): return {"x": cut(self.tokens[lang], rows), "task": torch.full((len(rows),), head)}
         return batch
 
     def frozen(self, lang: str, net, accelerator: Accelerator) -> dict:

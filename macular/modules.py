@@ -6,16 +6,17 @@
 __all__ = ['LABELS', 'seeded', 'linear', 'Encoder', 'load_encoder', 'Net', 'MultiTask', 'aggregate', 'TaskSpecific',
            'discriminator']
 
-# %% ../nbs/30_modules.ipynb #f7fb28e6
+# %% ../nbs/30_modules.ipynb #5ded9c07
 from contextlib import contextmanager
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 from transformers.utils import logging
 
 from .core import EnvironmentProblem, ParameterError, mix
+from .packing import filler, pack, packable, pad, prepare, start
 
 # %% ../nbs/30_modules.ipynb #e1624022
 @contextmanager
@@ -61,7 +62,7 @@ def _behead(model):
     setattr(model.get_submodule(parent), leaf, nn.Identity())
     return width, last[0]
 
-# %% ../nbs/30_modules.ipynb #99e079b7
+# %% ../nbs/30_modules.ipynb #5a0e7404
 class Encoder(nn.Module):
     "Eq. 1: any `AutoModel` as a function from token ids to vectors"
 
@@ -71,18 +72,20 @@ class Encoder(nn.Module):
                  made: tuple[str, ...] = ()):  # layers the checkpoint did not hold, drawn from the seed
         super().__init__()
         self.body, self.width, self.config, self.made = body, width, config, made
+        self.packed = packable(config)  # texts in one row; False: padded to the longest
+        if self.packed: prepare(body.model)
 
     def forward(self, views: list[dict]) -> tuple[Tensor, ...]:  # (B, d) for each view
-        longest = self._rounded(max(v["input_ids"].shape[1] for v in views))
-        empty = {"input_ids": self.config.pad_token_id or 0}  # XLM-R finds its positions by this id
-        def join(name): return torch.cat([F.pad(v[name], (0, longest - v[name].shape[1]), value=empty.get(name, 0)) for v in views])
-        e = self.body(**{name: join(name) for name in views[0]})
-        return e.split([len(v["input_ids"]) for v in views])
+        view = {name: torch.cat([v[name] for v in views]) for name in views[0] if name != "lengths"}
+        view["lengths"] = np.concatenate([v["lengths"] for v in views])
+        return self.body(**self.inputs(view)).split([len(v["lengths"]) for v in views])
 
-    def _rounded(self, length):
-        "The next multiple of 8, where there are positions: memory grows with the number of different shapes"
-        positions = getattr(self.config, "max_position_embeddings", None) or length + 7
-        return max(length, min(-(-length // 8) * 8, positions))
+    def inputs(self, view: dict) -> dict:
+        "What the body is called with: a row, or a padded batch"
+        if not self.packed: return pad(view, self.config.pad_token_id or 0, getattr(self.config, "max_position_embeddings", None))
+        device = view["input_ids"].device
+        width = 1 if device.type == "cpu" else view["lengths"].max()  # on a GPU one call of attention a layer
+        return pack(view, start(self.config), width, filler(len(view["input_ids"]), device))
 
 # %% ../nbs/30_modules.ipynb #f5b38cd5
 @contextmanager

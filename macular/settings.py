@@ -14,7 +14,7 @@ from .core import ParameterError, Registry, key, resolve, table, unknown
 from .methods import ADVERSARIES, Method, methods
 from .store import sha256
 
-# %% ../nbs/42_settings.ipynb #c9674ad1
+# %% ../nbs/42_settings.ipynb #4f4d225e
 @dataclass(frozen=True)
 class Job:
     "What is trained and scored: one task, one method, one seed"
@@ -36,6 +36,7 @@ class Job:
     rounds: int | None = None  # repetitions of { D learns, the net learns }
     max_length: int | None = None  # tokens a pair
     max_train: int | None = None  # training rows of each task
+    pool: int = 16  # batches sorted by length together; 1: every batch drawn independently
     langs: tuple[str, ...] = ()  # languages scored; empty: the task's
     stage1: str | tuple[str, ...] = "paper"  # tasks of stage 1: paper, available, or names
     precision: str = ""  # fp32, bf16, fp16 or auto
@@ -50,12 +51,13 @@ class Job:
     def _repr_markdown_(self):
         return table([{"parameter": f"`{f.name}`", "value": getattr(self, f.name)} for f in fields(self) if getattr(self, f.name) not in (None, "", ())])
 
-# %% ../nbs/42_settings.ipynb #8ab625b5
+# %% ../nbs/42_settings.ipynb #eea8a95c
 RANGES = {  # name -> (type, lowest, highest, whether the lowest itself is allowed)
     "seed": (int, 0, 2**32 - 1, True), "learning_rate": (float, 0, 1, False), "discriminator_rate": (float, 0, 1, False),
     "batch_size": (int, 1, 4096, True), "alpha": (float, 0, 1, True), "beta1": (float, 0, 1000, True),
     "beta2": (float, 0, 1000, True), "beta3": (float, 0, 1000, True), "word_rate": (float, 0, 1, True),
-    "rounds": (int, 1, 1000, True), "max_length": (int, 8, 8192, True), "max_train": (int, 2, 10**9, True)}
+    "rounds": (int, 1, 1000, True), "max_length": (int, 8, 8192, True), "max_train": (int, 2, 10**9, True),
+    "pool": (int, 1, 10**6, True)}
 WORDS = {"method": methods, "preset": ("auto", "mini", "quick", "paper"), "precision": ("auto", "fp32", "bf16", "fp16")}
 LISTS = ("langs", "stage1", "extensions")
 BETAS = {"beta1": "aug_kl", "beta2": "lang_adv", "beta3": "consistency"}
@@ -233,6 +235,7 @@ def training_key(
     "What a training is stored under"
     numbers = ["seed", "learning_rate", "batch_size", "rounds", "max_length", "precision"]
     if shared: numbers.append("alpha")
+    if job.pool != Job.pool: numbers.append("pool")
     if row.active().keys() & ADVERSARIES.keys(): numbers.append("discriminator_rate")
     named = [{"name": t.name, "labels": t.labels, "langs": t.langs, "max_length": t.max_length} for t in tasks]
     return key(ALGORITHM, row.matters(), named, {n: getattr(job, n) for n in numbers}, digests, shared)

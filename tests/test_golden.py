@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from torch.nn.utils.rnn import pad_sequence
 
 import toy
 from macular.augment import CodeSwitch, Place
@@ -20,9 +22,15 @@ SENTENCES = ["The small dog sees a cat in the garden, and the good wine is not o
              "A cat reads the small red book in the good old house.", "The dog drinks water and wine in the small garden, and sees the red house."]
 CLOSE = 1e-9
 
+def padded(view):
+    "A view as a rectangle, so that the trace can be read and does not depend on how a batch holds its texts"
+    texts = [pad_sequence(view[name].split(view["lengths"].tolist()), batch_first=True) for name in ("input_ids", "token_type_ids")]
+    mask = torch.arange(texts[0].shape[1]) < torch.from_numpy(view["lengths"])[:, None]
+    return {"attention_mask": mask.long().tolist(), "input_ids": texts[0].tolist(), "token_type_ids": texts[1].tolist()}
+
 def plain(batch):
     "Tensors of ids as lists"
-    return {name: plain(value) if isinstance(value, dict) else value.tolist() for name, value in sorted(batch.items())}
+    return {name: padded(value) if isinstance(value, dict) else value.tolist() for name, value in sorted(batch.items())}
 
 def ten_steps(row, seed=3):
     "Phase and loss parts of the first ten steps: D, the net, and D again in the second round"

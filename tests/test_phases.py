@@ -21,20 +21,29 @@ ADVERSARIAL = ("macular_nots", "macular", "macular_wo_consistency")
 def of(module): return list(module.parameters())
 
 class Watch:
-    "Every text that goes through an encoder's body, as its tokens, with the mode and the gradient it went with"
+    "Every text that goes through an encoder, as its tokens, with the mode and the gradient it went with, and every forward of its body"
     def __init__(self, encoder):
-        self.calls, self.texts, self.modes = 0, Counter(), set()
-        encoder.body.register_forward_hook(self.see, with_kwargs=True)
+        self.calls, self.texts, self.modes, self.tokens = 0, Counter(), set(), 0
+        encoder.register_forward_pre_hook(self.see)
+        encoder.body.register_forward_hook(self.count)
+        first = next(m for m in encoder.body.modules() if isinstance(m, torch.nn.Linear))
+        first.register_forward_pre_hook(self.weigh)
 
-    def see(self, body, args, inputs, output):
+    def see(self, encoder, args):
+        for view in args[0]:
+            for ids in view["input_ids"].split(view["lengths"].tolist()): self.texts[tuple(ids.tolist())] += 1
+
+    def count(self, body, args, output):
         self.calls += 1
         self.modes.add((body.training, output.requires_grad))
-        for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"]): self.texts[tuple(ids[mask.bool()].tolist())] += 1
+
+    def weigh(self, layer, args): self.tokens += args[0].shape[:-1].numel()
 
     def take(self):
-        "What was seen since the last time"
+        "What was seen since the last time; what entered the linear layers were its tokens, and nothing else"
         seen = self.calls, self.texts, self.modes
-        self.calls, self.texts, self.modes = 0, Counter(), set()
+        assert self.tokens == sum(n * len(text) for text, n in self.texts.items())
+        self.calls, self.texts, self.modes, self.tokens = 0, Counter(), set(), 0
         return seen
 
 def texts_of(views, suffix, round=0):
@@ -167,6 +176,24 @@ def test_each_text_once_for_the_discriminator_and_once_for_each_step(name):
         assert texts == own + near and modes == {(False, False)}  # once in all, whatever the rounds
         assert calls == (2 if near else 1)
 
+def test_a_round_costs_what_the_model_says():
+    """Of Alg. 2, in tokens T that enter linear layers: f_m T(x) + T(𝒜x) + T(x') + T(𝒜x') once in all; f_t forward only T(x) + T(𝒜x)
+    once a round, whatever D's passes; f_t with gradient T(x) + T(𝒜x) + T(x') + T(𝒜x') of the neighbours that came along"""
+    row, numbers = methods["macular"], toy.recipe(rounds=3, passes=4)
+    stuff = toy.for_row(row, n=11)
+    built = toy.made(row, stuff, numbers)
+    tokens, total = Counter(), 0
+    for name, encoder in (("f_m", stuff.shared), ("f_t", built.net.encoder)):
+        first = next(m for m in encoder.body.modules() if isinstance(m, torch.nn.Linear))
+        def count(layer, args, output, name=name): tokens[name, output.requires_grad] += args[0].shape[:-1].numel()
+        first.register_forward_hook(count)
+    toy.train(built, numbers)
+    own, near = (sum(view.ids.size for view in v.items(0, ("", "_aug")).views.values()) for v in built.views)
+    for round in range(3):
+        for _, companions in built.phases[1].data(round).rows: total += built.views[1].items(round, ("", "_aug")).lengths[companions].sum()
+    assert tokens == {("f_m", False): own + near, ("f_t", False): 3 * own, ("f_t", True): 3 * own + total}
+    assert built.phases[0].steps * 3 * 4 == 3 * 4 * 3  # D took its steps all the same
+
 def test_without_consistency_the_neighbour_is_never_touched():
     row, numbers = methods["macular_wo_consistency"], toy.recipe()
     stuff = toy.for_row(row)
@@ -208,7 +235,8 @@ def test_one_forward_for_all_views_changes_no_vector():
         built = toy.made(row, toy.for_row(row, kind=kind), numbers)
         batch, f_t = built.phases[1].data(0)[0], built.net.encoder.eval()
         views = [batch[f"x{s}"] for s in ("", "_aug", "_near", "_near_aug")]
-        views.append({name: value[-1:, : views[0]["attention_mask"][-1].sum() - 4] for name, value in views[0].items()})  # a shorter text
+        short = views[0]["lengths"][0] - 4
+        views.append({name: value[:short] for name, value in views[0].items()} | {"lengths": np.array([short])})  # a shorter text
         with torch.no_grad():
             gaps = [(alone - beside).abs().max().item() for view, beside in zip(views, f_t(views)) for alone in f_t([view])]
         assert max(gaps) < (1e-6 if kind == "modernbert" else 1e-12), kind
