@@ -543,6 +543,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'macular.views.ByChunk.tokens': ('views.html#bychunk.tokens', 'macular/views.py'),
                                'macular.views.ByText': ('views.html#bytext', 'macular/views.py'),
                                'macular.views.ByText.__init__': ('views.html#bytext.__init__', 'macular/views.py'),
+                               'macular.views.ByText.fields': ('views.html#bytext.fields', 'macular/views.py'),
                                'macular.views.ByText.max_length': ('views.html#bytext.max_length', 'macular/views.py'),
                                'macular.views.ByText.place': ('views.html#bytext.place', 'macular/views.py'),
                                'macular.views.ByText.switched': ('views.html#bytext.switched', 'macular/views.py'),

@@ -31,16 +31,17 @@ class Text:
     seed: int = 0
     max_length: int | None = None  # tokens a pair; None: each task's own
 
-# %% ../nbs/24_views.ipynb #d7d06b2d
+# %% ../nbs/24_views.ipynb #67e591a4
 class ByText:
     "A task's rows as tokens, through text"
 
     def __init__(self, task: Task, rows, text: Text):
-        self.task, self.rows, self.text = task, rows, text
-        self.fields, self.switch = (list(rows["text_a"]), list(rows["text_b"])), text.switch and text.switch.over(task.langs, text.lexicon)
+        self.task, self.rows, self.text, self.switch = task, rows, text, text.switch and text.switch.over(task.langs, text.lexicon)
 
     @property
     def max_length(self): return self.text.max_length or self.task.max_length
+    @property
+    def fields(self): return list(self.rows["text_a"]), list(self.rows["text_b"])
 
     def place(self, round): return Place(self.text.seed, self.task.name, round=round)
 
