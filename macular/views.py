@@ -28,7 +28,7 @@ class Text:
     seed: int = 0
     max_length: int | None = None  # tokens a pair; None: each task's own
 
-# %% ../nbs/22_views.ipynb #8d29046d
+# %% ../nbs/22_views.ipynb #a074143c
 class Views:
     "The training items of some tasks, as tokens"
 
@@ -37,7 +37,7 @@ class Views:
                  text: Text):
         self.tasks, self.rows, self.text, self._made, self.counts = tasks, rows, text, {}, {}
         self.task = np.repeat(np.arange(len(tasks)), [len(rows[t.name]) for t in tasks])
-        self.y = np.concatenate([np.array(rows[t.name]["label"]) for t in tasks])
+        self.y = np.concatenate([np.array(rows[t.name]["label"][:]) for t in tasks])
 
     def items(self, round: int,
               suffixes) -> Items:  # which views: "" for x, "_aug" for 𝒜(x)
@@ -58,10 +58,10 @@ class Views:
 
     def _texts(self, task, suffix, round):
         rows, text = self.rows[task.name], self.text
-        pair = [list(rows["text_a"]), list(rows["text_b"])]
+        pair = [rows["text_a"][:], rows["text_b"][:]]
         if not suffix: return pair
         switch = text.switch.over(task.langs, text.lexicon)
-        fields = [switch(t, list(rows["id"]), text.lexicon, Place(text.seed, task.name, f, round)) for f, t in enumerate(pair)]
+        fields = [switch(t, rows["id"][:], text.lexicon, Place(text.seed, task.name, f, round)) for f, t in enumerate(pair)]
         self.counts[task.name] = rates(tally(s for switched in fields for s in switched), switch)
         return [[s.text for s in switched] for switched in fields]
 
