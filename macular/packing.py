@@ -16,7 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-# %% ../nbs/25_packing.ipynb #ef33b3ea
+# %% ../nbs/25_packing.ipynb #46b5e64f
 @dataclass(frozen=True)
 class Group:
     "Neighbouring texts that attention takes as one batch"
@@ -37,8 +37,10 @@ def groups(
     device,
 ) -> tuple[Group, ...]:
     "Sorted texts, cut into groups of like length"
-    found, width = [], -(-(lengths[-1] - lengths[0] + 1) // most)
-    for part in np.split(lengths, np.flatnonzero(np.diff((lengths - lengths[0]) // width)) + 1):
+    found, band = [], (lengths - lengths[0]) // -(-(lengths[-1] - lengths[0] + 1) // most)
+    ends = [*(np.flatnonzero(band[1:] != band[:-1]) + 1).tolist(), len(lengths)]
+    for start, end in zip([0, *ends], ends):
+        part = lengths[start:end]
         if part[0] == part[-1]: found.append(Group(len(part), int(part[0])))
         else:
             longest = -(-int(part[-1]) // 8) * 8
@@ -47,7 +49,7 @@ def groups(
             found.append(Group(len(part), longest, where, mask))
     return tuple(found)
 
-# %% ../nbs/25_packing.ipynb #0202723c
+# %% ../nbs/25_packing.ipynb #6ad55b10
 def pack(
     view: dict,  # texts as `cut` gives them
     start: int,  # position of a text's first token
@@ -62,11 +64,11 @@ def pack(
     inside = np.arange(ordered.sum()) - np.repeat(begins, ordered)
     first = np.empty_like(begins)
     first[turn] = begins
-    extra = np.zeros(filler, np.int64)
-    take, place, first = (torch.from_numpy(v).to(device) for v in (
-        np.append(inside + np.repeat(given, ordered), extra), np.append(inside, extra) + start, first))
+    take, place = inside + np.repeat(given, ordered), inside + start
+    if filler: take, place = np.append(take, [0] * filler), np.append(place, [start] * filler)
+    take, place, first = (torch.from_numpy(v).to(device) for v in (take, place, first))
     row = Row(groups(ordered, most, device) + ((Group(filler, 1),) if filler else ()), first)
-    return {name: value[take][None] for name, value in view.items() if name != "lengths"} | {"position_ids": place[None], "row": row}
+    return {name: value.index_select(0, take)[None] for name, value in view.items() if name != "lengths"} | {"position_ids": place[None], "row": row}
 
 # %% ../nbs/25_packing.ipynb #8b4c14d1
 def _band(group: Group, window, device):
