@@ -6,14 +6,14 @@
 __all__ = ['MANIFEST', 'write_bytes', 'write_json', 'read_json', 'append', 'read_lines', 'sha256', 'staged', 'verify', 'newest',
            'lock']
 
-# %% ../nbs/01_store.ipynb #61122537
+# %% ../nbs/01_store.ipynb #af23ccf7
 import hashlib, json, os, shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .core import StorageError
 
-# %% ../nbs/01_store.ipynb #91ff02d2
+# %% ../nbs/01_store.ipynb #66fc06cd
 def _sync(path):
     handle = os.open(path, os.O_RDONLY)
     try: os.fsync(handle)
@@ -35,7 +35,7 @@ def write_bytes(
         os.replace(aside, path)
         _sync(path.parent)
     except OSError as e:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError): aside.unlink()
         raise StorageError(f"cannot write {path}: {e.strerror or e}. What stood there before is unchanged.") from e
 
 # %% ../nbs/01_store.ipynb #c69f5769
@@ -53,16 +53,16 @@ def read_json(path):
     try: return json.loads(Path(path).read_bytes())
     except (OSError, ValueError) as e: raise StorageError(f"cannot read {path}: {e}") from e
 
-# %% ../nbs/01_store.ipynb #57158a14
+# %% ../nbs/01_store.ipynb #d6c14c52
 def append(
     path,  # the log file
     record: dict,  # one line
 ):
     "Append one line to a log"
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a+b") as f:
             if f.tell() and (f.seek(-1, os.SEEK_END), f.read(1))[1] != b"\n": line = b"\n" + line
             f.write(line)
@@ -79,7 +79,7 @@ def read_lines(
         except ValueError: continue
     return records
 
-# %% ../nbs/01_store.ipynb #1509435b
+# %% ../nbs/01_store.ipynb #eff5e8bd
 MANIFEST = "manifest.json"
 
 def sha256(
@@ -103,8 +103,9 @@ def staged(
         for stale in (aside, old): shutil.rmtree(stale, ignore_errors=True)
         aside.mkdir(parents=True)
         yield aside
-        for name in _sizes_and_sums(aside): _sync(aside / name)
-        write_json(aside / MANIFEST, {"format": 1, "files": _sizes_and_sums(aside)})
+        files = _sizes_and_sums(aside)
+        for name in files: _sync(aside / name)
+        write_json(aside / MANIFEST, {"format": 1, "files": files})
         if path.exists(): os.rename(path, old)
         try: os.rename(aside, path)
         except OSError:
@@ -141,7 +142,7 @@ def newest(
         except StorageError: continue
         return p
 
-# %% ../nbs/01_store.ipynb #07b99664
+# %% ../nbs/01_store.ipynb #27b4b525
 @contextmanager
 def lock(
     folder,  # what to hold, made when missing
@@ -149,10 +150,11 @@ def lock(
 ):
     "Hold a folder as its only writer"
     from filelock import FileLock, Timeout
-    Path(folder).mkdir(parents=True, exist_ok=True)
     held = FileLock(Path(folder) / ".lock", timeout=wait)
-    try: held.acquire()
-    except Timeout as e:
-        raise StorageError(f"{folder} is being written by another process; wait for it, or stop it first") from e
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        held.acquire()
+    except Timeout as e: raise StorageError(f"{folder} is being written by another process; wait for it, or stop it first") from e
+    except OSError as e: raise StorageError(f"cannot write in {folder}: {e.strerror or e}") from e
     try: yield
     finally: held.release()

@@ -85,7 +85,7 @@ def _alone(active: _Learner, learners: list[_Learner]):
             for p in l.params.values(): p.requires_grad_(True)
             l.phase.trains.eval()
 
-# %% ../nbs/33_trainer.ipynb #2fc0130a
+# %% ../nbs/33_trainer.ipynb #36a8b615
 def _weights(learner):
     state, frozen = learner.phase.trains.state_dict(), {n for n, p in learner.phase.trains.named_parameters()} - learner.params.keys()
     return {n: t.contiguous() for n, t in state.items() if n not in frozen}
@@ -116,7 +116,7 @@ def _save(folder: Path, learners, step: int, rounds: list, record: dict):
         if old.name != f"state-{step}": shutil.rmtree(old, ignore_errors=True)
 
 def _restore(folder: Path, learners) -> tuple[int, list, dict]:  # steps done, rounds done, record of the round under way
-    for stale in folder.glob(".*.tmp"): shutil.rmtree(stale, ignore_errors=True)  # a killed writer's
+    for stale in (*folder.glob(".*.tmp"), *folder.glob(".*.old")): shutil.rmtree(stale, ignore_errors=True)  # a killed writer's
     state = newest(folder, "state")
     if state is None: return 0, [], {}
     position = read_json(state / "position.json")

@@ -1,5 +1,6 @@
 """The mini world: true labels, parallel rows, trees, dictionaries, and two encoders that know all its words."""
 import gzip, subprocess, sys
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,8 @@ from hypothesis import given, settings, strategies as st
 from macular.core import ParameterError
 from macular.lexicon import CHUNK
 from macular.mini import Mini, backbone, items, lexicon, makers, text, told, web
-from macular.scenes import (Dice, Scene, act, against, alone, arrange, compare, converse, draw, grammars, less, moved, plain, relation, swapped,
-                            tell, transfer, turned, vocabulary, words)
+from macular.scenes import (NP, Dice, Scene, act, against, alone, arrange, compare, converse, draw, grammars, less, moved, part_of, plain, relation, sort,
+                            split_of, swapped, tell, theme, transfer, turned, vocabulary, words)
 from macular.tasks import Task, load, tasks
 
 ROOT = Path(__file__).parents[1]
@@ -153,15 +154,33 @@ def test_more_rows_begin_with_the_same_rows(name):
     few, many = (Mini(train=n).read(tasks[name], "train", "en") for n in (10, 30))
     assert few.to_list() == many.to_list()[:10]
 
-def scene_keys(items):
-    return {(s.verb, s.subj.noun, s.obj and s.obj.noun, s.other and s.other[1].noun) for _, a, _, _ in items for s in a[:1] if isinstance(s, Scene) and s.verb}
+def statements(name, split, world=Mini(train=800, dev=200, test=200)):
+    "What the rows of a split say in English, each scene with its usual words; questions say nothing"
+    return {plain(tell([s], "en", Dice(0), 0.0)) for _, *texts, _ in items(world, tasks[name], split) for t in texts if "?" not in t
+            for s in t if isinstance(s, Scene) and s.verb}
 
-@pytest.mark.parametrize("name", ["xnli", "pawsx"])
-def test_no_scene_is_in_two_splits(name):
-    splits = [scene_keys(items(Mini(train=800, dev=200, test=200), tasks[name], split)) for split in ("train", "dev", "test")]
-    premises = [{k for k in keys} for keys in splits]
-    pairs = [{(r["text_a"], r["text_b"]) for r in Mini(train=800, dev=200, test=200).read(tasks[name], s, "en")} for s in ("train", "dev", "test")]
-    assert all(premises) and not pairs[0] & pairs[2] and not pairs[0] & pairs[1] and not pairs[1] & pairs[2]
+@pytest.mark.parametrize("name", TASKS)
+def test_no_statement_is_in_two_splits(name):
+    train, dev, test = (statements(name, split) for split in ("train", "dev", "test"))
+    assert min(map(len, (train, dev, test))) > 100 and not train & dev and not train & test and not dev & test
+
+def test_negative_control_rows_of_a_split_do_repeat(): assert statements("xnli", "train") & statements("xnli", "train", Mini(seed=1, train=4000))
+
+@settings(max_examples=100, deadline=None)
+@given(scenes)
+def test_what_follows_and_what_does_not_stays_in_its_split(s):
+    found = [s, *less(s), *against(s, Dice(0)), moved(s), swapped(s) if s.obj or s.other else s, turned(s) or s]
+    assert len({split_of(theme(t)) for t in found}) == 1 and len({tuple(map(part_of, theme(t))) for t in found}) == 1
+
+def what(name, world):
+    return {c for _, a, b, _ in items(world, tasks[name], "train") for s in (*a, *b) if isinstance(s, Scene) and (s.subj or NP("")).noun != "shop"
+            for c in (s.verb, *(np.noun for np in (s.subj, s.obj, s.other and s.other[1]) if np)) if c and sort(c) not in ("name", "word")}
+
+def test_unrelated_tasks_are_about_different_things():
+    apart, together = ({name: what(name, Mini(train=800, related=r)) for name in TASKS} for r in (0.0, 1.0))
+    for a, b in combinations(TASKS, 2):
+        assert not apart[a] & apart[b] and len(together[a] & together[b]) > len(together[a]) / 4
+    assert all(len(found) >= 10 for found in apart.values())
 
 def test_the_stated_share_is_mislabelled():
     wrong = Mini(train=2000, mislabelled=0.2)
@@ -246,11 +265,11 @@ def test_english_argues_and_the_others_do_not():
     def first(line): return line.split("\t")[1].split()[0]
     assert {first(line) for line in text("en", 500)} == joins & the_words("en") and not {first(line) for line in text("tr", 500)} & joins
 
-@pytest.mark.parametrize("lang,joined", [("en", 1.0), ("en", 0.0), ("de", 0.0)])
-def test_text_tells_no_scene_of_the_test_rows(lang, joined):
-    parts = {part for line in text(lang, 3000, joined=joined, borrowed=0.0) for part in line.split("\t")}
-    rows = Mini(test=300, synonyms=0.0).read(tasks["pawsx"], "test", lang)
-    assert not parts & {*rows["text_a"], *rows["text_b"]}
+@pytest.mark.parametrize("joined", [1.0, 0.0])
+@pytest.mark.parametrize("name", TASKS)
+def test_text_says_nothing_that_test_rows_say(name, joined):
+    said = {s.strip() for line in text("en", 4000, joined=joined) for part in line.split("\t") for whole in part.split(" .") for s in (whole, whole.partition(" ")[2])}
+    assert not said & (statements(name, "test") | statements(name, "dev")) and said & statements(name, "train", Mini(train=4000))
 
 # --- encoders ---------------------------------------------------------------------------------------------------------------------
 
