@@ -15,16 +15,18 @@ import numpy as np
 
 from .lexicon import CHUNK
 
-# %% ../nbs/22_chunks.ipynb #160bcb1d
+# %% ../nbs/22_chunks.ipynb #814faaf1
 def ranges(
     starts: np.ndarray,  # (n,) first position of each range
     lengths: np.ndarray,  # (n,) how many positions it has
 ) -> np.ndarray:  # (sum of lengths,)
     "The positions of several ranges, one after the other"
     ends = np.cumsum(lengths, dtype=np.int64)
-    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
+    found = np.repeat(starts - (ends - lengths), lengths)
+    found += np.arange(len(found))
+    return found
 
-# %% ../nbs/22_chunks.ipynb #56d84351
+# %% ../nbs/22_chunks.ipynb #7ffeff3f
 class Ragged(NamedTuple):
     "Rows of different lengths: row i is `values[starts[i]:starts[i + 1]]`"
     values: np.ndarray  # int32
@@ -44,7 +46,7 @@ class Ragged(NamedTuple):
 
     def take(self, rows, lengths=None):
         "The values of these rows, one after the other; `lengths` cuts them"
-        return self.values[ranges(self.starts[rows], self.lengths[rows] if lengths is None else lengths)]
+        return self.values.take(ranges(self.starts[rows], self.lengths[rows] if lengths is None else lengths))
 
 # %% ../nbs/22_chunks.ipynb #017d5404
 def encode(

@@ -15,7 +15,7 @@ from .core import ParameterError
 from .tasks import Task
 from .views import features
 
-# %% ../nbs/43_evaluate.ipynb #95c4d7d0
+# %% ../nbs/43_evaluate.ipynb #f726809e
 class Exam:
     "A task's rows in some languages, tokenised"
 
@@ -24,7 +24,7 @@ class Exam:
                  tokenizer,
                  max_length: int | None = None):  # tokens a pair; None: the task's own
         self.task, self.sets, self._frozen = task, sets, {}
-        self.tokens = {x: tokenize(tokenizer, rows["text_a"], rows["text_b"], max_length or task.max_length) for x, rows in sets.items()}
+        self.tokens = {x: tokenize(tokenizer, rows["text_a"][:], rows["text_b"][:], max_length or task.max_length) for x, rows in sets.items()}
 
     def make(self, lang: str, head: int):
         "rows -> batch"
@@ -41,7 +41,7 @@ class Exam:
         if self._frozen[lang][0] is not f_m: raise ParameterError("an exam is put to nets with one and the same frozen encoder")
         return {"m": self._frozen[lang][1]}
 
-# %% ../nbs/43_evaluate.ipynb #c405af5d
+# %% ../nbs/43_evaluate.ipynb #1b691326
 def probabilities(
     net,  # (batch, names) -> outputs, in evaluation mode
     exam: Exam,
@@ -68,7 +68,7 @@ def evaluate(
     frames, names = [], np.array(exam.task.labels)
     for lang, rows in exam.sets.items():
         p = probabilities(net, exam, lang, head, accelerator)
-        frame = pd.DataFrame({"item": rows["id"], "language": lang, "label": names[np.array(rows["label"])], "prediction": names[p.argmax(1)]})
+        frame = pd.DataFrame({"item": rows["id"][:], "language": lang, "label": names[np.array(rows["label"][:])], "prediction": names[p.argmax(1)]})
         frames.append(frame.assign(**{f"p_{name}": p[:, i] for i, name in enumerate(names)}))
     return pd.concat(frames, ignore_index=True)
 

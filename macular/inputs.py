@@ -22,7 +22,7 @@ from .settings import Job, extend, presets
 from .store import read_json, sha256
 from .tasks import Folder, Hub, Task, find, load, tasks
 
-# %% ../nbs/44_inputs.ipynb #c6590c0c
+# %% ../nbs/44_inputs.ipynb #22ae2579
 PAPER = ("qadsm", "qam", "pawsx", "xnli")  # the four tasks of the paper, in a fixed order
 
 def digest(
@@ -31,7 +31,7 @@ def digest(
     "A hash of what some rows say"
     h = hashlib.sha256()
     for column in ("id", "text_a", "text_b", "label"):
-        for value in rows[column]: h.update(str(value).encode("utf-8", "surrogatepass") + b"\0")
+        for value in rows[column][:]: h.update(str(value).encode("utf-8", "surrogatepass") + b"\0")
     return h.hexdigest()[:16]
 
 # %% ../nbs/44_inputs.ipynb #123a001d
@@ -93,7 +93,7 @@ def read_lexicon(
     raise DataError(f"'{data.job.method}' switches words and needs dictionaries; a training never fetches them by itself. "
                     "Say where they are (lexicon_dir), or fetch them first: macular data fetch dictionaries")
 
-# %% ../nbs/44_inputs.ipynb #e320cb70
+# %% ../nbs/44_inputs.ipynb #64274e83
 def licensed(
     lexicon: Lexicon,
     folder: str,  # where it was read
@@ -110,7 +110,8 @@ def counted(
     "How many rows a training will read; from the hub nothing is downloaded to count them"
     source = task.source or data.source
     if isinstance(source, Hub): rows, where = source.layout(task, "train").size("train"), f"hub: {source.layout(task, 'train').origin}"
-    else: rows, where = len(load(task, "train", source=source)), "mini world" if isinstance(source, Mini) else "files"
+    elif isinstance(source, Mini): rows, where = source.train, "mini world"
+    else: rows, where = len(load(task, "train", source=source)), "files"
     return min(rows, data.job.max_train or rows), where
 
 # %% ../nbs/44_inputs.ipynb #c02682cf

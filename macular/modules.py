@@ -62,7 +62,7 @@ def _behead(model):
     setattr(model.get_submodule(parent), leaf, nn.Identity())
     return width, last[0]
 
-# %% ../nbs/30_modules.ipynb #5a0e7404
+# %% ../nbs/30_modules.ipynb #278a20c9
 class Encoder(nn.Module):
     "Eq. 1: any `AutoModel` as a function from token ids to vectors"
 
@@ -84,8 +84,7 @@ class Encoder(nn.Module):
         "What the body is called with: a row, or a padded batch"
         if not self.packed: return pad(view, self.config.pad_token_id or 0, getattr(self.config, "max_position_embeddings", None))
         device = view["input_ids"].device
-        width = 1 if device.type == "cpu" else view["lengths"].max()  # on a GPU one call of attention a layer
-        return pack(view, start(self.config), width, filler(len(view["input_ids"]), device))
+        return pack(view, start(self.config), 8 if device.type == "cpu" else 1, filler(len(view["input_ids"]), device))
 
 # %% ../nbs/30_modules.ipynb #f5b38cd5
 @contextmanager

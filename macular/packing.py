@@ -16,7 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-# %% ../nbs/25_packing.ipynb #d874ab8b
+# %% ../nbs/25_packing.ipynb #ef33b3ea
 @dataclass(frozen=True)
 class Group:
     "Neighbouring texts that attention takes as one batch"
@@ -33,12 +33,12 @@ class Row:
 
 def groups(
     lengths: np.ndarray,  # (B,) ascending
-    width: int,  # lengths are taken together up to the next multiple of it; 1: equal ones only
+    most: int,  # groups there may be
     device,
 ) -> tuple[Group, ...]:
     "Sorted texts, cut into groups of like length"
-    found = []
-    for part in np.split(lengths, np.flatnonzero(np.diff(-(-lengths // width))) + 1):
+    found, width = [], -(-(lengths[-1] - lengths[0] + 1) // most)
+    for part in np.split(lengths, np.flatnonzero(np.diff((lengths - lengths[0]) // width)) + 1):
         if part[0] == part[-1]: found.append(Group(len(part), int(part[0])))
         else:
             longest = -(-int(part[-1]) // 8) * 8
@@ -47,11 +47,11 @@ def groups(
             found.append(Group(len(part), longest, where, mask))
     return tuple(found)
 
-# %% ../nbs/25_packing.ipynb #847611a0
+# %% ../nbs/25_packing.ipynb #0202723c
 def pack(
     view: dict,  # texts as `cut` gives them
     start: int,  # position of a text's first token
-    width: int = 1,  # of a group
+    most: int = 8,  # groups for attention
     filler: int = 0,  # texts of one token to add at the end, of which nothing is asked
 ) -> dict:  # what a stock model is called with: each (1, T), and `row`
     "Texts as one row, sorted by length"
@@ -65,16 +65,16 @@ def pack(
     extra = np.zeros(filler, np.int64)
     take, place, first = (torch.from_numpy(v).to(device) for v in (
         np.append(inside + np.repeat(given, ordered), extra), np.append(inside, extra) + start, first))
-    row = Row(groups(ordered, width, device) + ((Group(filler, 1),) if filler else ()), first)
+    row = Row(groups(ordered, most, device) + ((Group(filler, 1),) if filler else ()), first)
     return {name: value[take][None] for name, value in view.items() if name != "lengths"} | {"position_ids": place[None], "row": row}
 
-# %% ../nbs/25_packing.ipynb #f9a291d5
+# %% ../nbs/25_packing.ipynb #8b4c14d1
 def _band(group: Group, window, device):
     "What a token may look at: real tokens of its own text, within the window of a local layer"
     if not window or group.longest <= window: return group.mask
     place = torch.arange(group.longest, device=device)
-    near = (place[:, None] - place).abs() < window
-    return near if group.mask is None else near & group.mask
+    apart = (place[:, None] - place).abs()
+    return apart < window if group.mask is None else (apart < window) & group.mask | (apart == 0)  # padding looks at itself, not at nothing
 
 def _together(group: Group, tokens: list[Tensor], window, **options):
     "Attention within the texts of one group: query, key and value (tokens, heads, d) -> (tokens, heads, d)"

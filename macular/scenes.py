@@ -6,7 +6,8 @@
 __all__ = ['DATA', 'NP', 'Scene', 'LIVING', 'QUESTIONS', 'THINGS', 'NAMED', 'Grammar', 'grammars', 'Token', 'words', 'vocabulary',
            'kind', 'relation', 'sort', 'leaves', 'siblings', 'Dice', 'slots', 'order', 'phrase', 'clause', 'tell',
            'plain', 'someone', 'something', 'another', 'detailed', 'act', 'transfer', 'converse', 'compare', 'arrange',
-           'alone', 'share', 'draw', 'turned', 'swapped', 'moved', 'described', 'less', 'unlike', 'sibling', 'against']
+           'alone', 'share', 'split_of', 'draw', 'turned', 'swapped', 'moved', 'described', 'less', 'unlike', 'sibling',
+           'against']
 
 # %% ../nbs/03_scenes.ipynb #46ddcaf2
 import csv, zlib
@@ -116,7 +117,7 @@ def phrase(adposition, np, grammar) -> list:
     adposition = [adposition] if adposition else []
     return adposition + noun if grammar.adposition == "before" else noun + adposition
 
-# %% ../nbs/03_scenes.ipynb #94779d79
+# %% ../nbs/03_scenes.ipynb #da7a53d4
 Token = namedtuple("Token", "text head")  # head: position of the word it depends on, -1 for the top
 
 def clause(scene, grammar, say) -> list:
@@ -138,11 +139,12 @@ def tell(
     dice: Dice,
     synonyms: float = 0.12,  # how often a word gives way to its near-synonym
     own_order: float = 1.0,  # how often a sentence has the language's own word order; else the English one
+    borrowed: float = 0.0,  # how often a word gives way to the English one
 ) -> list:  # of `Token`
     "A text in a language"
-    known, tokens, top = vocabulary(lang), [], -1
+    known, english, tokens, top = vocabulary(lang), vocabulary("en"), [], -1
     def say(concept):
-        options = known[concept]
+        options = (english if borrowed and known[concept] and dice.chance(borrowed) else known)[concept]
         if not options: return ()
         return (options[0] if len(options) == 1 or not dice.chance(synonyms) else dice.pick(options[1:])).split()
     for part in parts:
@@ -209,17 +211,20 @@ def alone(dice):
     scene = detailed(dice, Scene(dice.pick(kind("solo")), someone(dice)), 0.6)
     return scene._replace(adv=dice.pick(kind("adverb"))) if dice.chance(0.4) else scene
 
-# %% ../nbs/03_scenes.ipynb #e2de19e4
+# %% ../nbs/03_scenes.ipynb #002763b9
 def share(text, n): return zlib.crc32(text.encode()) % n
+
+def split_of(scene) -> tuple:  # train, dev or test, and the concepts that decide
+    concepts = [scene.verb, *(np.noun if np else "" for np in (scene.subj, scene.obj, scene.other and scene.other[1]))]
+    return {7: "dev", 8: "test", 9: "test"}.get(share(" ".join(concepts), 10), "train"), concepts
 
 def draw(dice, split, frames, half=None) -> Scene:
     "A scene of a split"
     while True:
         scene = dice.pick(frames)(dice)
-        nouns = [np.noun if np else "" for np in (scene.subj, scene.obj, scene.other and scene.other[1])]
-        part = {7: "dev", 8: "test", 9: "test"}.get(share(" ".join([scene.verb, *nouns]), 10), "train")
-        mine = half is None or all(share(c, 2) == half for c in (scene.verb, *nouns) if c and sort(c) not in ("name", "word"))
-        if mine and part == ("train" if split == "text" else split): return scene
+        found, concepts = split_of(scene)
+        mine = half is None or all(share(c, 2) == half for c in concepts if c and sort(c) not in ("name", "word"))
+        if mine and found == ("train" if split == "text" else split): return scene
 
 # %% ../nbs/03_scenes.ipynb #370cc2da
 def turned(s):

@@ -117,11 +117,11 @@ def _is_there(source, task, split, lang):
     try: return source.paths(task, split, lang)[0].is_file()
     except (DataError, ParameterError): return False
 
-# %% ../nbs/10_tasks.ipynb #2f7fb622
+# %% ../nbs/10_tasks.ipynb #798c7737
 def _check_size(rows, layout, split, name):
     whole, each = layout.size(split), layout.rows.get(split)
     if whole and len(rows) > whole: raise DataError(f"{name}: {len(rows):,} rows where {whole:,} were published; it is another file")
-    found = Counter(rows["label"])
+    found = Counter(rows["label"][:])
     if isinstance(each, tuple) and len(rows) == whole and tuple(found[i] for i in range(len(each))) != each:
         raise DataError(f"{name}: the labels are there {dict(found)} times where {each} were published; it is another file")
 
@@ -266,7 +266,7 @@ def find(
     if isinstance(task, Task): return task
     return task_from_toml(task) if str(task).endswith(".toml") else tasks[task]
 
-# %% ../nbs/10_tasks.ipynb #a9d33294
+# %% ../nbs/10_tasks.ipynb #76ca8ec2
 def load(
     task,  # a `Task`, a name or the path of a TOML file
     split: str,  # `train`, `dev` or `test`
@@ -282,14 +282,14 @@ def load(
         raise ParameterError(f"{task.name} trains on '{task.source_lang}' alone. Training rows in '{lang}' would be machine translations, "
                              "and the setting is zero-shot; set the task's source_lang if you have real ones.")
     rows = (task.source or source or Hub()).read(task, split, lang)
-    count = Counter(rows["label"])
+    count = Counter(rows["label"][:])
     absent = [name for i, name in enumerate(task.labels) if not count[i]]
     if not rows or len(count) < 2 or split == "train" and absent:
         raise DataError(f"{task.name} {split} in '{lang}': {len(rows):,} rows, none of them {' or '.join(absent)}. "
                         "With such a file nothing can be learned or scored; were its labels stripped?")
     return rows
 
-# %% ../nbs/10_tasks.ipynb #e3a8c7cf
+# %% ../nbs/10_tasks.ipynb #604c1d8a
 class Facts(dict):
     "Counts of a split; shows as a table"
     def _repr_markdown_(self): return table([{"fact": k, "value": v} for k, v in self.items()])
@@ -300,12 +300,12 @@ def facts(
     published: int = None,  # how many rows the whole file has
 ) -> Facts:
     "How many rows of which label there are, and how many that one should know of"
-    pairs = list(zip(rows["text_a"], rows["text_b"]))
-    labels, names = Counter(rows["label"]), rows.features["label"].names
-    once, several = Counter(pairs), Counter(pair for pair, _ in set(zip(pairs, rows["label"])))
+    pairs = list(zip(rows["text_a"][:], rows["text_b"][:]))
+    labels, names = Counter(rows["label"][:]), rows.features["label"].names
+    once, several = Counter(pairs), Counter(pair for pair, _ in set(zip(pairs, rows["label"][:])))
     found = Facts(rows=len(pairs), **({"of": f"sample: {len(pairs):,} of {published:,} rows"} if published and len(pairs) < published else {}),
                   labels={name: labels[i] for i, name in enumerate(names)}, majority=round(max(labels.values()) / max(1, len(pairs)), 4),
                   empty=sum(not (a.strip() and b.strip()) for a, b in pairs), untranslated=sum("NS" in pair for pair in pairs),
                   repeated=len(pairs) - len(once), contradictory=sum(n > 1 for n in several.values()))
-    if train is not None: found["in training"] = sum(pair in seen for seen in [set(zip(train["text_a"], train["text_b"]))] for pair in pairs)
+    if train is not None: found["in training"] = sum(pair in seen for seen in [set(zip(train["text_a"][:], train["text_b"][:]))] for pair in pairs)
     return found

@@ -31,16 +31,17 @@ class Text:
     seed: int = 0
     max_length: int | None = None  # tokens a pair; None: each task's own
 
-# %% ../nbs/24_views.ipynb #d7d06b2d
+# %% ../nbs/24_views.ipynb #67e591a4
 class ByText:
     "A task's rows as tokens, through text"
 
     def __init__(self, task: Task, rows, text: Text):
-        self.task, self.rows, self.text = task, rows, text
-        self.fields, self.switch = (list(rows["text_a"]), list(rows["text_b"])), text.switch and text.switch.over(task.langs, text.lexicon)
+        self.task, self.rows, self.text, self.switch = task, rows, text, text.switch and text.switch.over(task.langs, text.lexicon)
 
     @property
     def max_length(self): return self.text.max_length or self.task.max_length
+    @property
+    def fields(self): return self.rows["text_a"][:], self.rows["text_b"][:]
 
     def place(self, round): return Place(self.text.seed, self.task.name, round=round)
 
@@ -50,7 +51,7 @@ class ByText:
 
     def switched(self, round):
         "The rows code-switched, and the counts of `tally`"
-        fields = [self.switch(texts, list(self.rows["id"]), self.text.lexicon, replace(self.place(round), field=f))
+        fields = [self.switch(texts, self.rows["id"][:], self.text.lexicon, replace(self.place(round), field=f))
                   for f, texts in enumerate(self.fields)]
         tokens = tokenize(self.text.tokenizer, *([s.text for s in switched] for switched in fields), self.max_length)
         return tokens, tally(s for switched in fields for s in switched)
@@ -60,7 +61,7 @@ class ByChunk(ByText):
 
     def __init__(self, task: Task, rows, text: Text):
         super().__init__(task, rows, text)
-        self.chunked = Chunked(text.tokenizer, self.fields, list(rows["id"]), self.switch, text.lexicon)
+        self.chunked = Chunked(text.tokenizer, self.fields, rows["id"][:], self.switch, text.lexicon)
 
     def _packed(self, found): return Tokens(found.ids, found.types, found.starts, self.text.tokenizer.pad_token_id or 0)
 
@@ -104,7 +105,7 @@ class Views:
                  text: Text):
         self.tasks, self.rows, self.text, self._made, self._ways, self.counts = tasks, rows, text, {}, {}, {}
         self.task = np.repeat(np.arange(len(tasks)), [len(rows[t.name]) for t in tasks])
-        self.y = np.concatenate([np.array(rows[t.name]["label"]) for t in tasks])
+        self.y = np.concatenate([np.array(rows[t.name]["label"][:]) for t in tasks])
         why = obstacle(text.tokenizer)
         self.notes = [f"texts are tokenised again in every round, which is slow: in the tokenizer, {why}"] if why and text.switch and text.switch.redraw else []
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings, strategies as st
 
 from macular.core import ParameterError
 from macular.lexicon import CHUNK
-from macular.mini import Mini, backbone, items, lexicon, makers, text, told
+from macular.mini import Mini, backbone, items, lexicon, makers, text, told, web
 from macular.scenes import (Dice, Scene, act, against, alone, arrange, compare, converse, draw, grammars, less, moved, plain, relation, swapped,
                             tell, transfer, turned, vocabulary, words)
 from macular.tasks import Task, load, tasks
@@ -203,7 +203,7 @@ def test_provenance_has_no_path():
 
 SAME = """
 import hashlib, sys
-from macular.mini import Mini, lexicon, text, told
+from macular.mini import Mini, lexicon, text, told, web
 from macular.tasks import tasks
 rows = [r for name in ("xnli", "pawsx", "qam", "qadsm") for r in told(Mini(dev=20), tasks[name], "dev", "de")]
 print(hashlib.sha256(repr((rows, lexicon().digest, list(text("ja", 50)))).encode()).hexdigest(), sorted(m for m in ("torch", "transformers", "pandas", "datasets", "pyarrow", "scipy") if m in sys.modules))
@@ -231,12 +231,26 @@ def test_wrong_entries_are_wrong():
     both = set(right["fr"]) & set(wrong["fr"])
     assert sum(right["fr"][w] == wrong["fr"][w] for w in both) / len(both) < 0.05
 
-def test_text_is_of_one_language_and_tells_no_test_scene():
-    known = {w for options in vocabulary("ko").values() for word in options for w in word.split()} | set(".?,")
-    lines = list(text("ko", 200))
-    assert all(line.count("\t") == 1 and set(line.replace("\t", " ").split()) <= known for line in lines)
-    english = {part for line in text("en", 3000) for part in line.split("\t")}
-    assert not english & {r["text_a"] for r in Mini(test=300).read(tasks["pawsx"], "test", "en")}
+def the_words(lang): return {w for options in vocabulary(lang).values() for word in options for w in word.split()} | set(".?,")
+
+def test_text_is_of_one_language_and_borrows_as_stated():
+    own, english = the_words("ko"), the_words("en")
+    pure, usual = list(text("ko", 200, borrowed=0.0)), list(text("ko", 2000))
+    assert all(line.count("\t") == 1 and set(line.replace("\t", " ").split()) <= own for line in pure)
+    told = [w for line in usual for w in line.split() if w in english ^ own]
+    assert set(told) <= own | english and abs(sum(w in english for w in told) / len(told) - web("ko").borrowed) < 0.05
+    assert all(set(line.split()) <= the_words("sw") for line in text("sw", 200)) and web("sw").lines < web("ko").lines < web("en").lines
+
+def test_english_argues_and_the_others_do_not():
+    joins = {vocabulary(lang)[w][0] for lang in ("en", "tr") for w in ("so", "but", "and", "yes", "no")}
+    def first(line): return line.split("\t")[1].split()[0]
+    assert {first(line) for line in text("en", 500)} == joins & the_words("en") and not {first(line) for line in text("tr", 500)} & joins
+
+@pytest.mark.parametrize("lang,joined", [("en", 1.0), ("en", 0.0), ("de", 0.0)])
+def test_text_tells_no_scene_of_the_test_rows(lang, joined):
+    parts = {part for line in text(lang, 3000, joined=joined, borrowed=0.0) for part in line.split("\t")}
+    rows = Mini(test=300, synonyms=0.0).read(tasks["pawsx"], "test", lang)
+    assert not parts & {*rows["text_a"], *rows["text_b"]}
 
 # --- encoders ---------------------------------------------------------------------------------------------------------------------
 

@@ -47,17 +47,17 @@ def one_by_one(model, texts):
     parts = zip(*(texts[name].split(texts["lengths"].tolist()) for name in names))
     return torch.cat([model(**dict(zip(names, (p[None] for p in part))), attention_mask=torch.ones_like(part[0])[None]).logits for part in parts])
 
-def with_width(monkeypatch, width):
-    "Encoders group lengths by this width"
+def with_groups(monkeypatch, most):
+    "Encoders let attention have so many groups"
     real = packing.pack
-    monkeypatch.setattr("macular.modules.pack", lambda view, start, _, filler: real(view, start, width, filler))
+    monkeypatch.setattr("macular.modules.pack", lambda view, start, _, filler: real(view, start, most, filler))
 
 # ------------------------------------------------------------------ the same vectors
-@pytest.mark.parametrize("width", [1, 4, 8, 64])
+@pytest.mark.parametrize("most", [1, 3, 8, 99])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_text_in_a_row_is_the_text_alone(kind, width, monkeypatch):
+def test_a_text_in_a_row_is_the_text_alone(kind, most, monkeypatch):
     "However lengths are grouped; in double precision to the last digits, in single to 1e-5"
-    with_width(monkeypatch, width)
+    with_groups(monkeypatch, most)
     for double, close in ((True, EXACT[kind]), (False, 1e-5)):
         enc, texts = encoder(kind, double=double), view(kind=kind)
         with torch.no_grad(): together, alone = enc([texts])[0], one_by_one(stock(enc), texts)
@@ -99,10 +99,10 @@ def test_a_changed_text_changes_no_other(kind):
     same = (a == b).all(1)
     assert not same[1] and same[[0, *range(2, len(LENGTHS))]].all()
 
-@pytest.mark.parametrize("width", [1, 64])
+@pytest.mark.parametrize("most", [1, 8, 99])
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradients_are_those_of_the_padded_way(kind, width, monkeypatch):
-    with_width(monkeypatch, width)
+def test_gradients_are_those_of_the_padded_way(kind, most, monkeypatch):
+    with_groups(monkeypatch, most)
     enc, views, found = encoder(kind), [view(kind=kind), view((5, 11, 6), kind, seed=1)], {}
     assert enc.packed
     for enc.packed in (True, False):
@@ -133,7 +133,7 @@ def test_a_row_holds_every_text_once(seed):
     lengths = random.integers(1, 30, random.integers(1, 40))
     store = Tokens(np.arange(lengths.sum(), dtype=np.int32), None, np.cumsum([0, *lengths]), 0)
     rows = random.permutation(len(lengths))[: random.integers(1, len(lengths) + 1)]
-    packed = packing.pack(cut(store, rows), start=2, width=int(random.integers(1, 9)), filler=int(random.integers(0, 5)))
+    packed = packing.pack(cut(store, rows), start=2, most=int(random.integers(1, 40)), filler=int(random.integers(0, 5)))
     ids, place = packed["input_ids"][0].numpy(), packed["position_ids"][0].numpy()
     for row, first in zip(rows, packed["row"].first.tolist()):
         own = np.arange(store.starts[row], store.starts[row + 1])
@@ -224,7 +224,7 @@ def grown(precision, filler="with"):
 def test_memory_does_not_grow_with_the_number_of_lengths(precision): assert grown(precision) < 40
 
 @pytest.mark.skipif(not getattr(torch.cpu, "_is_avx512_bf16_supported", bool)(), reason="this processor has no bfloat16 of its own")
-def test_negative_control_without_filler_memory_grows(): assert grown("bf16", "without") > 80
+def test_negative_control_without_filler_memory_grows_more(): assert grown("bf16", "without") > grown("bf16")  # how much depends on the machine
 
 # ------------------------------------------------------------------ who is packed
 def test_what_is_not_known_is_padded(tmp_path):
