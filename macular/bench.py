@@ -99,18 +99,19 @@ class Target:
         return {"what": self.what, "target": f"{'≥' if self.least else '≤'} {self.bound:g}", "measured": said,
                 "met": {True: "yes", False: "**no**", None: "open"}[self.met]}
 
-# %% ../nbs/53_bench.ipynb #dea5f96d
+# %% ../nbs/53_bench.ipynb #a0398b84
 def _asked(counts, name, encoder, args):
     learns = torch.is_grad_enabled() and any(p.requires_grad for p in encoder.parameters())
     tokens = sum(int(view["lengths"].sum()) for view in args[0])
-    counts.update({f"{name}.{'trained' if learns else 'encoded'}": tokens, f"{name}.texts": sum(len(view["lengths"]) for view in args[0]), f"{name}.calls": 1})
+    kind = f"{name}.{'trained' if learns else 'encoded'}"
+    counts.update({kind: tokens, f"{kind}.texts": sum(len(view["lengths"]) for view in args[0]), f"{name}.calls": 1})
 
 def _computed(counts, name, body, args, inputs): counts[f"{name}.computed"] += inputs["input_ids"].numel()
 
 @contextmanager
 def counted(
     net,  # a module with encoders in it
-):  # yields a Counter: `encoder.trained`, `.encoded`, `.computed` (tokens), `.texts`, `.calls`; `shared.…` is f_m
+):  # yields a Counter of tokens (`encoder.trained`, `encoder.encoded`, `encoder.computed`), texts (`encoder.trained.texts`) and calls; `shared.…` is f_m
     "Inside, every encoder of the net is counted"
     counts, hooks = Counter(), []
     for name, encoder in [(n.split(".")[-1], m) for n, m in net.named_modules() if isinstance(m, Encoder)]:
