@@ -23,7 +23,7 @@ from .tasks import Task
 from .trainer import Phase
 from .views import Text, Views, features
 
-# %% ../nbs/41_build.ipynb #4fed3136
+# %% ../nbs/41_build.ipynb #2fb327b7
 @dataclass
 class Material:
     "Everything a training needs beside its row"
@@ -48,6 +48,7 @@ class Recipe:
     alpha: float = 0.5  # Eq. 8
     max_length: int | None = None  # tokens a pair; None: each task's own
     pool: int = 16  # batches sorted by length together; 1: independent batches
+    accumulation: int = 1  # portions of a batch that are computed one after the other, where memory is small
 
 # %% ../nbs/41_build.ipynb #1288ad75
 def build_net(
@@ -90,7 +91,7 @@ def possible(
         notes.append("no neighbouring task with data: no consistency loss. Give the task a `neighbour`.")
     return weights, notes
 
-# %% ../nbs/41_build.ipynb #a84213f5
+# %% ../nbs/41_build.ipynb #8f0b8d3f
 class _Inputs:
     "The batches of one training, round by round"
 
@@ -132,10 +133,19 @@ class _Inputs:
         size, seed, pool = self.recipe.batch_size, self.recipe.seed, self.recipe.pool
         items, make = self.maker(self.own, self.suffixes, round)
         rows = order(items.lengths, size, seed, "net", round, pool=pool)
-        if self.near is None: return Batches(rows, make)
+        if self.near is None: return Batches(rows, self.portioned(make))
         near, make_near = self.maker(self.near, self.near_suffixes, round, "_near")
-        pairs = list(zip(rows, companions(near.lengths, rows, size, round, seed, pool=pool)))
-        return Batches(pairs, lambda pair: make(pair[0]) | make_near(pair[1]))
+        pairs = [np.stack(pair) for pair in zip(rows, companions(near.lengths, rows, size, round, seed, pool=pool))]
+        return Batches(pairs, self.portioned(lambda pair: make(pair[0]) | make_near(pair[1])))
+
+    def portioned(self, make):
+        "A maker of batches, or of lists of (share of the batch's items, portion)"
+        n = self.recipe.accumulation
+        if n == 1: return make
+        def portions(rows):
+            parts = np.array_split(rows, min(n, rows.shape[-1]), axis=-1)
+            return [(part.shape[-1] / rows.shape[-1], make(part)) for part in parts]
+        return portions
 
 # %% ../nbs/41_build.ipynb #ef0242d1
 def _discriminator_phase(name, row, net, D, inputs, recipe):

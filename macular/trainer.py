@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['Phase', 'Loop', 'load_weights', 'Stopped', 'fit']
 
-# %% ../nbs/33_trainer.ipynb #d6d0b108
+# %% ../nbs/33_trainer.ipynb #df62355d
 import math, shutil, time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from accelerate.utils import send_to_device
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from .core import MacularError, NumericError, StorageError, mix
+from .core import EnvironmentProblem, MacularError, NumericError, StorageError, mix
 from .store import append, newest, read_json, staged, write_json
 
 # %% ../nbs/33_trainer.ipynb #12f2b8fc
@@ -42,7 +43,7 @@ class Loop:
     seed: int = 0
     clip: float = 1.0  # largest norm of a gradient
 
-# %% ../nbs/33_trainer.ipynb #307743e0
+# %% ../nbs/33_trainer.ipynb #23183460
 class _Learner:
     "A phase with its optimizer and schedule"
 
@@ -54,24 +55,41 @@ class _Learner:
         self.lr = lambda done: phase.lr * (max(0.0, 1 - done / total) if phase.decay else 1.0)
         self.prepared, self.done = accelerator.prepare(self.optimizer), 0
 
-    def step(self, batch: dict, *place) -> dict:  # the values of all loss parts
+    def step(self, batch, *place) -> dict:  # the values of all loss parts; a batch may come in portions: (share of its items, batch)
         torch.manual_seed(int(mix(*place) >> 1))
         for group in self.optimizer.param_groups: group["lr"] = self.lr(self.done)
-        with self.accelerator.autocast(): loss, parts = self.phase.loss(send_to_device(batch, self.accelerator.device))
-        parts = {name: value.item() for name, value in ({"loss": loss} | parts).items()}
-        self._finite(parts, place)
-        self.accelerator.backward(loss)
+        parts = Counter()
+        for share, portion in batch if isinstance(batch, list) else [(1.0, batch)]:
+            with _memory(batch): parts.update({name: share * value for name, value in self._gradient(portion, share, place).items()})
         norm = self.accelerator.clip_grad_norm_(self.params.values(), self.clip)
         if self.accelerator.scaler is None: self._finite({"the gradient": norm.item()}, place)  # fp16's scaler skips such a step itself
         self.prepared.step()
         self.prepared.zero_grad()
         self.done += 1
+        return dict(parts)
+
+    def _gradient(self, batch, share, place):
+        "Add the gradient of some items, by their share of the step's"
+        with self.accelerator.autocast(): loss, parts = self.phase.loss(send_to_device(batch, self.accelerator.device))
+        parts = {name: value.item() for name, value in ({"loss": loss} | parts).items()}
+        self._finite(parts, place)
+        self.accelerator.backward(share * loss)
         return parts
 
     def _finite(self, values, place):
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad: raise NumericError(f"phase '{self.phase.name}', place {place}: {', '.join(bad[::-1])} is not a finite number. "
                                    "The last checkpoint is kept. Try a smaller learning rate, or precision fp32.")
+
+@contextmanager
+def _memory(batch):
+    "Where memory runs out, say what takes less"
+    try: yield
+    except RuntimeError as e:  # torch's own error on a GPU is one, too
+        if not isinstance(e, torch.OutOfMemoryError) and "allocate memory" not in str(e) and "not enough memory" not in str(e): raise
+        n = len(batch) if isinstance(batch, list) else 1
+        raise EnvironmentProblem(f"a step does not fit into memory {f'in {n} portions' if n > 1 else 'at once'}. Say accumulation={2 * n}: the same batch in {2 * n} portions, one after the "
+                                 "other, with the same mathematics, as their gradients are added up; only dropout falls elsewhere. Or take precision bf16, or a shorter max_length.") from e
 
 @contextmanager
 def _alone(active: _Learner, learners: list[_Learner]):

@@ -1,6 +1,7 @@
 """Who learns when, what is encoded how often, and what a row does where something is missing."""
 from collections import Counter
 from copy import deepcopy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import toy
 from macular.augment import CodeSwitch
-from macular.core import DataError, MacularError
+from macular.core import DataError, EnvironmentProblem, MacularError
 from macular.methods import Readings, methods
 from macular.objective import Objective
 from macular.trainer import Loop, Phase, fit
@@ -428,3 +429,38 @@ def test_equal_numbers_from_a_copy():
     before = toy.state(kept)
     toy.train(built, numbers)
     assert toy.same(before, toy.state(kept)) and not toy.same(before, toy.state(built.net))
+
+# ------------------------------------------------------------------ a batch in portions
+@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("portions", [2, 3, 9])
+def test_a_batch_in_portions_teaches_the_same(name, portions):
+    row, one = methods[name], toy.recipe(rounds=2)
+    whole, built = ends(row, toy.for_row(row), one)
+    parts, other = ends(row, toy.for_row(row), toy.recipe(rounds=2, accumulation=portions))
+    smaller, _ = ends(row, toy.for_row(row), toy.recipe(rounds=2, batch_size=2))
+    assert toy.gap(whole, parts) < 1e-10 < 1e-4 < toy.gap(whole, smaller)
+    batch = other.phases[-1].data(0)[0]
+    assert len(batch) == min(portions, 4) and sum(share for share, _ in batch) == pytest.approx(1)
+    assert max(len(part["y"]) for _, part in batch) == -(-4 // len(batch))
+
+def losses(row, **changes):
+    found = []
+    numbers = toy.recipe(**changes)
+    toy.train(toy.made(row, toy.for_row(row), numbers), numbers, on_step=found.append)
+    return found
+
+def test_its_losses_are_the_batch_s():
+    for a, b in zip(losses(methods["macular"]), losses(methods["macular"], accumulation=2), strict=True):
+        assert a.keys() == b.keys() and all(a[k] == pytest.approx(b[k], abs=1e-12) for k in a)
+
+@pytest.mark.parametrize("error,portions,says", [(torch.OutOfMemoryError("CUDA out of memory."), 1, "accumulation=2"), (torch.OutOfMemoryError("CUDA out of memory."), 2, "accumulation=4"),
+                                                 (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), 1, "accumulation=2")])
+def test_out_of_memory_says_what_takes_less(error, portions, says):
+    def fail(batch): raise error
+    built = toy.made(methods["finetune"], toy.material("toy3"), toy.recipe(accumulation=portions))
+    with pytest.raises(EnvironmentProblem, match=says): fit([replace(built.phases[0], loss=fail)], Loop(1))
+
+def test_another_error_is_not_one_of_memory():
+    def fail(batch): raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+    built = toy.made(methods["finetune"], toy.material("toy3"), toy.recipe())
+    with pytest.raises(RuntimeError, match="mat1"): fit([replace(built.phases[0], loss=fail)], Loop(1))
