@@ -270,7 +270,7 @@ class Report:
             return "\n".join("  ".join(str(row.get(c, "")).ljust(w) for c, w in widths.items()).rstrip() for row in [dict(zip(widths, widths)), *rows])
         return "\n\n".join([block(rows) for rows in (self.data, self.dictionaries) if rows] + ["\n".join(self.todo)])
 
-# %% ../nbs/13_fetch.ipynb #a6d5dfd8
+# %% ../nbs/13_fetch.ipynb #f93cde8a
 def check(
     data_dir="data",  # the archives, side by side; relative folders start at the project's root
     lexicon_dir="data/dictionaries",  # `en-de.txt`, …
@@ -280,8 +280,8 @@ def check(
     data, texts = _data_rows(Folder(str(data_dir)))
     dictionaries, missing, problem = _dictionary_rows(resolve(lexicon_dir), texts, word)
     absent = {row["task"]: None for row in data if row["rows"] == "missing"}
-    todo = [f"missing of {name}: {', '.join(r['split'] for r in data if (r['task'], r['rows']) == (name, 'missing'))}. "
-            f"Get it: macular data fetch {name} --to {data_dir}" for name in absent]
+    todo = [f"{name} is not in {data_dir}: {', '.join(r['split'] for r in data if (r['task'], r['rows']) == (name, 'missing'))}. A job without data_dir reads it from "
+            f"the Hugging Face hub; for a copy of your own: macular data fetch {name} --to {data_dir}" for name in absent]
     muse = [lang for lang in missing if any(f"en-{lang}.txt" in part.keep for part in downloads["dictionaries"])]
     if problem and dictionaries == [] and "no dictionary" not in problem: todo.append(problem)
     if muse: todo.append(f"no dictionary: {', '.join(muse)}. Get them: macular data fetch dictionaries --to {lexicon_dir}")

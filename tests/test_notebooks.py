@@ -83,6 +83,12 @@ def test_the_readme_names_every_notebook_and_links_what_exists():
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
+@every
+def test_links_lead_somewhere(path):
+    links = [link for c in cells(path) if c.cell_type == "markdown" for link in re.findall(r"\]\((?!https?:|#)([^)#\s]+)\)", c.source)]
+    assert [link for link in links if not (path.parent / link).exists()] == []
+
+
 # jobs
 
 @every
