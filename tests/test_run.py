@@ -113,14 +113,14 @@ def test_a_killed_job_goes_on_to_the_same_bytes(finished, tmp_path, event, n):
 
 
 def test_seeds_differ(finished, tmp_path):
-    other = run(tmp_path, method="finetune", seed=1)
-    same = run(tmp_path, method="finetune")
+    other = run(tmp_path, method="finetune", stage1="paper", seed=1)
+    same = run(tmp_path, method="finetune", stage1="paper")
     assert other.folder != same.folder and not (other.predictions["p_paraphrase"] == same.predictions["p_paraphrase"]).all()
 
 
 @pytest.mark.parametrize("changes,said", [
     (dict(method="macular_nots_wo_pawsx"), "does not learn 'pawsx'"),
-    (dict(method="finetune", beta1=0.5), "has no 'aug_kl' loss"),
+    (dict(method="finetune", stage1="paper", beta1=0.5), "has no 'aug_kl' loss"),
     (dict(backbone="./nowhere"), "no folder './nowhere'"),
 ])
 def test_refused_before_a_model_is_loaded(tmp_path, monkeypatch, changes, said):
