@@ -333,6 +333,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'macular.plots.Progress.__repr__': ('plots.html#progress.__repr__', 'macular/plots.py'),
                                'macular.plots.Progress._repr_html_': ('plots.html#progress._repr_html_', 'macular/plots.py'),
                                'macular.plots.Progress.left': ('plots.html#progress.left', 'macular/plots.py'),
+                               'macular.plots.Progress.net': ('plots.html#progress.net', 'macular/plots.py'),
                                'macular.plots.Progress.start': ('plots.html#progress.start', 'macular/plots.py'),
                                'macular.plots.Progress.take': ('plots.html#progress.take', 'macular/plots.py'),
                                'macular.plots.curves': ('plots.html#curves', 'macular/plots.py'),
