@@ -168,7 +168,7 @@ def parameters(
     if not total: raise EnvironmentProblem(f"the backbone {Path(folder).name} has no .safetensors file; other formats are not read")
     return total
 
-# %% ../nbs/44_inputs.ipynb #553e200a
+# %% ../nbs/44_inputs.ipynb #88c3faf1
 def hashes(
     folder: Path,  # a backbone's
 ) -> dict:  # file -> SHA-256
@@ -181,7 +181,7 @@ def backbone_origin(
     "Where a backbone comes from: of one from the hub the commit, of any with a model card the licence it states"
     folder, name = data.backbone, Path(data.job.backbone).name
     if folder == packaged(data.job.backbone): source, licence = "ships with the package", "Apache-2.0"
-    else: source, licence = f"{data.job.backbone}@{folder.name}" if folder.parent.name == "snapshots" else "a folder", _licence(folder / "README.md")
+    else: source, licence = "a folder" if local_backbone(data.job.backbone) else f"{data.job.backbone}@{folder.name}", _licence(folder / "README.md")
     return {"name": name, "source": source, "licence": licence, "sha256": hashes(folder)}
 
 def _licence(card):
