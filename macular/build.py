@@ -66,7 +66,7 @@ def build_net(
         net = TaskSpecific(material.shared, encoder, len(material.tasks[0].labels), recipe.alpha, recipe.seed)
     return net.to(material.accelerator.device)
 
-# %% ../nbs/41_build.ipynb #72390998
+# %% ../nbs/41_build.ipynb #ffb9c0e5
 @dataclass
 class Built:
     "A row made ready to train"
@@ -81,13 +81,14 @@ class Built:
 
 def possible(
     row: Method,
-    material: Material,
-) -> tuple[dict, list[str]]:  # the losses this material allows, and a note for each that it does not
+    learned: list[Task],  # whose rows it learns from
+    near: Task | None,  # the neighbour
+) -> tuple[dict, list[str]]:  # the losses these tasks allow, and a note for each that they do not
     "The row's losses, less those that need a second task where there is none"
     weights, notes = row.active(), []
-    if len(material.tasks) == 1 and weights.pop("task_adv", 0):
+    if len(learned) == 1 and weights.pop("task_adv", 0):
         notes.append("one task: no task adversary. Add tasks to stage 1 (`stage1`) to have one.")
-    if material.near is None and weights.pop("consistency", 0):
+    if near is None and weights.pop("consistency", 0):
         notes.append("no neighbouring task with data: no consistency loss. Give the task a `neighbour`.")
     return weights, notes
 
@@ -147,8 +148,8 @@ class _Inputs:
             return [(part.shape[-1] / rows.shape[-1], make(part)) for part in parts]
         return portions
 
-# %% ../nbs/41_build.ipynb #ef0242d1
-def _discriminator_phase(name, row, net, D, inputs, recipe):
+# %% ../nbs/41_build.ipynb #e13a76a1
+def _discriminator_phase(name, net, D, inputs, recipe):
     "Lines 5–8 of Alg. 1, 3–7 of Alg. 2"
     accelerator, objective = inputs.material.accelerator, Objective({ADVERSARIES[name]: 1.0}, discriminator=D)
 
@@ -186,14 +187,14 @@ def fits(
             raise ParameterError(f"{t.name}: {recipe.max_length or t.max_length} tokens a pair, but the backbone has {positions} positions. "
                                  f"Say max_length={positions} or less.")
 
-# %% ../nbs/41_build.ipynb #9dad56fe
+# %% ../nbs/41_build.ipynb #872469aa
 def build(
     row: Method,
     material: Material,
     recipe: Recipe,
 ) -> Built:
     "A row, made ready: its net and its phases"
-    weights, notes = possible(row, material)
+    weights, notes = possible(row, material.tasks, material.near)
     if not weights: raise DataError(f"'{row.name}' has no loss left to train by: {' '.join(notes)}")
     net = build_net(row, material, recipe)
     fits(material, recipe, net.encoder.config)
@@ -206,7 +207,7 @@ def build(
     if not needed & {"", "_aug"}: raise ParameterError(f"'{row.name}' has no loss on the task's own texts, only {', '.join(weights)}")
     inputs = _Inputs(row, material, recipe, needed)
     notes += dict.fromkeys(note for views in inputs.views for note in views.notes)
-    phases = [_discriminator_phase(adversary, row, net, D, inputs, recipe)] if adversary else []
+    phases = [_discriminator_phase(adversary, net, D, inputs, recipe)] if adversary else []
     phases.append(Phase("net", net, objective, inputs.batches, inputs.steps, 1, recipe.learning_rate, decay=True))
     if not net.encoder.packed: notes.append(f"texts are padded for a backbone of type {net.encoder.config.model_type}: the same numbers, more time")
     if net.encoder.made: notes.append(f"the backbone holds no {', '.join(net.encoder.made)}: drawn from the seed")

@@ -41,7 +41,7 @@ def fetch(
     "Show the licence of data sets and, when it is accepted, download them."
     for name in names: fetch_data(name, to or ("data/dictionaries" if name == "dictionaries" else "data"), yes)
 
-# %% ../nbs/62_cli.ipynb #89398b07
+# %% ../nbs/62_cli.ipynb #9754267f
 def parameters(
     words: list[str],  # "name=value"
 ) -> dict:  # name -> value of the parameter's type
@@ -69,7 +69,7 @@ def train(
     notebook = root() / "nbs" / "train.ipynb"
     if not notebook.exists(): raise EnvironmentProblem(f"there is no {notebook}; run this inside a clone of the repository")
     import papermill
-    try: papermill.execute_notebook(notebook, report, values, cwd=root(), log_output=True, progress_bar=False)
+    try: papermill.execute_notebook(notebook, report, values, cwd=root(), stdout_file=sys.stdout, progress_bar=False)
     except papermill.PapermillExecutionError as e:
         ours = {c.__name__: c for c in MacularError.__subclasses__()}
         raise ours.get(e.ename, MacularError)(f"{e.evalue}\nThe whole report: {report}") from e

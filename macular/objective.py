@@ -39,32 +39,47 @@ def term(
         return loss
     return register
 
-# %% ../nbs/32_objective.ipynb #a802e807
+# %% ../nbs/32_objective.ipynb #03aa8fbf
 @term("task", eq=3)
-def task(logits, y): return task_loss(logits, y)
+def task(logits, y):
+    "Eq. 3: the labels, from the texts as they are"
+    return task_loss(logits, y)
 
 @term("aug_ce", eq=4)
-def aug_ce(logits_aug, y): return task_loss(logits_aug, y)
+def aug_ce(logits_aug, y):
+    "Eq. 4: the labels, from the augmented texts"
+    return task_loss(logits_aug, y)
 
 @term("task_disc", eq=5)
-def task_disc(d, d_aug, task): return discriminator_loss(d, task) + discriminator_loss(d_aug, task)
+def task_disc(d, d_aug, task):
+    "Eq. 5: the discriminator tells which task a text is of"
+    return discriminator_loss(d, task) + discriminator_loss(d_aug, task)
 
 @term("task_adv", eq=6)
-def task_adv(d, d_aug): return adversarial_loss(d) + adversarial_loss(d_aug)
+def task_adv(d, d_aug):
+    "Eq. 6: the net leaves the discriminator of tasks undecided"
+    return adversarial_loss(d) + adversarial_loss(d_aug)
 
 @term("aug_kl", eq=11)
-def aug_kl(logits_aug, logits, as_printed): return kl_s(logits_aug, logits, as_printed)
+def aug_kl(logits_aug, logits, as_printed):
+    "Eq. 11: augmented texts get the predictions of the texts as they are"
+    return kl_s(logits_aug, logits, as_printed)
 
 @term("lang_disc", eq=12)
 def lang_disc(d, d_aug):
+    "Eq. 12: the discriminator tells texts as they are from augmented ones"
     english, switched = d.new_zeros(len(d)).long(), d_aug.new_ones(len(d_aug)).long()
     return discriminator_loss(d, english) + discriminator_loss(d_aug, switched)
 
 @term("lang_adv", eq=13)
-def lang_adv(d, d_aug): return adversarial_loss(d) + adversarial_loss(d_aug)
+def lang_adv(d, d_aug):
+    "Eq. 13: the net leaves the discriminator of languages undecided"
+    return adversarial_loss(d) + adversarial_loss(d_aug)
 
 @term("consistency", eq=14)
-def consistency(logits_near_aug, logits_near, as_printed): return kl_s(logits_near_aug, logits_near, as_printed)
+def consistency(logits_near_aug, logits_near, as_printed):
+    "Eq. 14: the neighbouring task's texts, augmented or not, get one prediction"
+    return kl_s(logits_near_aug, logits_near, as_printed)
 
 # %% ../nbs/32_objective.ipynb #0ea3f653
 class Objective:

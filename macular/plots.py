@@ -90,7 +90,7 @@ def sparkline(
     return (f'<svg width="{width}" height="{height}" role="img" aria-label="{low:.3f} to {high:.3f}">'
             f'<polyline points="{points}" fill="none" stroke="currentColor" stroke-width="1.3"/></svg>')
 
-# %% ../nbs/52_plots.ipynb #80781a13
+# %% ../nbs/52_plots.ipynb #2e05bb45
 class Progress:
     "Where a training stands, and how long it will still take"
 
@@ -98,21 +98,30 @@ class Progress:
 
     def start(self, facts):
         self.title, self.parts, self.step, self.of = facts["row"].title, {}, 0, facts["steps"]
-        self.phases, self.began, self.net = dict(facts["phases"]), time.monotonic(), 0
+        self.phases, self.took, self.last = dict(facts["phases"]), {}, time.monotonic()
 
     def take(self, facts):
         "Count a step of the history"
-        self.step = facts["step"]
-        if facts["phase"] == "net": self.net += 1
-        if facts["phase"] == "net" and self.net == 1: self.net_began = time.monotonic()
+        now, self.step = time.monotonic(), facts["step"]
+        self.took.setdefault(facts["phase"], []).append(now - self.last)
+        self.last = now
         for name, value in facts.items():
             if name not in ("step", "of", "round", "phase", "pass", "batch", "loss"): self.parts.setdefault(name, []).append(value)
 
+    @property
+    def net(self):
+        "Steps of the net seen here; fewer than were done, where a killed run goes on"
+        return len(self.took.get("net", ()))
+
     def left(self):
-        "Seconds left: the net's steps at their pace, the other phases as long as the first round's took"
-        pace, others = (time.monotonic() - self.net_began) / max(1, self.net - 1), self.net_began - self.began
-        rounds = self.of // sum(self.phases.values())
-        return pace * (rounds * self.phases["net"] - self.net) + others * (rounds - 1)
+        "Seconds left: what each phase has still to do, at the pace it was seen to have; one not seen yet counts nothing"
+        rounds, within = divmod(self.step, sum(self.phases.values()))
+        total, seconds = self.of // sum(self.phases.values()), 0.0
+        for name, steps in self.phases.items():
+            seen = self.took.get(name, [])[name == "net" and self.net > 1 :]  # the net's first step waits for its batches
+            seconds += ((total - rounds) * steps - min(max(0, within), steps)) * sum(seen) / max(1, len(seen))
+            within -= steps
+        return seconds
 
     def _repr_html_(self):
         rows = "".join(f"<tr><td style='text-align:left'><code>{n}</code></td><td>{sparkline(v)}</td><td>{v[-1]:.3f}</td></tr>" for n, v in self.parts.items())

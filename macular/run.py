@@ -6,7 +6,7 @@
 __all__ = ['PLACES', 'averaged', 'Answers', 'score', 'Result', 'lines', 'say', 'settle', 'refuse', 'run', 'config', 'notes',
            'plan']
 
-# %% ../nbs/46_run.ipynb #8f5e54fa
+# %% ../nbs/46_run.ipynb #965bc769
 import os, time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -17,16 +17,16 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, GradientState, PartialState
 
-from .build import Recipe
-from .core import DataError, ParameterError, resolve, unknown
+from .build import Recipe, possible
+from .core import DataError, resolve
 from .evaluate import accuracy, collapsed, evaluate
-from .inputs import PAPER, Data, counted, digest, local_backbone, parameters, trained_on
+from .inputs import PAPER, Data, backbone_origin, counted, dictionaries, digest, local_backbone, parameters, trained_on
 from .methods import ADVERSARIES
 from .mini import Mini
 from .objective import terms
-from .settings import Job, beneath, fill, job_key, presets, row
+from .settings import Job, beneath, check, fill, job_key, presets, row
 from .store import read_json, write_bytes, write_json
 from .tasks import Task
 from .training import Training, environment, train, waiting
@@ -36,7 +36,7 @@ def averaged(weights: list[dict]) -> dict:
     "The mean of several rounds' weights"
     return {n: torch.stack([w[n].double() for w in weights]).mean(0).to(t.dtype) if t.is_floating_point() else t for n, t in weights[-1].items()}
 
-# %% ../nbs/46_run.ipynb #41f717a5
+# %% ../nbs/46_run.ipynb #b8b6fa08
 class Answers:
     "Predictions of a training's rounds on some rows, each made once"
 
@@ -53,6 +53,7 @@ class Answers:
         return self.made[which]
 
     def mean(self, which) -> float:
+        "Percent right, the mean over the languages"
         found = accuracy(self.of(which))
         return sum(found.values()) / len(found)
 
@@ -106,43 +107,52 @@ def say(event: str, facts: dict):
     "Print what is worth a line"
     for line in lines(event, facts): print(line, flush=True)
 
-# %% ../nbs/46_run.ipynb #71f96a93
+# %% ../nbs/46_run.ipynb #b182b2e3
 def settle(
     job: Job,
 ) -> Job:  # with every number, and the precision this machine computes in
-    "A job as this machine will do it"
-    gpu = torch.cuda.is_available()
-    job = fill(job, gpu)
+    "A job as this machine will do it, checked, wherever it comes from"
+    job = fill(check(vars(job)), torch.cuda.is_available())
     if job.precision != "auto": return job
     on_cpu = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    return replace(job, precision="bf16" if (torch.cuda.is_bf16_supported() if gpu else on_cpu()) else "fp32")
+    return replace(job, precision="bf16" if (torch.cuda.is_bf16_supported() if _on_gpu(job) else on_cpu()) else "fp32")
 
-# %% ../nbs/46_run.ipynb #1a9f161a
+def _on_gpu(job): return torch.cuda.is_available() and job.preset != "mini"
+
+# %% ../nbs/46_run.ipynb #26df3d87
 @contextmanager
 def _device(job: Job):
     "The accelerator a job computes with; threads and determinism as it asks, put back afterwards"
-    threads, gpu = torch.get_num_threads(), torch.cuda.is_available() and job.preset != "mini"
+    threads, before = torch.get_num_threads(), (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled())
     if presets[job.preset].threads: torch.set_num_threads(presets[job.preset].threads)
-    before = torch.are_deterministic_algorithms_enabled()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(job.deterministic, warn_only=True)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    try: yield Accelerator(cpu=not gpu, mixed_precision="no" if job.precision == "fp32" else job.precision)
+    try:
+        with _aside(): yield Accelerator(cpu=not _on_gpu(job), mixed_precision="no" if job.precision == "fp32" else job.precision)
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         torch.set_num_threads(threads)
 
-# %% ../nbs/46_run.ipynb #e229500b
+@contextmanager
+def _aside():
+    "All accelerators of a process share their state: a caller's is set aside, and put back afterwards"
+    shared = [s._shared_state for s in (PartialState, AcceleratorState, GradientState)]
+    before = [dict(s) for s in shared]
+    for s in shared: s.clear()
+    try: yield
+    finally:
+        for s, values in zip(shared, before):
+            s.clear()
+            s.update(values)
+
+# %% ../nbs/46_run.ipynb #6597b804
 def refuse(job: Job, data: Data, method):
-    "What can be known to be wrong before anything is trained"
-    target = data.target
-    for lang in job.langs:
-        if lang not in (target.source_lang, *target.langs): raise ParameterError(unknown(f"language of {target.name}", lang, target.langs))
-    if method.tasks == "all" and target.name in method.without:
-        raise ParameterError(f"'{method.name}' does not learn '{target.name}', so it cannot be scored on it")
-    for m in [method, *([beneath(method, job)] if method.shared else [])]:
+    "What can be known to be wrong before rows and backbone are read"
+    target, rows = data.target, [method, *([beneath(method, job)] if method.shared else [])]
+    for m in rows:
         for name in m.terms: terms[name]  # raises for a name there is not
         trained_on(data, m)
+    if any(m.augment for m in rows): dictionaries(data)
     if not data.langs(target, "dev") and not data.langs(target, "test"):
         raise DataError(f"there are no dev and no test rows of '{target.name}' to score")
 
@@ -166,7 +176,7 @@ def run(
             else: _record(job, data, training, folder, watch)
     return Result(folder, read_json(folder / "result.json"))
 
-# %% ../nbs/46_run.ipynb #391eb33c
+# %% ../nbs/46_run.ipynb #c556a0c4
 PLACES = ("out", "data_dir", "lexicon_dir", "extensions")  # where things are on this machine; never part of a result
 
 def config(job: Job, data: Data) -> dict:
@@ -186,7 +196,7 @@ def _record(job: Job, data: Data, training: Training, folder: Path, watch: Calla
         "status": "complete", "config": config(job, data), "notes": notes(job, data, training),
         "trainings": {t.row.name: {"key": t.key, "tasks": t.record["tasks"], "round": t.best, "dev": [r["dev"] for r in t.record["rounds"]],
                                    "switch_rates": t.record["switch_rates"]} for t in training.chain},
-        "origins": data.origins} | scores)
+        "backbone": backbone_origin(data), "origins": data.origins} | scores)
     watch("done", {"folder": folder})
 
 def notes(job: Job, data: Data, training: Training) -> list[str]:
@@ -205,12 +215,12 @@ def notes(job: Job, data: Data, training: Training) -> list[str]:
     if absent: found.append(f"no {split} rows in {', '.join(absent)}: not scored")
     return found
 
-# %% ../nbs/46_run.ipynb #b8c745f7
-def _steps(rows: int, method, job: Job) -> int:
-    adversary = bool(method.active().keys() & ADVERSARIES.keys())
+# %% ../nbs/46_run.ipynb #37504c77
+def _steps(rows: int, losses: dict, job: Job) -> int:
+    adversary = bool(losses.keys() & ADVERSARIES.keys())
     return job.rounds * -(-rows // job.batch_size) * (1 + Recipe.passes * adversary)
 
-# %% ../nbs/46_run.ipynb #2cd5cf5f
+# %% ../nbs/46_run.ipynb #6b50f05a
 def _disk(job: Job) -> str:
     "At most: every round's weights, and two states of weights and moments while one is replaced; in single precision"
     if (folder := local_backbone(job.backbone)) is None: return "known after the download"
@@ -220,13 +230,14 @@ def plan(
     job: Job,
 ) -> list[dict]:  # a row for each training: what it learns from, where that comes from, rows, steps and disk
     "What a job will do, in the order it does it"
-    job = fill(job, gpu=torch.cuda.is_available())
+    job = settle(job)
     data, method, found = Data(job), row(job), []
+    refuse(job, data, method)
     for m in [*([beneath(method, job)] if method.shared else []), method]:
         learned, near = trained_on(data, m)
         sizes = {t.name: counted(data, t) for t in learned}
         rows = sum(n for n, _ in sizes.values())
         found.append({"training": m.title, "tasks": ", ".join(sizes), "neighbour": near.name if near else "", "rows": rows,
-                      "steps": _steps(rows, m, job), "rows from": ", ".join(dict.fromkeys(w for _, w in sizes.values())),
+                      "steps": _steps(rows, possible(m, learned, near)[0], job), "rows from": ", ".join(dict.fromkeys(w for _, w in sizes.values())),
                       "backbone": ("" if local_backbone(job.backbone) else "hub: ") + Path(job.backbone).name, "disk": _disk(job)})
     return found

@@ -52,10 +52,10 @@ def _check_task(task):
     if isinstance(task.max_length, bool) or not isinstance(task.max_length, int) or task.max_length < 8:
         raise ParameterError(f"task '{task.name}': max_length must be a whole number of tokens from 8, not {task.max_length!r}")
 
-# %% ../nbs/10_tasks.ipynb #883a3853
+# %% ../nbs/10_tasks.ipynb #4b29500f
 tasks = Registry("task")
 
-for task in (
+for _known in (
     Task("pawsx", title="PAWS-X", labels=("different", "paraphrase"), fields=("sentence1", "sentence2"),
          langs=("en", "de", "es", "fr", "ja", "ko", "zh"), neighbour="xnli"),
     Task("xnli", title="XNLI", labels=("entailment", "neutral", "contradiction"), fields=("premise", "hypothesis"),
@@ -64,7 +64,7 @@ for task in (
          langs=("en", "de", "fr"), neighbour="qadsm", max_length=256),
     Task("qadsm", title="QADSM", labels=("Bad", "Good"), fields=("query", "advertisement"),
          langs=("en", "de", "fr"), neighbour="qam", max_length=256),
-): tasks.add(task)
+): tasks.add(_known)
 
 # %% ../nbs/10_tasks.ipynb #89a92490
 class Files:

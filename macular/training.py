@@ -31,7 +31,7 @@ from .store import lock, read_json, verify, write_json
 from .tasks import Task
 from .trainer import Loop, fit, load_weights
 
-# %% ../nbs/45_training.ipynb #11e224ed
+# %% ../nbs/45_training.ipynb #57fd5a05
 @dataclass
 class Training:
     "A row that was trained: where its weights are, and what is needed to use them"
@@ -58,6 +58,7 @@ class Training:
         return 1 + means.index(max(means))
 
     def weights(self, round: int) -> dict:
+        "The weights after a round, counted from 1, by name; its files are checked"
         folder = self.folder / f"round-{round}"
         verify(folder)
         return load_file(folder / "net.safetensors")
@@ -70,10 +71,15 @@ class Training:
         load_weights(self._net, weights)
         return self._net.eval()
 
-    def exam(self, task: Task, sets: dict) -> Exam: return Exam(task, sets, self.material.tokenizer, self.recipe.max_length)
+    def exam(self, task: Task, sets: dict) -> Exam:
+        "Rows by language, tokenised as the training's own"
+        return Exam(task, sets, self.material.tokenizer, self.recipe.max_length)
 
-    def head(self, task: Task) -> int: return [t.name for t in self.material.tasks].index(task.name)
+    def head(self, task: Task) -> int:
+        "Which of the net's heads is a task's"
+        return [t.name for t in self.material.tasks].index(task.name)
 
+# %% ../nbs/45_training.ipynb #939b0ef3
 def environment(accelerator) -> dict:
     "What may differ between two runs of one job"
     names = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy")

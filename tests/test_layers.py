@@ -84,6 +84,12 @@ def test_gradients_are_cut_in_one_place(path):
     assert set(detaches(path.read_text("utf-8"))) <= ({"kl_s"} if path.stem == "losses" else set())
 
 
+@every
+def test_no_loop_leaves_a_public_name_behind(path):
+    loops = [n for n in ast.parse(path.read_text("utf-8")).body if isinstance(n, ast.For)]
+    assert [n.id for loop in loops for n in ast.walk(loop.target) if isinstance(n, ast.Name) and not n.id.startswith("_")] == []
+
+
 def test_that_place_exists():
     assert detaches((ROOT / "macular" / "losses.py").read_text("utf-8"))
 

@@ -115,6 +115,10 @@ def test_training_keys_follow_the_row():
 def test_unknown_rows(wrong, near):
     with pytest.raises(ParameterError, match=f"'{near}'"): methods[wrong]
 
+def test_every_loss_says_its_equation():
+    for name in "task aug_ce task_disc task_adv aug_kl lang_disc lang_adv consistency".split():
+        assert terms[name].loss.__doc__.startswith(f"Eq. {terms[name].eq}: "), name
+
 def test_unknown_losses():
     with pytest.raises(ParameterError, match="Did you mean 'consistency'"): methods["macular"].weigh("x", consistancy=0.2)
     with pytest.raises(ParameterError, match="Did you mean 'task_adv'"): Objective({"task_avd": 1.0})

@@ -69,10 +69,20 @@ def test_every_import_of_the_package_is_required():
     "Third-party packages that exported code imports are named in settings.ini"
     from test_layers import MODULES, imports
     used = {top for path in MODULES for top, _ in imports(path.read_text("utf-8"))} - set(sys.stdlib_module_names) - {"macular"}
-    known = {canonicalize_name(r.name).replace("-", "_") for r in RUN} | {"sklearn"}
+    known = {canonicalize_name(r.name).replace("-", "_") for r in RUN}
     pulled = {"IPython", "tokenizers", "yaml", "nbformat"}  # come with ipykernel, transformers and papermill
     optional = {"opencc"}  # asked for by an argument, whose error says how to install it
     assert used - known - pulled - optional == set()
+
+
+def test_every_requirement_is_used():
+    "What is installed is imported by the package or a notebook, or is where notebooks run"
+    from test_layers import MODULES, imports
+    from test_notebooks import NOTEBOOKS, cells
+    sources = [p.read_text("utf-8") for p in MODULES] + [c.source for p in NOTEBOOKS for c in cells(p) if not c.source.startswith(("%", "!"))]
+    used = {top.lower() for text in sources for top, _ in imports(text)}
+    runs, planned = {"jupyterlab", "ipykernel"}, {"seaborn", "ipywidgets"}
+    assert {canonicalize_name(r.name).replace("-", "_") for r in RUN} - used - runs - planned == set()
 
 
 def test_constraints_are_exact_and_allowed():

@@ -9,7 +9,7 @@ import pytest
 from conftest import copy_project
 from hub import fill, serve
 
-from macular.settings import Job
+from macular.settings import Job, Preset
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = "-p task pawsx -p method finetune -p preset mini -p max_train 48 -p rounds 1 -p langs en,de"
@@ -40,7 +40,7 @@ def test_a_job_with_an_output_path(tmp_path, cwd):
     [found] = results(tmp_path / "runs")
     result, text = json.loads(found.read_text()), printed(tmp_path / "report.ipynb")
     assert result["config"]["task"] == "pawsx" and result["config"]["max_train"] == 48 and set(result["accuracy"]["pawsx"]) == {"en", "de"}
-    assert "round 1: dev pawsx" in text and "| en |" in text and f"job       {found.parent.name}" in text
+    assert "round 1: dev pawsx" in text and "| en |" in text and f"job       {tmp_path}/runs/{found.parent.name}" in text
     report = nbformat.read(tmp_path / "report.ipynb", 4)
     assert "widgets" not in report.metadata and report.metadata.papermill.parameters["max_train"] == 48
 
@@ -64,6 +64,45 @@ def test_the_notebooks_parameters_are_the_jobs():
     assert list(defaults) == [f.name for f in fields(Job)]
     for f in fields(Job): assert defaults[f.name] == (f.default or "" if isinstance(f.default, tuple) else f.default), f.name
     assert all(p["help"] and p["inferred_type_name"] for p in found.values())
+    for name in (f.name for f in fields(Job) if f.default is None):
+        assert ("empty: the preset's" if name in {f.name for f in fields(Preset)} else "empty: the method's") in found[name]["help"], name
+
+
+def opened(names):
+    "The train notebook's names after its first cells, the ones before anything heavy is imported"
+    first = [c.source for c in nbformat.read(ROOT / "nbs" / "train.ipynb", 4).cells if c.cell_type == "code"][:2]
+    for i, source in enumerate(first):
+        exec(source, names)
+        if i == 0: names |= names.pop("injected", {})
+    return names
+
+
+def test_a_test_of_the_notebook_trains_anew(monkeypatch):
+    "nbdev_test finds nothing in runs/; a folder that was given is kept"
+    monkeypatch.setenv("IN_TEST", "1")
+    names = opened({})
+    assert names["job"].out == names["scratch"].name and not list(Path(names["job"].out).iterdir())
+    assert opened({"injected": {"out": "elsewhere"}})["job"].out == "elsewhere"
+    monkeypatch.delenv("IN_TEST")
+    assert opened({})["job"].out == "runs"
+
+
+def test_the_command_line_prints_what_happens(tmp_path):
+    words = SMALL.replace("-p ", "").replace(" ", "=").split("=")
+    typed = " ".join(f"{name}={value}" for name, value in zip(words[::2], words[1::2]))
+    done = shell(f"macular train {typed} out={tmp_path}/runs --report {tmp_path}/report.ipynb")
+    assert done.returncode == 0, done.stderr[-2000:]
+    [found] = results(tmp_path / "runs")
+    accuracy = json.loads(found.read_text())["accuracy"]["pawsx"].values()
+    assert "round 1: dev pawsx" in done.stdout and "Traceback" not in done.stderr
+    assert f"mean      {sum(accuracy) / 2:.1f} %, 2 languages, test" in done.stdout and f"job       {found.parent}" in done.stdout
+
+
+@pytest.mark.parametrize("word", ["langs=dee", "stage1=papr", "backbone=mini-brt", "task=xnil", "preset="])
+def test_the_command_line_refuses_before_a_kernel_starts(monkeypatch, word):
+    from macular.cli import main
+    monkeypatch.setattr(papermill, "execute_notebook", lambda *a, **k: pytest.fail("a kernel was started"))
+    assert main(["train", word]) == 2
 
 
 def eval_default(text):

@@ -55,6 +55,45 @@ def test_no_path_and_no_time_in_what_must_not_differ(finished):
     assert not {"started", "versions", "threads", "device"} & json.loads((finished.folder / "result.json").read_text()).keys()
 
 
+def test_the_backbone_is_part_of_the_record(finished, tmp_path):
+    import shutil
+    from macular.inputs import Data, backbone_origin
+    from macular.mini import backbone
+    from macular.settings import fill
+    found = finished.values["backbone"]
+    assert found["name"] == "mini-xlmr" and found["licence"] == "Apache-2.0"
+    assert found["sha256"]["model.safetensors"] == sha256(backbone("mini-xlmr") / "model.safetensors")
+    cached = tmp_path / "models--some--net" / "snapshots" / "0123abc"  # as the hub's cache lies
+    shutil.copytree(backbone("mini-bert"), cached)
+    data = Data(fill(Job(preset="mini", backbone="some/net")))  # not there by that name, so from the hub
+    data.backbone = cached
+    assert backbone_origin(data) | {"sha256": 0} == {"name": "net", "source": "some/net@0123abc", "licence": "not stated", "sha256": 0}
+    (cached / "README.md").write_text("---\nlicense: mit\n---\n# A net\n")
+    assert backbone_origin(data)["licence"] == "mit"
+    data.job = replace(data.job, backbone=str(cached))
+    assert backbone_origin(data)["source"] == "a folder", "no path of this machine"
+
+
+def test_the_plan_counts_the_steps_that_are_taken(finished):
+    from macular.run import plan
+    for line, training in zip(plan(check(SMALL)), finished.values["trainings"].values(), strict=True):
+        history = read_lines(finished.folder.parent / "trainings" / training["key"] / "history.jsonl")
+        assert line["steps"] == max(step["step"] for step in history)
+    assert [line["steps"] for line in plan(Job(preset="mini", stage1="xnli", task="xnli"))][0] == 3 * 38, "one task has no task adversary"
+
+
+def test_hashes_do_not_depend_on_what_was_read_before():
+    "The neighbour's dev rows, which stage 1 reads in ordinary jobs only"
+    from macular.inputs import Data, digests, row_digest, trained_on
+    from macular.methods import methods
+    from macular.settings import fill
+    fresh, used = (Data(fill(check(SMALL | {"task": "qam"}))) for _ in range(2))
+    used.rows(used.task("qadsm"), "dev")
+    learned, near = trained_on(fresh, methods["macular"])
+    assert near.name == "qadsm" and all(row_digest(fresh, t, "dev") for t in [*learned, near])
+    assert digests(used, methods["macular"], [*learned, near]) == digests(Data(fresh.job), methods["macular"], [*learned, near])
+
+
 def test_stage_one_is_a_training_of_its_own(finished):
     trainings = finished.values["trainings"]
     assert list(trainings) == ["macular_nots", "macular"]
@@ -113,20 +152,68 @@ def test_a_killed_job_goes_on_to_the_same_bytes(finished, tmp_path, event, n):
 
 
 def test_seeds_differ(finished, tmp_path):
-    other = run(tmp_path, method="finetune", seed=1)
-    same = run(tmp_path, method="finetune")
+    other = run(tmp_path, method="finetune", stage1="paper", seed=1)
+    same = run(tmp_path, method="finetune", stage1="paper")
     assert other.folder != same.folder and not (other.predictions["p_paraphrase"] == same.predictions["p_paraphrase"]).all()
 
 
 @pytest.mark.parametrize("changes,said", [
     (dict(method="macular_nots_wo_pawsx"), "does not learn 'pawsx'"),
-    (dict(method="finetune", beta1=0.5), "has no 'aug_kl' loss"),
+    (dict(method="finetune", stage1="paper", beta1=0.5), "has no 'aug_kl' loss"),
     (dict(backbone="./nowhere"), "no folder './nowhere'"),
 ])
 def test_refused_before_a_model_is_loaded(tmp_path, monkeypatch, changes, said):
     import macular.build
     monkeypatch.setattr(macular.build, "load_encoder", lambda *a, **k: pytest.fail("a model was loaded"))
     with pytest.raises((ParameterError, RuntimeError), match=said): run(tmp_path, **changes)
+
+
+@pytest.mark.parametrize("wrong,said", [(dict(rounds=-1, alpha=7.0), "alpha is 7.0.*\n.*rounds is -1"), (dict(stage1="pwasx,xnli"), "Did you mean 'pawsx'"),
+                                        (dict(method="finetune", word_rate=0.3), "no augmentation"), (dict(langs=("dee",)), "Did you mean 'de'")])
+def test_a_job_made_in_python_is_checked_as_well(tmp_path, wrong, said):
+    from macular.run import plan, run
+    job = Job(preset="mini", out=str(tmp_path), **wrong)
+    for do in (run, plan):
+        with pytest.raises(ParameterError, match=said): do(job)
+
+
+def test_the_precision_is_that_of_the_device_a_job_computes_on(monkeypatch):
+    "Preset mini computes on the CPU, beside whatever GPU there is"
+    import torch
+    from macular.run import settle
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert settle(Job(preset="mini", precision="auto")).precision == "fp32" and settle(Job(preset="quick")).precision == "bf16"
+
+
+def test_a_callers_accelerator_and_settings_survive_a_job():
+    import torch
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+    from macular.run import _device, settle
+    torch.use_deterministic_algorithms(True)  # errors, not warnings
+    own = Accelerator(cpu=True, mixed_precision="bf16", gradient_accumulation_steps=3)
+    try:
+        with _device(settle(Job(preset="mini"))) as accelerator: assert accelerator.mixed_precision == "no" and torch.is_deterministic_algorithms_warn_only_enabled()
+        assert own.mixed_precision == "bf16" and own.device.type == "cpu" and own.gradient_accumulation_steps == 3
+        assert torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_missing_dictionaries_are_told_before_rows_are_read(tmp_path, monkeypatch):
+    import macular.inputs
+    from macular.run import plan, run
+    monkeypatch.setattr(macular.inputs, "load", lambda *a, **k: pytest.fail("rows were read"))
+    monkeypatch.chdir(tmp_path)  # where no dictionaries are
+    for method in ("cosda_ml", "macular"):
+        for given, command in (({}, "dictionaries$"), ({"lexicon_dir": "words"}, "dictionaries --to words")):
+            job = Job(task="xnli", method=method, preset="quick", backbone="mini-bert", out="runs", **given)
+            for do in (run, plan):
+                with pytest.raises(DataError, match=f"macular data fetch {command}"): do(job)
+    assert plan(Job(task="xnli", method="finetune", preset="quick", backbone="mini-bert"))[0]["rows"] == 10_000
 
 
 def test_missing_data_names_the_command(tmp_path):

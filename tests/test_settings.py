@@ -1,11 +1,12 @@
 """Parameters as people write them: what is refused, what is said, and what makes a key."""
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from macular.core import ParameterError
 from macular.methods import methods
-from macular.settings import Job, check, fill, from_notebook, presets, row, training_key
+from macular.settings import SOURCES, Job, check, fill, from_notebook, presets, row, training_key
 from macular.tasks import tasks
 
 
@@ -42,6 +43,31 @@ from macular.tasks import tasks
     ({"langs": 3}, "a list of names"),
     ({"deterministic": "yes"}, "say true or false"),
     ({"task": ""}, "task is empty"),
+    ({"method": ""}, "or say one of finetune"),
+    ({"preset": ""}, "auto, mini, quick, paper"),
+    ({"out": ""}, "leave it out for 'runs'"),
+    ({"task": "xnil"}, "Did you mean 'xnli'"),
+    ({"task": "no/such.toml"}, "cannot be read"),
+    ({"langs": "dee"}, "Did you mean 'de'"),
+    ({"task": "pawsx", "langs": "en,sw"}, "unknown language of pawsx 'sw'"),
+    ({"stage1": "papr"}, "Did you mean 'paper'? There is: available, paper, pawsx"),
+    ({"stage1": "avialable", "method": "finetune"}, "Did you mean 'available'"),
+    ({"stage1": "xnli,paper"}, "'paper' stands for a set of tasks"),
+    ({"stage1": ""}, "stage1 is empty"),
+    ({"method": "macular_nots_wo_xnli"}, "does not learn 'xnli'"),
+    ({"backbone": "mini-brt"}, "Did you mean 'mini-bert'"),
+    ({"backbone": "./nowhere"}, "no folder './nowhere'"),
+    ({"alpha": "0.5"}, "alpha is the text '0.5', not a number: leave out the quotes"),
+    ({"alpha": "inf"}, "a number is needed"),
+    ({"learning_rate": "25e-6"}, "write 2.5e-05"),
+    ({"learning_rate": "123e-7"}, "write 1.23e-05"),
+    ({"max_train": 10**400}, "at most 1000000000"),
+    ({"alpha": -10**5000}, "at least 0"),
+    ({"method": "finetune", "alpha": 0.3}, "alpha is 0.3, but 'finetune' has no shared encoder"),
+    ({"method": "finetune", "word_rate": 0.2}, "'finetune' has no augmentation"),
+    ({"method": "cosda_ml", "stage1": "xnli,qam"}, "stage1 is xnli, qam, but 'cosda_ml' has no stage 1"),
+    ({"method": "cosda_ml", "discriminator_rate": 0.2}, "has no adversary"),
+    ({"method": "macular_nots", "beta3": 0.2}, "has no 'consistency' loss"),
     ({"task": 3}, "a text is needed"),
     ({"extensions": "no_such_module_here"}, "cannot be imported"),
     ({"x=1\nimport os": 1}, "unknown parameter"),
@@ -61,6 +87,39 @@ def test_forms_that_mean_the_same():
     assert check({"stage1": "available"}).stage1 == "available" and check({"stage1": "xnli,qam"}).stage1 == ("xnli", "qam")
     assert check({"learning_rate": None, "backbone": ""}) == Job()
     assert check({"seed": 3.0}).seed == 3
+    assert Job(stage1="pawsx, xnli", langs="en,de") == Job(stage1=["pawsx", "xnli"], langs=["en", "de"]) == check({"stage1": "pawsx,xnli", "langs": "en,de"})
+    assert Job(stage1=("available",)).stage1 == "available"
+
+
+@pytest.mark.parametrize("name,value,plain", [("seed", np.int64(3), 3), ("batch_size", np.float64(8), 8), ("learning_rate", np.float32(2e-5), 2e-5), ("alpha", 1, 1.0)])
+def test_numbers_of_other_types(name, value, plain):
+    found = getattr(check({name: value}), name)
+    assert found == plain and type(found) is type(plain)
+
+
+def test_a_filled_job_passes_its_own_check():
+    "What a preset gives is no parameter without effect"
+    for method in methods:
+        task = next(t for t in tasks if t not in methods[method].without)
+        job = fill(Job(task=task, method=method, preset="mini"))
+        assert check(vars(job)) == job
+
+
+def test_a_task_file_of_ones_own(tmp_path):
+    path = tmp_path / "weather.toml"
+    path.write_text('name = "weather"\nlabels = ["dry", "wet"]\nlangs = ["nl"]\nsource_lang = "de"\n')
+    assert check({"task": str(path), "langs": "de,nl", "stage1": "weather,xnli"}).task == str(path)
+    with pytest.raises(ParameterError, match="There is: de, nl"): check({"task": str(path), "langs": "en"})
+
+
+def test_a_malformed_list_is_refused_at_once():
+    for wrong in (dict(stage1=""), dict(langs=["de", False]), dict(langs="de,de")):
+        with pytest.raises(ParameterError): Job(**wrong)
+
+
+def test_claims_of_the_presets():
+    said = " ".join(text for sources in SOURCES.values() for text in sources.values())
+    assert "any machine" not in said and "16 GB GPU, not measured" in said
 
 
 def test_papermills_cell_is_read_whatever_it_holds():
