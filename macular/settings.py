@@ -18,7 +18,7 @@ from .mini import backbone as mini_backbone
 from .store import sha256
 from .tasks import find, tasks
 
-# %% ../nbs/42_settings.ipynb #fc56b909
+# %% ../nbs/42_settings.ipynb #42a2798d
 @dataclass(frozen=True)
 class Job:
     "What is trained and scored: one task, one method, one seed"
@@ -41,6 +41,7 @@ class Job:
     max_length: int | None = None  # tokens a pair
     max_train: int | None = None  # training rows of each task, at most
     pool: int = 16  # batches sorted by length together; 1: every batch drawn independently
+    accumulation: int = 1  # portions of a batch, computed one after the other where memory is small
     langs: tuple[str, ...] = ()  # languages scored beside the source language (English); empty: the task's
     stage1: str | tuple[str, ...] = "paper"  # tasks of stage 1: paper, available, or names
     precision: str = ""  # fp32, bf16, fp16 or auto
@@ -96,13 +97,13 @@ SOURCES = {
     "batch_size": {"all": "within the paper's grid, §4.1.3"},
     "alpha": {"all": "middle of the paper's grid, §4.1.3; not tuned"}}
 
-# %% ../nbs/42_settings.ipynb #fbbf743f
+# %% ../nbs/42_settings.ipynb #c96dff2a
 RANGES = {  # name -> (type, lowest, highest, whether the lowest itself is allowed)
     "seed": (int, 0, 2**32 - 1, True), "learning_rate": (float, 0, 1, False), "discriminator_rate": (float, 0, 1, False),
     "batch_size": (int, 1, 4096, True), "alpha": (float, 0, 1, True), "beta1": (float, 0, 1000, True),
     "beta2": (float, 0, 1000, True), "beta3": (float, 0, 1000, True), "word_rate": (float, 0, 1, True),
     "rounds": (int, 1, 1000, True), "max_length": (int, 8, 8192, True), "max_train": (int, 2, 10**9, True),
-    "pool": (int, 1, 10**6, True)}
+    "pool": (int, 1, 10**6, True), "accumulation": (int, 1, 4096, True)}
 WORDS = {"method": methods, "preset": ("auto", *presets), "precision": ("auto", "fp32", "bf16", "fp16")}
 LISTS = ("langs", "stage1", "extensions")
 WHOLE = ("paper", "available")  # sets of tasks that stage1 names by one word
@@ -269,7 +270,7 @@ def _switched(method, job):
     if method.augment is None or job.word_rate is None: return method
     return replace(method, augment=replace(method.augment, word=job.word_rate))
 
-# %% ../nbs/42_settings.ipynb #28670682
+# %% ../nbs/42_settings.ipynb #10a22976
 ALGORITHM = 1  # raised when the same settings would train something else
 
 def training_key(
@@ -282,7 +283,7 @@ def training_key(
     "What a training is stored under"
     numbers = ["seed", "learning_rate", "batch_size", "rounds", "max_length", "precision"]
     if shared: numbers.append("alpha")
-    if job.pool != Job.pool: numbers.append("pool")
+    numbers += [name for name in ("pool", "accumulation") if getattr(job, name) != getattr(Job, name)]
     if row.active().keys() & ADVERSARIES.keys(): numbers.append("discriminator_rate")
     named = [{"name": t.name, "labels": t.labels, "langs": t.langs, "max_length": t.max_length} for t in tasks]
     return key(ALGORITHM, row.matters(), named, {n: getattr(job, n) for n in numbers}, digests, shared)

@@ -87,7 +87,7 @@ def environment(accelerator) -> dict:
     return {"python": platform.python_version(), "platform": platform.platform(), "host": platform.node(), "device": device, "threads": torch.get_num_threads(),
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "versions": {n: version(n) for n in names}}
 
-# %% ../nbs/45_training.ipynb #af6d79de
+# %% ../nbs/45_training.ipynb #714d249d
 def train(
     row: Method,  # as the job changes it
     data: Data,
@@ -102,7 +102,7 @@ def train(
     if row.augment: one_source(everything)
     material = Material(learned, {t.name: data.rows(t, "train") for t in everything}, AutoTokenizer.from_pretrained(data.backbone, trust_remote_code=False), data.backbone,
                         data.lexicon if row.augment else {}, near, shared and deepcopy(shared.net(shared.weights(shared.best)).encoder), accelerator)
-    recipe = Recipe(job.seed, job.rounds, job.batch_size, job.learning_rate, job.discriminator_rate, alpha=job.alpha, max_length=job.max_length, pool=job.pool)
+    recipe = Recipe(job.seed, job.rounds, job.batch_size, job.learning_rate, job.discriminator_rate, alpha=job.alpha, max_length=job.max_length, pool=job.pool, accumulation=job.accumulation)
     dev = {t.name: data.rows(t, "dev") for t in learned if t.source_lang in data.langs(t, "dev")}
     found = training_key(row, everything, job, digests(data, row, everything) | {"losses": own_losses(row)}, f"{shared.key}/{shared.best}" if shared else "")
     training = Training(found, row, resolve(job.out) / "trainings" / found, material, recipe, shared)
