@@ -142,7 +142,7 @@ def test_auto(monkeypatch):
     (dict(out="x", data_dir="y", lexicon_dir="z", deterministic=False, preset="quick"), True),
     (dict(seed=1), False), (dict(learning_rate=1e-4), False), (dict(batch_size=8), False), (dict(rounds=1), False),
     (dict(max_length=32), False), (dict(precision="bf16"), False), (dict(beta3=0.0), False), (dict(alpha=0.3), False),
-    (dict(discriminator_rate=0.01), False), (dict(word_rate=0.1), False), (dict(beta1=1.0), True),
+    (dict(discriminator_rate=0.01), False), (dict(word_rate=0.1), False), (dict(beta1=1.0), True), (dict(pool=1), False), (dict(accumulation=2), False),
 ])
 def test_what_a_training_is_keyed_by(changes, same):
     def found(job): return training_key(row(job), [tasks["xnli"]], job, {"rows": "abc"}, "stage1/2")
