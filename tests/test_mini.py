@@ -1,5 +1,6 @@
 """The mini world: true labels, parallel rows, trees, dictionaries, and two encoders that know all its words."""
 import gzip, subprocess, sys
+from collections import Counter
 from itertools import combinations
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from macular.lexicon import CHUNK
 from macular.mini import Mini, backbone, items, lexicon, makers, text, told, web
 from macular.scenes import (NP, Dice, Scene, act, against, alone, arrange, compare, converse, draw, grammars, less, moved, part_of, plain, relation, sort,
                             split_of, swapped, tell, theme, transfer, turned, vocabulary, words)
+from macular.store import read_lines, sha256
 from macular.tasks import Task, load, tasks
 
 ROOT = Path(__file__).parents[1]
@@ -314,3 +316,9 @@ def test_pretraining_on_a_folder_of_text(tmp_path, monkeypatch):
     from transformers import AutoModel, AutoTokenizer
     assert AutoModel.from_pretrained(tmp_path / "net").config.model_type == "xlm-roberta"
     assert len(AutoTokenizer.from_pretrained(tmp_path / "net")) <= 300
+
+def test_the_control_was_run_with_these_encoders():
+    records = read_lines(ROOT / "nbs" / "records" / "control.jsonl")
+    assert {r["encoder"] for r in records} == {sha256(backbone(name) / "model.safetensors")[:16] for name in ("mini-bert", "mini-xlmr")}, "remade encoders: run 71_control's last cell"
+    done = Counter((r["method"], r["dictionary"], r["world"], r["backbone"], r["task"]) for r in records)
+    assert set(done.values()) == {3} and len(done) == 8 * len(TASKS)
