@@ -92,7 +92,16 @@ def possible(
         notes.append("no neighbouring task with data: no consistency loss. Give the task a `neighbour`.")
     return weights, notes
 
-# %% ../nbs/41_build.ipynb #8f0b8d3f
+# %% ../nbs/41_build.ipynb #c8a39815
+def _portioned(make, n):
+    "A maker of batches as one of lists of (share of the batch's items, portion), for more than one portion"
+    if n == 1: return make
+    def portions(rows):
+        parts = np.array_split(rows, min(n, rows.shape[-1]), axis=-1)
+        return [(part.shape[-1] / rows.shape[-1], make(part)) for part in parts]
+    return portions
+
+# %% ../nbs/41_build.ipynb #688f2976
 class _Inputs:
     "The batches of one training, round by round"
 
@@ -134,19 +143,10 @@ class _Inputs:
         size, seed, pool = self.recipe.batch_size, self.recipe.seed, self.recipe.pool
         items, make = self.maker(self.own, self.suffixes, round)
         rows = order(items.lengths, size, seed, "net", round, pool=pool)
-        if self.near is None: return Batches(rows, self.portioned(make))
+        if self.near is None: return Batches(rows, _portioned(make, self.recipe.accumulation))
         near, make_near = self.maker(self.near, self.near_suffixes, round, "_near")
         pairs = [np.stack(pair) for pair in zip(rows, companions(near.lengths, rows, size, round, seed, pool=pool))]
-        return Batches(pairs, self.portioned(lambda pair: make(pair[0]) | make_near(pair[1])))
-
-    def portioned(self, make):
-        "A maker of batches, or of lists of (share of the batch's items, portion)"
-        n = self.recipe.accumulation
-        if n == 1: return make
-        def portions(rows):
-            parts = np.array_split(rows, min(n, rows.shape[-1]), axis=-1)
-            return [(part.shape[-1] / rows.shape[-1], make(part)) for part in parts]
-        return portions
+        return Batches(pairs, _portioned(lambda pair: make(pair[0]) | make_near(pair[1]), self.recipe.accumulation))
 
 # %% ../nbs/41_build.ipynb #e13a76a1
 def _discriminator_phase(name, net, D, inputs, recipe):

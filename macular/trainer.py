@@ -43,7 +43,7 @@ class Loop:
     seed: int = 0
     clip: float = 1.0  # largest norm of a gradient
 
-# %% ../nbs/33_trainer.ipynb #23183460
+# %% ../nbs/33_trainer.ipynb #ddd0844e
 class _Learner:
     "A phase with its optimizer and schedule"
 
@@ -81,6 +81,7 @@ class _Learner:
         if bad: raise NumericError(f"phase '{self.phase.name}', place {place}: {', '.join(bad[::-1])} is not a finite number. "
                                    "The last checkpoint is kept. Try a smaller learning rate, or precision fp32.")
 
+# %% ../nbs/33_trainer.ipynb #94bd43b0
 @contextmanager
 def _memory(batch):
     "Where memory runs out, say what takes less"
