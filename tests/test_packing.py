@@ -224,7 +224,10 @@ def grown(precision, filler="with"):
 def test_memory_does_not_grow_with_the_number_of_lengths(precision): assert grown(precision) < 40
 
 @pytest.mark.skipif(not getattr(torch.cpu, "_is_avx512_bf16_supported", bool)(), reason="this processor has no bfloat16 of its own")
-def test_negative_control_without_filler_memory_grows_more(): assert grown("bf16", "without") > grown("bf16")  # how much depends on the machine
+def test_negative_control_without_filler_memory_grows_more():
+    without = grown("bf16", "without")  # how much depends on the machine, and on what else it does
+    if not without: pytest.skip("here memory does not grow even without the filler: nothing to compare with")
+    assert without > grown("bf16")
 
 # ------------------------------------------------------------------ who is packed
 def test_what_is_not_known_is_padded(tmp_path):

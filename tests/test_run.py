@@ -193,6 +193,7 @@ def test_a_callers_accelerator_and_settings_survive_a_job():
     from accelerate.state import AcceleratorState
     from macular.run import _device, settle
     torch.use_deterministic_algorithms(True)  # errors, not warnings
+    AcceleratorState._reset_state(reset_partial_state=True)  # as in a process that has made none yet
     own = Accelerator(cpu=True, mixed_precision="bf16", gradient_accumulation_steps=3)
     try:
         with _device(settle(Job(preset="mini"))) as accelerator: assert accelerator.mixed_precision == "no" and torch.is_deterministic_algorithms_warn_only_enabled()
