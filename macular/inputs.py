@@ -35,7 +35,7 @@ def digest(
         for value in rows[column][:]: h.update(str(value).encode("utf-8", "surrogatepass") + b"\0")
     return h.hexdigest()[:16]
 
-# %% ../nbs/44_inputs.ipynb #a6dec74e
+# %% ../nbs/44_inputs.ipynb #2112540d
 @dataclass
 class Data:
     "The rows, dictionaries and backbone of a job"
@@ -83,6 +83,9 @@ class Data:
 
     @cached_property
     def backbone(self) -> Path: return backbone_folder(self.job.backbone)
+
+    @cached_property
+    def hashes(self) -> dict: return hashes(self.backbone)
 
 # %% ../nbs/44_inputs.ipynb #a116939e
 def dictionaries(
@@ -168,7 +171,7 @@ def parameters(
     if not total: raise EnvironmentProblem(f"the backbone {Path(folder).name} has no .safetensors file; other formats are not read")
     return total
 
-# %% ../nbs/44_inputs.ipynb #88c3faf1
+# %% ../nbs/44_inputs.ipynb #6d996585
 def hashes(
     folder: Path,  # a backbone's
 ) -> dict:  # file -> SHA-256
@@ -182,7 +185,7 @@ def backbone_origin(
     folder, name = data.backbone, Path(data.job.backbone).name
     if folder == packaged(data.job.backbone): source, licence = "ships with the package", "Apache-2.0"
     else: source, licence = "a folder" if local_backbone(data.job.backbone) else f"{data.job.backbone}@{folder.name}", _licence(folder / "README.md")
-    return {"name": name, "source": source, "licence": licence, "sha256": hashes(folder)}
+    return {"name": name, "source": source, "licence": licence, "sha256": data.hashes}
 
 def _licence(card):
     from huggingface_hub import metadata_load
@@ -190,7 +193,7 @@ def _licence(card):
     except Exception: said = None  # no card that can be read
     return str((said or {}).get("license", "not stated"))
 
-# %% ../nbs/44_inputs.ipynb #496adf7e
+# %% ../nbs/44_inputs.ipynb #da97a75e
 def row_digest(
     data: Data,
     task: Task,
@@ -208,7 +211,7 @@ def digests(
 ) -> dict:
     "Hashes of all that determines a training beside its settings, whatever was read before"
     rows = {f"{t.name}/{split}": row_digest(data, t, split) for t in learned for split in ("train", "dev")}
-    return {"backbone": hashes(data.backbone), "rows": rows, "lexicon": data.lexicon.digest if row.augment else None, "extensions": extend(data.job.extensions)}
+    return {"backbone": data.hashes, "rows": rows, "lexicon": data.lexicon.digest if row.augment else None, "extensions": extend(data.job.extensions)}
 
 # %% ../nbs/44_inputs.ipynb #7eda4290
 def stage1_tasks(

@@ -6,7 +6,7 @@
 __all__ = ['makers', 'PART', 'Web', 'AGREE', 'DIFFER', 'infer', 'paraphrase', 'questions', 'beside', 'answer', 'advertise',
            'items', 'told', 'Mini', 'lexicon', 'web', 'argue', 'go_on', 'shorter', 'text', 'backbone']
 
-# %% ../nbs/12_mini.ipynb #4398906c
+# %% ../nbs/12_mini.ipynb #b5abffb5
 from collections import namedtuple
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -16,8 +16,8 @@ from pathlib import Path
 from .core import EnvironmentProblem, ParameterError, unknown
 from .lexicon import Lexicon
 from .readers import as_dataset
-from .scenes import (DATA, LIVING, NP, THINGS, Dice, Scene, act, against, alone, arrange, compare, converse, draw, fits,
-                            grammars, kind, less, moved, plain, relation, sibling, someone, something, sort, split_of, swapped, tell, transfer, turned,
+from .scenes import (DATA, LIVING, NP, THINGS, Dice, Scene, act, against, alone, arrange, belongs, compare, converse, draw, fits,
+                            grammars, kind, less, moved, plain, relation, sibling, sort, swapped, tell, transfer, turned,
                             unlike, vocabulary, words)
 from .store import sha256
 
@@ -88,7 +88,7 @@ def answer(label, dice, split, part):
         if dice.chance(0.5): passage.reverse()
         return [q, "?"], [x for s in passage for x in (s, ".")]
 
-# %% ../nbs/12_mini.ipynb #c4e2642a
+# %% ../nbs/12_mini.ipynb #dab8f77a
 def advertise(label, dice, split, part):
     "A query, and the title and description of an advertisement"
     def goods(): return draw(dice, split, (act,), part).obj
@@ -108,7 +108,7 @@ def advertise(label, dice, split, part):
             if way == "city": city = dice.pick([c for c in kind("city") if c != city])
             if sort(np.noun) not in THINGS or way == "noun" and np.noun == before.noun: continue
         brand = dice.pick(kind("brand"))
-        if split_of((brand, np.noun, *np.mods, city)) != ("train" if split == "text" else split): continue
+        if not belongs((brand, np.noun, *np.mods, city), split): continue
         offer = Scene("sells", NP("shop", (brand,)), np, None, ("in", NP(city)), front=dice.chance(0.4))
         title, *terms = map(dice.pick, (kind("ad"), ("free", "discount", "price"), ("delivery", "order", "quality"), kind("number")))
         return query, [Scene(None, NP(np.noun)), title, ".", offer, ".", *terms, "."]

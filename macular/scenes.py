@@ -6,8 +6,8 @@
 __all__ = ['DATA', 'NP', 'Scene', 'LIVING', 'QUESTIONS', 'THINGS', 'NAMED', 'Grammar', 'grammars', 'Token', 'PARTS', 'words',
            'vocabulary', 'kind', 'relation', 'sort', 'leaves', 'siblings', 'Dice', 'slots', 'order', 'phrase', 'clause',
            'tell', 'plain', 'someone', 'something', 'another', 'detailed', 'act', 'transfer', 'converse', 'compare',
-           'arrange', 'alone', 'stem', 'theme', 'split_of', 'part_of', 'fits', 'draw', 'turned', 'swapped', 'moved',
-           'described', 'less', 'unlike', 'sibling', 'against']
+           'arrange', 'alone', 'stem', 'theme', 'split_of', 'belongs', 'part_of', 'fits', 'draw', 'turned', 'swapped',
+           'moved', 'described', 'less', 'unlike', 'sibling', 'against']
 
 # %% ../nbs/03_scenes.ipynb #46ddcaf2
 import csv, zlib
@@ -211,7 +211,7 @@ def alone(dice):
     scene = detailed(dice, Scene(dice.pick(kind("solo")), someone(dice)), 0.6)
     return scene._replace(adv=dice.pick(kind("adverb"))) if dice.chance(0.4) else scene
 
-# %% ../nbs/03_scenes.ipynb #f363bd27
+# %% ../nbs/03_scenes.ipynb #0422b468
 @cache
 def stem(concept):
     "What a concept has in common with those that may take its place: the widest one, or the first of a pair"
@@ -225,6 +225,10 @@ def split_of(concepts) -> str:
     "train, dev or test: one of ten shares is for development, two are for the test"
     return {7: "dev", 8: "test", 9: "test"}.get(zlib.crc32(" ".join(concepts).encode()) % 10, "train")
 
+def belongs(concepts, split) -> bool:
+    "Whether concepts are a split's; the pretraining text shares the training rows'"
+    return split_of(concepts) == ("train" if split == "text" else split)
+
 PARTS = 4
 
 @cache
@@ -235,8 +239,8 @@ def part_of(concept):
 
 def fits(scene, split, part=None) -> bool:
     "Whether a scene may be told in a split, by a task that keeps to a part of the words"
-    names, alone = theme(scene), not scene.obj or scene.obj.noun != scene.subj.noun
-    return alone and split_of(names) == ("train" if split == "text" else split) and (part is None or all(part_of(c) in (part, None) for c in names))
+    names, apart = theme(scene), not scene.obj or scene.obj.noun != scene.subj.noun
+    return apart and belongs(names, split) and (part is None or all(part_of(c) in (part, None) for c in names))
 
 def draw(dice, split, frames, part=None, change=lambda scene: scene) -> Scene:
     "A scene that fits, perhaps after a change"
