@@ -17,7 +17,7 @@ import numpy as np
 from .core import DataError, ParameterError, mix, number, pick, uniform
 from .lexicon import CHUNK, split
 
-# %% ../nbs/20_augment.ipynb #0882a345
+# %% ../nbs/20_augment.ipynb #e4d16c25
 def _probability(name, p):
     if isinstance(p, (int, float)) and not isinstance(p, bool) and 0 <= p <= 1: return float(p)
     raise ParameterError(f"{name} is a probability, a number between 0 and 1, not {str(p)[:80]!r}.")
@@ -43,9 +43,17 @@ class CodeSwitch:
                                       f"There are dictionaries for: {', '.join(lexicon.langs)[:300] or 'no language'}.")
         return replace(self, langs=tuple(found))
 
+    def turn(self, round):
+        "Which draw a round has"
+        return round if self.redraw else 0
+
+    def plan(self, lexicon, place):
+        "What is drawn, where, and how many further chances a word itself has among its translations"
+        return self, place, 0
+
     def __call__(self, texts, items, lexicon, place=None):
         "A list of `Switched`, one a text; `items` are the texts' ids or their numbers"
-        return exchange(texts, lexicon, self.langs, draw(self, items, [len(CHUNK.findall(t)) for t in texts], place or Place()))
+        return _exchanged(self, texts, items, lexicon, place)
 
 # %% ../nbs/20_augment.ipynb #8b3a34bb
 @dataclass(frozen=True)
@@ -147,6 +155,11 @@ def exchange(
     return [_switched(text, own, parts[a:a + len(own)], {i: new[a + i] for i in range(len(own)) if a + i in new})
             for text, own, a in zip(texts, spans, starts)]
 
+# %% ../nbs/20_augment.ipynb #68787940
+def _exchanged(augment, texts, items, lexicon, place):
+    switch, place, stay = augment.plan(lexicon, place or Place())
+    return exchange(texts, lexicon, switch.langs, draw(switch, items, [len(CHUNK.findall(t)) for t in texts], place), stay)
+
 # %% ../nbs/20_augment.ipynb #7fc3983b
 def _switched(text, spans, parts, new):
     pieces, done = [], 0
@@ -183,7 +196,7 @@ def rates(
     langs = {lang: counts[f"changed.{lang}"] / max(1, counts["changed"]) for lang in switch.langs}
     return {"nominal": switch.word * switch.sentence, **share, "langs": langs}
 
-# %% ../nbs/20_augment.ipynb #12b0f967
+# %% ../nbs/20_augment.ipynb #d7bd0161
 @dataclass(frozen=True)
 class Synonyms:
     "How texts are rewritten with near-synonyms (RS-DA)"
@@ -193,8 +206,19 @@ class Synonyms:
         if isinstance(self.copies, bool) or not isinstance(self.copies, int) or self.copies < 1:
             raise ParameterError(f"copies is a whole number from 1, not {str(self.copies)[:80]!r}.")
 
+    def over(self, langs, neighbours):
+        "The same for a task; there must be a word list"
+        if not neighbours: raise DataError("there are no near-synonyms. Say where they are (synonyms): a file of two columns, word and near-synonym.")
+        return self
+
+    def turn(self, round):
+        "Which of the copies a round has"
+        return round % self.copies
+
+    def plan(self, neighbours, place):
+        "Every word may change, and stays with the chance of one of its neighbours"
+        return CodeSwitch(neighbours.langs, word=1.0, redraw=True), replace(place, round=self.turn(place.round)), 1
+
     def __call__(self, texts, items, neighbours, place=None):
         "A list of `Switched`, one a text; `neighbours` is a `Lexicon` of one language, word -> near-synonyms"
-        every, place = CodeSwitch(neighbours.langs, word=1.0, redraw=True), place or Place()
-        lengths, place = [len(CHUNK.findall(t)) for t in texts], replace(place, round=place.round % self.copies)
-        return exchange(texts, neighbours, every.langs, draw(every, items, lengths, place), stay=1)
+        return _exchanged(self, texts, items, neighbours, place)

@@ -14,7 +14,7 @@ import torch
 
 from .core import permutation
 
-# %% ../nbs/21_batches.ipynb #b0f356ae
+# %% ../nbs/21_batches.ipynb #ac8a8a4f
 @dataclass(frozen=True)
 class Tokens:
     "Tokenised pairs: `ids[starts[i]:starts[i + 1]]` is pair i"
@@ -22,6 +22,8 @@ class Tokens:
     types: np.ndarray | None  # (tokens,) int8, 0 in the first text and 1 in the second; None where the backbone has none
     starts: np.ndarray  # (n + 1,) int64
     pad: int  # the id that pads
+    at: np.ndarray | None = None  # (n,) which token of a pair is asked for; None: its first
+    tree: np.ndarray | None = None  # (tokens, 2) int32, the place in its pair of each token's head, and a part of speech; None: no trees
 
     def __len__(self): return len(self.starts) - 1
 
@@ -44,7 +46,7 @@ def tokenize(
     types = flat(enc["token_type_ids"], np.int8) if "token_type_ids" in enc else None
     return Tokens(flat(enc["input_ids"], np.int32), types, starts, tokenizer.pad_token_id or 0)
 
-# %% ../nbs/21_batches.ipynb #b99c6c42
+# %% ../nbs/21_batches.ipynb #efb8ea94
 def cut(
     tokens: Tokens,
     rows: np.ndarray,  # (B,) which pairs
@@ -55,7 +57,8 @@ def cut(
     where = np.arange(lengths.sum()) + np.repeat(starts - np.cumsum(lengths) + lengths, lengths)
     def taken(values): return torch.from_numpy(values[where].astype(np.int64))
     view = {"input_ids": taken(tokens.ids), "lengths": lengths}
-    return view if tokens.types is None else view | {"token_type_ids": taken(tokens.types)}
+    view |= {name: taken(values) for name, values in (("token_type_ids", tokens.types), ("tree", tokens.tree)) if values is not None}
+    return view if tokens.at is None else view | {"at": tokens.at[rows]}
 
 # %% ../nbs/21_batches.ipynb #31f6e36e
 def order(
@@ -117,12 +120,12 @@ def companions(
     chosen = np.array([laps[p // len(lengths)][p % len(lengths)] for p in place])
     return np.split(chosen, np.cumsum([len(b) for b in batches])[:-1])
 
-# %% ../nbs/21_batches.ipynb #26d2463a
+# %% ../nbs/21_batches.ipynb #cc8232ce
 def join(
     parts: list[Tokens],
 ) -> Tokens:
     "Several token stores as one, in order"
     ends = np.cumsum([0, *(len(t.ids) for t in parts)])
     starts = np.concatenate([[0], *(t.starts[1:] + e for t, e in zip(parts, ends))])
-    types = None if parts[0].types is None else np.concatenate([t.types for t in parts])
-    return Tokens(np.concatenate([t.ids for t in parts]), types, starts, parts[0].pad)
+    def every(name): return None if getattr(parts[0], name) is None else np.concatenate([getattr(t, name) for t in parts])
+    return Tokens(every("ids"), every("types"), starts, parts[0].pad, every("at"), every("tree"))

@@ -5,26 +5,25 @@
 # %% auto #0
 __all__ = ['Exam', 'probabilities', 'evaluate', 'accuracy', 'collapsed']
 
-# %% ../nbs/43_evaluate.ipynb #6535c86a
+# %% ../nbs/43_evaluate.ipynb #4a92382c
 import numpy as np
 import torch
 from accelerate import Accelerator
 
-from .batches import cut, tokenize
+from .batches import cut
 from .core import ParameterError
 from .tasks import Task
-from .views import features
+from .views import ByText, Text, features
 
-# %% ../nbs/43_evaluate.ipynb #f726809e
+# %% ../nbs/43_evaluate.ipynb #362394db
 class Exam:
     "A task's rows in some languages, tokenised"
 
     def __init__(self, task: Task,
                  sets: dict,  # language -> rows
-                 tokenizer,
-                 max_length: int | None = None):  # tokens a pair; None: the task's own
+                 text: Text):  # how they become tokens
         self.task, self.sets, self._frozen = task, sets, {}
-        self.tokens = {x: tokenize(tokenizer, rows["text_a"][:], rows["text_b"][:], max_length or task.max_length) for x, rows in sets.items()}
+        self.tokens = {x: (text.form or ByText)(task, rows, text, "").tokens() for x, rows in sets.items()}
 
     def make(self, lang: str, head: int):
         "rows -> batch"

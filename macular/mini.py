@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['makers', 'PART', 'Web', 'AGREE', 'DIFFER', 'infer', 'paraphrase', 'questions', 'beside', 'answer', 'advertise',
-           'items', 'told', 'Mini', 'lexicon', 'web', 'argue', 'go_on', 'shorter', 'text', 'backbone']
+           'items', 'told', 'Mini', 'lexicon', 'neighbours', 'web', 'argue', 'go_on', 'shorter', 'text', 'backbone']
 
 # %% ../nbs/12_mini.ipynb #b5abffb5
 from collections import namedtuple
@@ -198,6 +198,14 @@ def lexicon(
                 if found and not absent: entries[lang][word.lower()] = (*found, word) if itself else found
     made = dict(file="mini/words.tsv", sha256=sha256(DATA / "mini" / "words.tsv"), lines=len(concepts), merged=0, licence="Apache-2.0", noncommercial=False)
     return Lexicon(entries, ("sw", "ur"), [dict(lang=lang, **made) for lang in entries])
+
+# %% ../nbs/12_mini.ipynb #5e321558
+@cache
+def neighbours() -> Lexicon:
+    "The near-synonyms of the mini world's English words"
+    same = [[w.lower() for w in found] for found in vocabulary("en").values() if len(found) > 1]
+    made = dict(lang="en", file="mini/words.tsv", sha256=sha256(DATA / "mini" / "words.tsv"), lines=len(same), merged=0, licence="Apache-2.0", noncommercial=False)
+    return Lexicon({"en": {w: tuple(x for x in found if x != w) for found in same for w in found}}, (), [made])
 
 # %% ../nbs/12_mini.ipynb #aaf0684e
 Web = namedtuple("Web", "lines joined borrowed")

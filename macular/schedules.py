@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['views', 'again', 'bare', 'literal', 'naive', 'Cost', 'sizes', 'cost']
 
-# %% ../nbs/54_schedules.ipynb #6b9b0044
+# %% ../nbs/54_schedules.ipynb #7e664f84
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from .batches import Batches, companions, order
-from .build import Built, Recipe
+from .build import Built
+from .feed import Recipe
 from .methods import ADVERSARIES, Method
 from .objective import Objective, terms
 from .trainer import Phase

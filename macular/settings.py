@@ -18,7 +18,7 @@ from .mini import backbone as mini_backbone
 from .store import sha256
 from .tasks import find, tasks
 
-# %% ../nbs/42_settings.ipynb #42a2798d
+# %% ../nbs/42_settings.ipynb #b4ef512f
 @dataclass(frozen=True)
 class Job:
     "What is trained and scored: one task, one method, one seed"
@@ -29,6 +29,8 @@ class Job:
     seed: int = 0  # of order, switching, new layers and dropout
     data_dir: str = ""  # folder with the official archives; empty: the preset's source
     lexicon_dir: str = ""  # folder with en-xx.txt dictionaries
+    synonyms: str = ""  # file of near-synonyms, two columns, for rows that copy texts with them
+    tree_dir: str = ""  # folder with dependency trees, task-split-xx.conllu, for rows that read them
     learning_rate: float | None = None  # of the net, falling linearly to zero
     discriminator_rate: float | None = None  # of the discriminators, constant
     batch_size: int | None = None  # items in a step
@@ -173,7 +175,7 @@ def _import_file(path):
         raise
     return module
 
-# %% ../nbs/42_settings.ipynb #67911bce
+# %% ../nbs/42_settings.ipynb #16e51b66
 def misfits(
     job: Job,  # whose values are allowed one by one
 ) -> list[str]:  # a sentence for each
@@ -190,9 +192,9 @@ def misfits(
 
 def _without_effect(job, method):
     rows = [method, *([methods[method.shared]] if method.shared else [])]
-    has = {"alpha": ("shared encoder", method.shared), "word_rate": ("augmentation", any(m.augment for m in rows)),
+    has = {"alpha": ("shared encoder", method.frozen), "word_rate": ("augmentation", any(m.augment for m in rows)),
            "stage1": ("stage 1", any(m.tasks == "all" for m in rows)), "discriminator_rate": ("adversary", any(m.active().keys() & ADVERSARIES.keys() for m in rows))}
-    usual = {name: {getattr(Job, name), *(getattr(p, name, None) for p in presets.values())} for name in has}
+    usual = {name: {getattr(Job, name), *(getattr(p, name, None) for p in presets.values())} for name in has} | {"stage1": set(WHOLE)}
     said = {name: value if isinstance(value := getattr(job, name), (str, float, type(None))) else ", ".join(value) for name in has}
     found = [f"{name} is {said[name]}, but '{method.name}' has no {what}; leave {name} out"
              for name, (what, there) in has.items() if not there and getattr(job, name) not in usual[name]]
@@ -270,7 +272,7 @@ def _switched(method, job):
     if method.augment is None or job.word_rate is None: return method
     return replace(method, augment=replace(method.augment, word=job.word_rate))
 
-# %% ../nbs/42_settings.ipynb #10a22976
+# %% ../nbs/42_settings.ipynb #8ef2e52c
 ALGORITHM = 1  # raised when the same settings would train something else
 
 def training_key(
@@ -282,7 +284,7 @@ def training_key(
 ) -> str:
     "What a training is stored under"
     numbers = ["seed", "learning_rate", "batch_size", "rounds", "max_length", "precision"]
-    if shared: numbers.append("alpha")
+    if row.frozen: numbers.append("alpha")
     numbers += [name for name in ("pool", "accumulation") if getattr(job, name) != getattr(Job, name)]
     if row.active().keys() & ADVERSARIES.keys(): numbers.append("discriminator_rate")
     named = [{"name": t.name, "labels": t.labels, "langs": t.langs, "max_length": t.max_length} for t in tasks]

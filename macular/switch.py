@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Table', 'tabulate', 'choose', 'longest_first', 'truncate', 'Encoded', 'look_up', 'number_chunks', 'Chunked']
 
-# %% ../nbs/23_switch.ipynb #26e7517b
+# %% ../nbs/23_switch.ipynb #9e924944
 from array import array
 from collections import Counter
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .augment import CodeSwitch, Draws, Place, draw, item_numbers, tally
+from .augment import CodeSwitch, Draws, Place, Synonyms, draw, item_numbers, tally
 from .chunks import Ragged, cutting, encode, frame, ranges
 from .core import pick
 from .lexicon import split
@@ -140,19 +140,19 @@ def number_chunks(
         lengths.append(1 if chunks is None else len(chunks))
     return np.array(flat, np.int32), lengths
 
-# %% ../nbs/23_switch.ipynb #d909e73d
+# %% ../nbs/23_switch.ipynb #43e1f2d9
 class Chunked:
     "Pairs of texts as chunks, and their ids, clean or code-switched"
 
     def __init__(self, tokenizer,  # one without an `obstacle`
                  fields,  # the first texts, the second texts
                  items,  # their ids or numbers
-                 switch: CodeSwitch | None = None,  # with its languages
+                 switch: CodeSwitch | Synonyms | None = None,  # a CodeSwitch with its languages
                  lexicon=None):  # language -> lower-case word -> translations
         self.tokenizer, self.items, self.switch, self.lexicon = tokenizer, item_numbers(items), switch, lexicon
         self.frame, self.whole, number, cut = frame(tokenizer), [], {}, cutting(tokenizer)
         fields = [number_chunks(cut, texts, number, self.whole) for texts in fields]
-        table, self.known = tabulate(list(number), self.whole, lexicon, switch.langs if switch else (), tokenizer), len(number)
+        table, self.known = tabulate(list(number), self.whole, lexicon, switch.plan(lexicon, Place())[0].langs if switch else (), tokenizer), len(number)
         ends = Ragged.of(sum(self.frame.ids, ()), [len(ids) for ids in self.frame.ids])
         self.table, special = replace(table, surfaces=table.surfaces.joined(ends)), len(table.surfaces.lengths)
         self.slots = np.ones((len(self.items), 5), np.int32)  # how many surface forms each part of a pair has
@@ -172,8 +172,9 @@ class Chunked:
         "The pairs as the draws of a place leave them (the field is counted here), and the counts of `tally`"
         surfaces, chosen, counts = self.table.surfaces, self.base.copy(), Counter()
         for field, part in enumerate((1, 3)):
-            here, own = replace(place, field=field), self.part == part
-            chosen[own], found = choose(self.table, self.base[own], draw(self.switch, self.items, self.slots[:, part], here))
+            own, here = self.part == part, replace(place, field=field)
+            switch, drawn, stay = self.switch.plan(self.lexicon, here)
+            chosen[own], found = choose(self.table, self.base[own], draw(switch, self.items, self.slots[:, part], drawn), stay)
             slots, texts = self._switched_whole(own, here)
             chosen[slots] = len(surfaces.lengths) + np.arange(len(slots))
             if texts: surfaces = surfaces.joined(encode(self.tokenizer, [t.text for t in texts]))

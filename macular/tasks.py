@@ -16,7 +16,7 @@ from .core import DataError, EnvironmentProblem, ParameterError, Registry, resol
 from .readers import Layout, read_columns, read_rows, splits
 from .store import sha256
 
-# %% ../nbs/10_tasks.ipynb #8670e8f8
+# %% ../nbs/10_tasks.ipynb #1ef74bca
 @dataclass(frozen=True)
 class Task:
     "A classification of pairs of texts: what is decided, and in which languages"
@@ -27,11 +27,12 @@ class Task:
     fields: tuple = ("text_a", "text_b")  # what the two texts are called
     source_lang: str = "en"  # the language of the training rows
     neighbour: tuple = ()  # names of the tasks nearest to it
+    words: tuple = ()  # for each label a word that fills the gap of a cloze; empty: the labels themselves
     max_length: int = 128  # tokens a pair
     source: object = None  # where its rows are, for a task that brings its own files
 
     def __post_init__(self):
-        for name in ("labels", "langs", "fields", "neighbour"):
+        for name in ("labels", "langs", "fields", "neighbour", "words"):
             value = getattr(self, name)
             object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
         _check_task(self)
@@ -40,7 +41,7 @@ class Task:
         return table([{"field": f"`{f.name}`", "value": ", ".join(map(str, v)) if isinstance(v, tuple) else v}
                       for f in fields(self) if (v := getattr(self, f.name))])
 
-# %% ../nbs/10_tasks.ipynb #63350224
+# %% ../nbs/10_tasks.ipynb #4cedf4da
 def _check_task(task):
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", task.name):
         raise ParameterError(f"task name {task.name[:80]!r}: use 1 to 64 letters, digits, '.', '_' or '-', the first a letter or digit")
@@ -48,22 +49,23 @@ def _check_task(task):
         value = getattr(task, name)
         if len(value) < least or len(set(value)) < len(value) or not all(isinstance(v, str) and v for v in value):
             raise ParameterError(f"task '{task.name}': {name} must be at least {least} different names, not {value!r}")
+    if task.words and len(set(task.words)) < len(task.labels): raise ParameterError(f"task '{task.name}': words must be {len(task.labels)} different words, one a label")
     if len(task.fields) != 2: raise ParameterError(f"task '{task.name}': a task has two texts, not {len(task.fields)}")
     if isinstance(task.max_length, bool) or not isinstance(task.max_length, int) or task.max_length < 8:
         raise ParameterError(f"task '{task.name}': max_length must be a whole number of tokens from 8, not {task.max_length!r}")
 
-# %% ../nbs/10_tasks.ipynb #4b29500f
+# %% ../nbs/10_tasks.ipynb #8e7f1012
 tasks = Registry("task")
 
 for _known in (
     Task("pawsx", title="PAWS-X", labels=("different", "paraphrase"), fields=("sentence1", "sentence2"),
-         langs=("en", "de", "es", "fr", "ja", "ko", "zh"), neighbour="xnli"),
+         langs=("en", "de", "es", "fr", "ja", "ko", "zh"), neighbour="xnli", words=("No", "Yes")),
     Task("xnli", title="XNLI", labels=("entailment", "neutral", "contradiction"), fields=("premise", "hypothesis"),
-         langs=("en", "ar", "bg", "de", "el", "es", "fr", "hi", "ru", "sw", "th", "tr", "ur", "vi", "zh"), neighbour="pawsx"),
+         langs=("en", "ar", "bg", "de", "el", "es", "fr", "hi", "ru", "sw", "th", "tr", "ur", "vi", "zh"), neighbour="pawsx", words=("Yes", "Maybe", "No")),
     Task("qam", title="QAM", labels=("no", "yes"), fields=("question", "passage"),
-         langs=("en", "de", "fr"), neighbour="qadsm", max_length=256),
+         langs=("en", "de", "fr"), neighbour="qadsm", max_length=256, words=("No", "Yes")),
     Task("qadsm", title="QADSM", labels=("Bad", "Good"), fields=("query", "advertisement"),
-         langs=("en", "de", "fr"), neighbour="qam", max_length=256),
+         langs=("en", "de", "fr"), neighbour="qam", max_length=256, words=("No", "Yes")),
 ): tasks.add(_known)
 
 # %% ../nbs/10_tasks.ipynb #89a92490

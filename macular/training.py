@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Training', 'environment', 'train', 'own_losses', 'waiting']
 
-# %% ../nbs/45_training.ipynb #08820de5
+# %% ../nbs/45_training.ipynb #71342afd
 import inspect, platform, time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -20,9 +20,10 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from .build import Material, Recipe, build, build_net
+from .build import build, build_net, text_of
 from .core import StorageError, key, resolve
 from .evaluate import Exam, accuracy, evaluate
+from .feed import Material, Recipe
 from .inputs import Data, digests, one_source, trained_on
 from .methods import Method
 from .objective import terms
@@ -31,7 +32,7 @@ from .store import lock, read_json, verify, write_json
 from .tasks import Task
 from .trainer import Loop, fit, load_weights
 
-# %% ../nbs/45_training.ipynb #57fd5a05
+# %% ../nbs/45_training.ipynb #42ec917c
 @dataclass
 class Training:
     "A row that was trained: where its weights are, and what is needed to use them"
@@ -73,7 +74,7 @@ class Training:
 
     def exam(self, task: Task, sets: dict) -> Exam:
         "Rows by language, tokenised as the training's own"
-        return Exam(task, sets, self.material.tokenizer, self.recipe.max_length)
+        return Exam(task, sets, text_of(self.row, self.material, self.recipe))
 
     def head(self, task: Task) -> int:
         "Which of the net's heads is a task's"
@@ -87,7 +88,7 @@ def environment(accelerator) -> dict:
     return {"python": platform.python_version(), "platform": platform.platform(), "host": platform.node(), "device": device, "threads": torch.get_num_threads(),
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "versions": {n: version(n) for n in names}}
 
-# %% ../nbs/45_training.ipynb #714d249d
+# %% ../nbs/45_training.ipynb #1293f4a2
 def train(
     row: Method,  # as the job changes it
     data: Data,
@@ -99,9 +100,10 @@ def train(
     shared = train(beneath(row, job), data, accelerator, watch) if row.shared else None
     learned, near = trained_on(data, row)
     everything = [*learned, *([near] if near else [])]
-    if row.augment: one_source(everything)
+    if row.augment or row.synonyms: one_source(everything)
     material = Material(learned, {t.name: data.rows(t, "train") for t in everything}, AutoTokenizer.from_pretrained(data.backbone, trust_remote_code=False), data.backbone,
-                        data.lexicon if row.augment else {}, near, shared and deepcopy(shared.net(shared.weights(shared.best)).encoder), accelerator)
+                        data.lexicon if row.augment else {}, near, shared and deepcopy(shared.net(shared.weights(shared.best)).encoder), accelerator,
+                        data.neighbours if row.synonyms else {}, data.trees)
     recipe = Recipe(job.seed, job.rounds, job.batch_size, job.learning_rate, job.discriminator_rate, alpha=job.alpha, max_length=job.max_length, pool=job.pool, accumulation=job.accumulation)
     dev = {t.name: data.rows(t, "dev") for t in learned if t.source_lang in data.langs(t, "dev")}
     found = training_key(row, everything, job, digests(data, row, everything) | {"losses": own_losses(row)}, f"{shared.key}/{shared.best}" if shared else "")
@@ -114,7 +116,7 @@ def train(
 def own_losses(row: Method) -> dict:
     "A hash of the text of every loss the row has that is not the library's"
     found = {name: terms[name].loss for name in row.active()}
-    return {name: key(inspect.getsource(f)) for name, f in found.items() if not f.__module__.startswith("macular.objective")}
+    return {name: key(inspect.getsource(f)) for name, f in found.items() if not f.__module__.startswith("macular.")}
 
 @contextmanager
 def waiting(folder: Path, watch: Callable):

@@ -5,23 +5,24 @@
 # %% auto #0
 __all__ = ['TOKENS', 'Text', 'ByText', 'ByChunk', 'agree', 'way', 'Views', 'features']
 
-# %% ../nbs/24_views.ipynb #37ecb631
+# %% ../nbs/24_views.ipynb #996259a2
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from types import NoneType
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 
-from .augment import CodeSwitch, Place, rates, tally
+from .augment import CodeSwitch, Place, Synonyms, rates, tally
 from .batches import Items, Tokens, join, tokenize
 from .chunks import obstacle
 from .switch import Chunked
 from .tasks import Task
 
-# %% ../nbs/24_views.ipynb #5e14944a
+# %% ../nbs/24_views.ipynb #6cae43c2
 @dataclass(frozen=True)
 class Text:
     "How texts are augmented and tokenised"
@@ -30,13 +31,21 @@ class Text:
     switch: CodeSwitch | None = None  # 𝒜
     seed: int = 0
     max_length: int | None = None  # tokens a pair; None: each task's own
+    synonyms: Synonyms | None = None  # copies with near-synonyms
+    neighbours: Mapping = field(default_factory=dict)  # source language -> word -> near-synonyms
+    form: Callable | None = None  # (task, rows, text, suffix) -> a `ByText` that makes tokens of another form; None: pairs as they are
 
-# %% ../nbs/24_views.ipynb #67e591a4
+    def drawn(self, suffix) -> tuple:
+        "What a view is drawn by, and from which words; nothing for the texts as they are"
+        return {"_aug": (self.switch, self.lexicon), "_copy": (self.synonyms, self.neighbours)}.get(suffix, (None, None))
+
+# %% ../nbs/24_views.ipynb #54db9e8e
 class ByText:
     "A task's rows as tokens, through text"
 
-    def __init__(self, task: Task, rows, text: Text):
-        self.task, self.rows, self.text, self.switch = task, rows, text, text.switch and text.switch.over(task.langs, text.lexicon)
+    def __init__(self, task: Task, rows, text: Text, suffix: str = "_aug"):
+        augment, self.words = text.drawn(suffix)
+        self.task, self.rows, self.text, self.augment = task, rows, text, augment and augment.over(task.langs, self.words)
 
     @property
     def max_length(self): return self.text.max_length or self.task.max_length
@@ -50,18 +59,20 @@ class ByText:
         return tokenize(self.text.tokenizer, *self.fields, self.max_length)
 
     def switched(self, round):
-        "The rows code-switched, and the counts of `tally`"
-        fields = [self.switch(texts, self.rows["id"][:], self.text.lexicon, replace(self.place(round), field=f))
-                  for f, texts in enumerate(self.fields)]
-        tokens = tokenize(self.text.tokenizer, *([s.text for s in switched] for switched in fields), self.max_length)
-        return tokens, tally(s for switched in fields for s in switched)
+        "The rows with words exchanged, and the counts of `tally`"
+        fields = self.exchanged(round)
+        return tokenize(self.text.tokenizer, *([s.text for s in switched] for switched in fields), self.max_length), tally(s for switched in fields for s in switched)
+
+    def exchanged(self, round):
+        "Both fields as lists of `Switched`"
+        return [self.augment(texts, self.rows["id"][:], self.words, replace(self.place(round), field=f)) for f, texts in enumerate(self.fields)]
 
 class ByChunk(ByText):
     "A task's rows as tokens, from a table of chunks"
 
-    def __init__(self, task: Task, rows, text: Text):
-        super().__init__(task, rows, text)
-        self.chunked = Chunked(text.tokenizer, self.fields, rows["id"][:], self.switch, text.lexicon)
+    def __init__(self, task: Task, rows, text: Text, suffix: str = "_aug"):
+        super().__init__(task, rows, text, suffix)
+        self.chunked = Chunked(text.tokenizer, self.fields, rows["id"][:], self.augment, self.words)
 
     def _packed(self, found): return Tokens(found.ids, found.types, found.starts, self.text.tokenizer.pad_token_id or 0)
 
@@ -70,11 +81,11 @@ class ByChunk(ByText):
         return self._packed(self.chunked.tokens(self.max_length))
 
     def switched(self, round):
-        "The rows code-switched, and the counts of `tally`"
+        "The rows with words exchanged, and the counts of `tally`"
         found, counts = self.chunked.switched(self.place(round), self.max_length)
         return self._packed(found), counts
 
-# %% ../nbs/24_views.ipynb #616e4b7e
+# %% ../nbs/24_views.ipynb #a6be9bcb
 def agree(
     a: Tokens,
     b: Tokens,
@@ -86,17 +97,20 @@ def way(
     task: Task,
     rows,  # of the task
     text: Text,
+    suffix: str = "_aug",  # the view that is drawn
 ) -> ByText:
     "The fastest way from rows to tokens that is right for this tokenizer"
-    if obstacle(text.tokenizer) or not len(rows): return ByText(task, rows, text)
+    if text.form: return text.form(task, rows, text, suffix)
+    augment, _ = text.drawn(suffix)
+    if obstacle(text.tokenizer) or not len(rows) or not isinstance(augment, (CodeSwitch, Synonyms, NoneType)): return ByText(task, rows, text, suffix)
     few = rows.select(range(0, len(rows), max(1, len(rows) // 64)))
-    every = replace(text, switch=text.switch and replace(text.switch, word=1.0, sentence=1.0))
-    both = [kind(task, few, every) for kind in (ByText, ByChunk)]
-    right = agree(*(one.tokens() for one in both)) and (not text.switch or agree(*(one.switched(0)[0] for one in both)))
+    every = replace(text, switch=text.switch and replace(text.switch, word=1.0, sentence=1.0)) if suffix == "_aug" else text
+    both = [kind(task, few, every, suffix) for kind in (ByText, ByChunk)]
+    right = agree(*(one.tokens() for one in both)) and (not augment or agree(*(one.switched(0)[0] for one in both)))
     if not right: warnings.warn(f"{task.name}: the tokenizer does not treat chunks of text alike everywhere; texts are tokenised as wholes, which is slower.")
-    return (ByChunk if right else ByText)(task, rows, text)
+    return (ByChunk if right else ByText)(task, rows, text, suffix)
 
-# %% ../nbs/24_views.ipynb #838c3839
+# %% ../nbs/24_views.ipynb #b2f92576
 class Views:
     "The training items of some tasks, as tokens"
 
@@ -110,22 +124,28 @@ class Views:
         self.notes = [f"texts are tokenised again in every round, which is slow: in the tokenizer, {why}"] if why and text.switch and text.switch.redraw else []
 
     def items(self, round: int,
-              suffixes) -> Items:  # which views: "" for x, "_aug" for 𝒜(x)
+              suffixes) -> Items:  # which views: "" for x, "_aug" for 𝒜(x), "_copy" for a copy with near-synonyms
         "The items with the views that are asked for, as they stand in a round"
         return Items({s: self._tokens(s, round) for s in suffixes}, self.y, self.task)
 
+    def turn(self, suffix: str, round: int) -> int:
+        "Which draw of a view a round has"
+        augment, _ = self.text.drawn(suffix)
+        return augment.turn(round) if augment else 0
+
     def _tokens(self, suffix, round):
-        drawn = round if suffix and self.text.switch.redraw else 0
+        drawn = self.turn(suffix, round)
         if self._made.get(suffix, (None,))[0] != drawn:
             self._made[suffix] = drawn, join([self._part(t, suffix, drawn) for t in self.tasks])
         return self._made[suffix][1]
 
     def _part(self, task, suffix, round):
-        if task.name not in self._ways: self._ways[task.name] = way(task, self.rows[task.name], self.text)
-        to = self._ways[task.name]
+        place = task.name, suffix or "_aug"  # the texts as they are, from the same table
+        if place not in self._ways: self._ways[place] = way(task, self.rows[task.name], self.text, place[1])
+        to = self._ways[place]
         if not suffix: return to.tokens()
         tokens, counts = to.switched(round)
-        self.counts[task.name] = rates(counts, to.switch)
+        if isinstance(to.augment, CodeSwitch): self.counts[task.name] = rates(counts, to.augment)
         return tokens
 
     def rates(self, round: int) -> dict:

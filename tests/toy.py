@@ -13,12 +13,14 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import (BertConfig, BertModel, DebertaV2Config, DebertaV2Model, ModernBertConfig, ModernBertModel,
                           PreTrainedTokenizerFast, XLMRobertaConfig, XLMRobertaModel, logging)
 
-from macular.build import Material, Recipe, build
+from macular.build import build
 from macular.core import mix, pick, uniform
+from macular.feed import Material, Recipe
 from macular.lexicon import Lexicon
 from macular.modules import load_encoder
 from macular.tasks import Task
 from macular.trainer import Loop, fit
+from macular.trees import grow
 
 torch.set_num_threads(1)
 logging.set_verbosity_error()
@@ -36,9 +38,15 @@ LEXICON = Lexicon({
                small="petit", good=("bon", "bonne"), red="rouge", the=("le", "la"), reads="lit"),
     "zh": dict(dog="狗", cat="猫", house="房子", water="水", red="红", wine="wine", good="好", book="书")})
 
+NEIGHBOURS = Lexicon({"en": dict(small=("old", "not"), dog="cat", cat=("dog", "house"), good="red", sees=("drinks", "is"))})
+
+class _Chains(dict):
+    "Trees in which every word depends on the one before it"
+    def __missing__(self, text): return grow(text, range(-1, len(text.split()) - 1))
+
 # ------------------------------------------------------------------ tasks
 TASKS = {t.name: t for t in (
-    Task("toy3", ("yes", "maybe", "no"), LANGS, neighbour="toy2", max_length=LENGTH),
+    Task("toy3", ("yes", "maybe", "no"), LANGS, neighbour="toy2", max_length=LENGTH, words=("good", "small", "not")),
     Task("toy2", ("different", "same"), LANGS[:3], neighbour="toy3", max_length=LENGTH),
     Task("toy4", ("a", "b", "c", "d"), LANGS[:2], max_length=LENGTH),
     Task("toy2b", ("bad", "good"), LANGS[:4], neighbour="toy4", max_length=LENGTH))}
@@ -64,14 +72,14 @@ def tokenizer(kind="bert"):
     "Word pieces: every word of the world but a few, and all letters"
     words = {w for d in LEXICON.values() for ts in d.values() for t in ts for w in t.lower().split()} | set(ENGLISH[:-2])
     letters = {c for w in [*words, *ENGLISH] for c in w}
-    vocabulary = [*SPECIAL.get(kind, ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]), ".", *sorted(words | letters), *sorted("##" + c for c in letters)]
+    vocabulary = [*SPECIAL.get(kind, ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]), ".", *sorted(words | letters), *sorted("##" + c for c in letters), "[MASK]"]
     ids = {w: i for i, w in enumerate(vocabulary)}
     core = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
     core.normalizer, core.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.BertPreTokenizer()
     core.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1",
                                                         special_tokens=[(w, ids[w]) for w in ("[CLS]", "[SEP]")])
     inputs = ["input_ids", "token_type_ids", "attention_mask"] if kind == "bert" else ["input_ids", "attention_mask"]
-    return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]",
+    return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]",
                                    model_input_names=inputs)
 
 def redraw(module, *counters):
@@ -108,7 +116,7 @@ def material(*names, near=None, shared=False, n=10, kind="bert", dropout=0.0, le
     sizes = {name: n + 2 * i for i, name in enumerate([*names, *([near] if near else [])])}  # unequal, and the last batch is ragged
     f_m = load_encoder(backbone(kind, dropout, seed=1), seed=9).eval() if shared else None
     return Material([TASKS[name] for name in names], {name: rows(name, size) for name, size in sizes.items()}, tokenizer(kind),
-                    backbone(kind, dropout), lexicon, TASKS[near] if near else None, f_m)
+                    backbone(kind, dropout), lexicon, TASKS[near] if near else None, f_m, neighbours=NEIGHBOURS, trees=_Chains())
 
 def recipe(**changes):
     return Recipe(**dict(seed=3, rounds=1, batch_size=4, learning_rate=2e-3, discriminator_rate=5e-3, passes=2, alpha=0.3) | changes)
