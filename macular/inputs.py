@@ -36,9 +36,27 @@ def digest(
         for value in rows[column][:]: h.update(str(value).encode("utf-8", "surrogatepass") + b"\0")
     return h.hexdigest()[:16]
 
-# %% ../nbs/44_inputs.ipynb #64393897
+# %% ../nbs/44_inputs.ipynb #57c36dfd
+class _Words:
+    "The word lists of a job, each read once, its origin noted"
+
+    @cached_property
+    def lexicon(self) -> Lexicon:
+        "The dictionaries"
+        found = read_lexicon(self)
+        self.origins += [o for o in licensed(found, self.job.lexicon_dir) if o not in self.origins]
+        return found
+
+    @cached_property
+    def neighbours(self) -> Lexicon:
+        "The near-synonyms of the source language"
+        found = read_neighbours(self)
+        self.origins += [o for o in found.provenance if o not in self.origins]
+        return found
+
+# %% ../nbs/44_inputs.ipynb #77cff6be
 @dataclass
-class Data:
+class Data(_Words):
     "The rows, dictionaries and backbone of a job"
     job: Job  # filled
     used: dict = field(default_factory=dict)  # (task, split, language) -> digest of the rows read
@@ -75,20 +93,6 @@ class Data:
         self.origins += [o for o in (task.source or self.source).provenance(task, split, lang) if o not in self.origins]
         self.read[task.name, split, lang] = rows
         return rows
-
-    @cached_property
-    def lexicon(self) -> Lexicon:
-        "The dictionaries, read once, their origin noted"
-        found = read_lexicon(self)
-        self.origins += [o for o in licensed(found, self.job.lexicon_dir) if o not in self.origins]
-        return found
-
-    @cached_property
-    def neighbours(self) -> Lexicon:
-        "The near-synonyms of the source language, read once, their origin noted"
-        found = read_neighbours(self)
-        self.origins += [o for o in found.provenance if o not in self.origins]
-        return found
 
     @cached_property
     def backbone(self) -> Path: return backbone_folder(self.job.backbone)

@@ -30,10 +30,11 @@ class Readings:
 ADVERSARIES = {"task_adv": "task_disc", "lang_adv": "lang_disc"}  # a loss of the net -> that of the discriminator it plays against
 REVERSALS = ("task_grl", "lang_grl")  # losses of net and discriminator alike, by a reversed gradient
 
-# %% ../nbs/40_methods.ipynb #ef93cb58
+# %% ../nbs/40_methods.ipynb #c21b683f
 CHOICES = {"tasks": ("own", "near", "all"), "encoder": ("plain", "syntax"), "head": ("linear", "cloze"), "shared_as": ("frozen", "start")}
 LATER = ("synonyms", "encoder", "head", "shared_as")  # fields that count only where they are used: the keys of rows without them stay
 
+# %% ../nbs/40_methods.ipynb #c0c70a1e
 @dataclass(frozen=True)
 class Method:
     "One row of a table: what is trained, from what, by which losses"
@@ -57,9 +58,7 @@ class Method:
             if getattr(self, name) not in choices: raise ParameterError(f"{name} of '{self.name}': {unknown('choice', getattr(self, name), choices)}")
 
     @property
-    def frozen(self) -> bool:
-        "Has it two encoders, one of them frozen?"
-        return bool(self.shared) and self.shared_as == "frozen"
+    def frozen(self) -> bool: return bool(self.shared) and self.shared_as == "frozen"  # two encoders, one of them frozen
 
     def but(self, name: str, title: str = "", **changes) -> "Method":
         "This row with some fields changed, under another name"

@@ -45,7 +45,7 @@ def grow(
     if len(heads) != len(starts): raise DataError(f"{len(heads)} heads for {len(starts)} words: {text[:80]!r}")
     return Tree(starts, heads, np.zeros_like(heads))
 
-# %% ../nbs/27_trees.ipynb #8bdc8824
+# %% ../nbs/27_trees.ipynb #ac9c3a24
 def read_conllu(
     path,  # one file
 ) -> dict:  # text without its white space -> (forms, heads, parts of speech)
@@ -69,6 +69,7 @@ def read_conllu(
     close()
     return found
 
+# %% ../nbs/27_trees.ipynb #67175a82
 def _word(line, n, path):
     "Number, form, head and part of speech; nothing for an empty node"
     cells = line.split("\t")

@@ -71,7 +71,7 @@ def test_every_import_of_the_package_is_required():
     used = {top for path in MODULES for top, _ in imports(path.read_text("utf-8"))} - set(sys.stdlib_module_names) - {"macular"}
     known = {canonicalize_name(r.name).replace("-", "_") for r in RUN}
     pulled = {"IPython", "tokenizers", "yaml", "nbformat"}  # come with ipykernel, transformers and papermill
-    optional = {"opencc"}  # asked for by an argument, whose error says how to install it
+    optional = {"opencc", "stanza"}  # asked for by an argument, whose error says how to install it
     assert used - known - pulled - optional == set()
 
 

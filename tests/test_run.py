@@ -57,21 +57,17 @@ def test_no_path_and_no_time_in_what_must_not_differ(finished):
 
 def test_the_backbone_is_part_of_the_record(finished, tmp_path):
     import shutil
-    from macular.inputs import Data, backbone_origin
+    from macular.backbones import backbone_origin
     from macular.mini import backbone
-    from macular.settings import fill
     found = finished.values["backbone"]
     assert found["name"] == "mini-xlmr" and found["licence"] == "Apache-2.0"
     assert found["sha256"]["model.safetensors"] == sha256(backbone("mini-xlmr") / "model.safetensors")
     cached = tmp_path / "models--some--net" / "snapshots" / "0123abc"  # as the hub's cache lies
     shutil.copytree(backbone("mini-bert"), cached)
-    data = Data(fill(Job(preset="mini", backbone="some/net")))  # not there by that name, so from the hub
-    data.backbone = cached
-    assert backbone_origin(data) | {"sha256": 0} == {"name": "net", "source": "some/net@0123abc", "licence": "not stated", "sha256": 0}
+    assert backbone_origin("some/net", cached) == {"name": "net", "source": "some/net@0123abc", "licence": "not stated"}  # not there by that name, so from the hub
     (cached / "README.md").write_text("---\nlicense: mit\n---\n# A net\n")
-    assert backbone_origin(data)["licence"] == "mit"
-    data.job = replace(data.job, backbone=str(cached))
-    assert backbone_origin(data)["source"] == "a folder", "no path of this machine"
+    assert backbone_origin("some/net", cached)["licence"] == "mit"
+    assert backbone_origin(str(cached), cached)["source"] == "a folder", "no path of this machine"
 
 
 def test_the_plan_counts_the_steps_that_are_taken(finished):
