@@ -34,7 +34,7 @@ REVERSALS = ("task_grl", "lang_grl")  # losses of net and discriminator alike, b
 CHOICES = {"tasks": ("own", "near", "all"), "encoder": ("plain", "syntax"), "head": ("linear", "cloze"), "shared_as": ("frozen", "start")}
 LATER = ("synonyms", "encoder", "head", "shared_as")  # fields that count only where they are used: the keys of rows without them stay
 
-# %% ../nbs/40_methods.ipynb #c0c70a1e
+# %% ../nbs/40_methods.ipynb #65614739
 @dataclass(frozen=True)
 class Method:
     "One row of a table: what is trained, from what, by which losses"
@@ -83,8 +83,7 @@ class Method:
         kept = {f.name: getattr(self, f.name) for f in fields(self) if f.compare and f.name not in ("name", "shared", "terms", "ensemble")}
         return {n: v for n, v in kept.items() if n not in LATER or v != getattr(Method, n)} | {"terms": self.active()}
 
-    def _repr_markdown_(self):
-        return table([{"field": f"`{f.name}`", "value": getattr(self, f.name)} for f in fields(self) if getattr(self, f.name)])
+    def _repr_markdown_(self): return table([{"field": f"`{f.name}`", "value": getattr(self, f.name)} for f in fields(self) if getattr(self, f.name)])
 
 # %% ../nbs/40_methods.ipynb #823185f6
 methods = Registry("method")
