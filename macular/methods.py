@@ -34,7 +34,7 @@ REVERSALS = ("task_grl", "lang_grl")  # losses of net and discriminator alike, b
 CHOICES = {"tasks": ("own", "near", "all"), "encoder": ("plain", "syntax"), "head": ("linear", "cloze"), "shared_as": ("frozen", "start")}
 LATER = ("synonyms", "encoder", "head", "shared_as")  # fields that count only where they are used: the keys of rows without them stay
 
-# %% ../nbs/40_methods.ipynb #65614739
+# %% ../nbs/40_methods.ipynb #cf485487
 @dataclass(frozen=True)
 class Method:
     "One row of a table: what is trained, from what, by which losses"
@@ -66,13 +66,11 @@ class Method:
 
     def weigh(self, name: str, title: str = "", **weights) -> "Method":
         "This row with other weights of losses it has"
-        for loss in weights:
-            if loss not in self.terms: raise ParameterError(unknown(f"loss of '{self.name}'", loss, self.terms))
-        return self.but(name, title, terms=self.terms | weights)
+        strange = [loss for loss in weights if loss not in self.terms]
+        if strange: raise ParameterError(unknown(f"loss of '{self.name}'", strange[0], self.terms))
+        return self.plus(name, title, **weights)
 
-    def plus(self, name: str, title: str = "", **weights) -> "Method":
-        "This row with more losses"
-        return self.but(name, title, terms=self.terms | weights)
+    def plus(self, name: str, title: str = "", **weights) -> "Method": return self.but(name, title, terms=self.terms | weights)  # with more losses
 
     def active(self) -> dict:
         "The losses that are computed: those whose weight is not zero"
