@@ -53,7 +53,7 @@ def unknown(
     hint = f" Did you mean '{near[0]}'?" if near else ""
     return f"unknown {kind} {str(name)[:80]!r}.{hint} There is: {', '.join(names) or 'none'}."
 
-# %% ../nbs/00_core.ipynb #3fab0ba8
+# %% ../nbs/00_core.ipynb #7f2f9900
 class Registry(Mapping):
     "Records by name; unknown names raise with the nearest one"
 
@@ -61,9 +61,9 @@ class Registry(Mapping):
         self.kind, self._records = kind, {}
 
     def add(self, record):
-        "Make `record` known under `record.name` and return it"
+        "Make `record` known under `record.name` and return it; the same one defined again, as a re-run cell does, replaces it"
         known = self._records.get(record.name)
-        if known is not None and known != record:
+        if known is not None and known != record and repr(known) != repr(record):
             raise ParameterError(f"there is already another {self.kind} named '{record.name}'; it differs in: "
                                  f"{', '.join(diff(known, record)) or 'its type'}. Choose another name.")
         self._records[record.name] = record

@@ -110,7 +110,7 @@ def way(
     if not right: warnings.warn(f"{task.name}: the tokenizer does not treat chunks of text alike everywhere; texts are tokenised as wholes, which is slower.")
     return (ByChunk if right else ByText)(task, rows, text, suffix)
 
-# %% ../nbs/24_views.ipynb #b2f92576
+# %% ../nbs/24_views.ipynb #151e8986
 class Views:
     "The training items of some tasks, as tokens"
 
@@ -121,7 +121,7 @@ class Views:
         self.task = np.repeat(np.arange(len(tasks)), [len(rows[t.name]) for t in tasks])
         self.y = np.concatenate([np.array(rows[t.name]["label"][:]) for t in tasks])
         why = obstacle(text.tokenizer)
-        self.notes = [f"texts are tokenised again in every round, which is slow: in the tokenizer, {why}"] if why and text.switch and text.switch.redraw else []
+        self.notes = [f"texts are tokenised again in every round, which is slow: in the tokenizer, {why}"] if why and text.switch and text.switch.turn(0) != text.switch.turn(1) else []
 
     def items(self, round: int,
               suffixes) -> Items:  # which views: "" for x, "_aug" for 𝒜(x), "_copy" for a copy with near-synonyms
