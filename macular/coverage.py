@@ -13,7 +13,7 @@ import numpy as np
 from .core import key, mix, uniform
 from .results import Record
 
-# %% ../nbs/57_coverage.ipynb #c1e5f939
+# %% ../nbs/57_coverage.ipynb #dd5a7277
 @dataclass(frozen=True)
 class Noise:
     "Standard deviations on the probit scale, beside the 1 of a single answer"
@@ -38,17 +38,18 @@ def simulate(
     noise: Noise = Noise(),
 ) -> list[Record]:
     "Records of a study that was never done"
-    return [_answers(method, task, levels, s, items, noise) for s in range(seeds)]
+    hard = _items(method, task, items, noise)
+    return [_answers(method, task, levels, s, hard, noise) for s in range(seeds)]
 
-# %% ../nbs/57_coverage.ipynb #5c96a7f8
+# %% ../nbs/57_coverage.ipynb #e6027df2
 def _items(method, task, items, noise):
     "What makes the items hard, for all and for this method"
     i = np.arange(items)
     return noise.item * _normal("item", task, i) + noise.method * _normal("method", task, method, i)
 
-def _answers(method, task, levels, s, items, noise):
+def _answers(method, task, levels, s, hard, noise):
     from scipy.special import ndtri
-    hard, i = _items(method, task, items, noise), np.arange(items)
+    i, items = np.arange(len(hard)), len(hard)
     run = noise.seed * _normal("seed", task, method, s)
     correct = {x: ndtri(p / 100) * noise.total + run + noise.lang * _normal("lang", task, method, s, x) + hard + _normal("answer", task, method, s, x, i) > 0
                for x, p in levels.items()}

@@ -18,7 +18,7 @@ from .results import SELECTIONS, Record, average
 
 LEVEL = 0.95  # of every interval
 
-# %% ../nbs/56_statistics.ipynb #dcec7bfb
+# %% ../nbs/56_statistics.ipynb #2568be82
 def select(
     records: Iterable[Record],
     **where,  # method="macular", task="xnli", dictionary="own"; a list allows several values
@@ -46,7 +46,7 @@ def alike(
     for r in records[1:]:
         if found := diff(designs(first), designs(r)):
             told = "; ".join(f"{k}: {a} and {b}" for k, (a, b) in list(found.items())[:3])
-            raise ParameterError(f"records of '{first.method}' on {first.task} differ in more than their seed ({told}) and are not averaged. Choose: select(records, {next(iter(found))}=…)")
+            raise ParameterError(f"records of '{first.method}' on {first.task} differ in more than their seed ({told}) and are not averaged. Choose: select(records, {next(iter(found))}=…), on the command line --where {next(iter(found))}=…")
     seeds = [r.seed for r in records]
     if twice := {s for s in seeds if seeds.count(s) > 1}:
         raise ParameterError(f"'{first.method}' on {first.task} has {len(records)} records, of which seed {sorted(twice, key=str)[0]} is there more than once; keep one")
@@ -189,16 +189,16 @@ def randomisation(
     sums = 2 * np.arange(len(chances)) - (len(chances) - 1)
     return float(min(1.0, chances[np.abs(sums) >= total].clip(0).sum()))
 
-# %% ../nbs/56_statistics.ipynb #a868342d
+# %% ../nbs/56_statistics.ipynb #9af38d72
 def holm(
     ps,  # p-values; NaN where there is no test
 ) -> np.ndarray:  # corrected
     "Holm's correction of the tests there are"
     from statsmodels.stats.multitest import multipletests
-    ps = np.asarray(ps, float)
-    there = ~np.isnan(ps)
-    if there.any(): ps = ps.copy(); ps[there] = multipletests(ps[there], method="holm")[1]
-    return ps
+    found = np.array(ps, float)
+    there = ~np.isnan(found)
+    if there.any(): found[there] = multipletests(found[there], method="holm")[1]
+    return found
 
 def by_language(
     a: Iterable[Record],
