@@ -76,15 +76,16 @@ def train(
         ours = {c.__name__: c for c in MacularError.__subclasses__()}
         raise ours.get(e.ename, MacularError)(f"{e.evalue}\nThe whole report: {report}") from e
 
-# %% ../nbs/62_cli.ipynb #23b0b335
-from .compare import compare as compare_runs
+# %% ../nbs/62_cli.ipynb #a185d714
 from .predictions import kind, read
+from .reports import checklist, compare as compare_runs
 from .results import SELECTIONS
 from .statistics import select
-from .tables import Table, View, as_csv, beside_paper, checklist, languages, overview, selections
+from .tables import Table, View, as_csv, beside_paper, languages, overview, selections
 
-# %% ../nbs/62_cli.ipynb #07aa7ce1
-TABLES = {"tasks": overview, "languages": languages, "selections": selections, "paper": beside_paper, "checklist": lambda found, view: checklist(found, view.rows)}
+# %% ../nbs/62_cli.ipynb #bf3c22c0
+TABLES = {"tasks": overview, "languages": languages, "selections": selections, "paper": beside_paper,
+          "checklist": lambda found, view: checklist(found, view.rows)}
 FORMS = {"markdown": Table.markdown, "latex": Table.latex, "csv": as_csv}
 
 def _conditions(where):
@@ -96,6 +97,7 @@ def _conditions(where):
         if text.replace(".", "", 1).isdecimal(): wanted[name].append(float(text))
     return wanted
 
+# %% ../nbs/62_cli.ipynb #8eee89ca
 def _records(path, conditions):
     "What a path holds; a foreign file is named after itself, and `--where` says what it does not"
     if kind(path) not in ("table", "harness"): return read(path)
@@ -105,7 +107,7 @@ def _one_of(name, value, allowed):
     if value not in allowed: raise ParameterError(unknown(name, value, allowed))
     return value
 
-# %% ../nbs/62_cli.ipynb #36d59f06
+# %% ../nbs/62_cli.ipynb #dd15ca19
 @app.command("table")
 def print_table(
     paths: Annotated[list[str], Argument(metavar="PATH...", help="Runs, folders of runs, records (.jsonl), predictions of other programs.")] = ["runs"],
@@ -117,7 +119,8 @@ def print_table(
 ):
     "A table of methods: means with intervals over seeds, marks, costs; also LaTeX and CSV."
     make, write = TABLES[_one_of("kind of table", by, TABLES)], FORMS[_one_of("form", form, FORMS)]
-    found, view = select([r for path in paths for r in _records(path, _conditions(where))], **_conditions(where)), View(against, selection=_one_of("selection", selection, SELECTIONS))
+    conditions, view = _conditions(where), View(against, selection=_one_of("selection", selection, SELECTIONS))
+    found = select([r for path in paths for r in _records(path, conditions)], **conditions)
     print(write(make(found, view)).rstrip())
 
 # %% ../nbs/62_cli.ipynb #249e9913

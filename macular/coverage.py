@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['Noise', 'simulate', 'expected']
 
-# %% ../nbs/57_coverage.ipynb #cfe905ec
+# %% ../nbs/57_coverage.ipynb #44aad41f
 from dataclasses import dataclass
 
 import numpy as np
 
-from .core import key, mix, uniform
+from .core import key, mix, number, uniform
 from .results import Record
 
-# %% ../nbs/57_coverage.ipynb #dd5a7277
+# %% ../nbs/57_coverage.ipynb #6649fb9f
 @dataclass(frozen=True)
 class Noise:
     "Standard deviations on the probit scale, beside the 1 of a single answer"
@@ -25,9 +25,15 @@ class Noise:
     @property
     def total(self) -> float: return float(np.sqrt(1 + self.seed**2 + self.lang**2 + self.item**2 + self.method**2))
 
+# %% ../nbs/57_coverage.ipynb #c7cfebc4
 def _normal(*counters):
     from scipy.special import ndtri
     return ndtri(uniform(mix("simulated", *counters)) + 2.0**-54)
+
+def _items(method, task, items, noise):
+    "What makes the items hard, for all and for this method"
+    i = np.arange(items)
+    return noise.item * _normal("item", task, i) + noise.method * _normal("method", task, method, i)
 
 def simulate(
     method: str,
@@ -38,24 +44,16 @@ def simulate(
     noise: Noise = Noise(),
 ) -> list[Record]:
     "Records of a study that was never done"
-    hard = _items(method, task, items, noise)
-    return [_answers(method, task, levels, s, hard, noise) for s in range(seeds)]
-
-# %% ../nbs/57_coverage.ipynb #e6027df2
-def _items(method, task, items, noise):
-    "What makes the items hard, for all and for this method"
-    i = np.arange(items)
-    return noise.item * _normal("item", task, i) + noise.method * _normal("method", task, method, i)
-
-def _answers(method, task, levels, s, hard, noise):
     from scipy.special import ndtri
-    i, items = np.arange(len(hard)), len(hard)
-    run = noise.seed * _normal("seed", task, method, s)
-    correct = {x: ndtri(p / 100) * noise.total + run + noise.lang * _normal("lang", task, method, s, x) + hard + _normal("answer", task, method, s, x, i) > 0
-               for x, p in levels.items()}
-    return Record(method, task, {"en_dev": {x: 100 * int(c.sum()) / items for x, c in correct.items()}}, s, correct=correct,
-                  items=dict.fromkeys(levels, key(task, items)), tags={"simulated": True})
+    s, i, mark = np.arange(seeds)[:, None, None], np.arange(items), dict.fromkeys(levels, key(task, items))
+    langs = np.array([number(x) for x in levels], np.uint64)[:, None]
+    level = ndtri(np.array([*levels.values()])[:, None] / 100) * noise.total
+    run = noise.seed * _normal("seed", task, method, s) + noise.lang * _normal("lang", task, method, s, langs)
+    right = level + run + _items(method, task, items, noise) + _normal("answer", task, method, s, langs, i) > 0
+    return [Record(method, task, {"en_dev": {x: 100 * int(c.sum()) / items for x, c in zip(levels, found)}}, seed, correct=dict(zip(levels, found)),
+                   items=mark, tags={"simulated": True}) for seed, found in enumerate(right)]
 
+# %% ../nbs/57_coverage.ipynb #dced58ef
 def expected(
     method: str,
     task: str,

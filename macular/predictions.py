@@ -4,18 +4,18 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'ABOUT', 'HARNESS', 'METRICS', 'spellings', 'from_table', 'finished', 'from_xtreme', 'from_harness', 'kind',
-           'read']
+           'runs', 'read']
 
-# %% ../nbs/55_predictions.ipynb #fd6aaeb7
+# %% ../nbs/55_predictions.ipynb #61c9d887
 import json, re
 from collections.abc import Mapping
 from dataclasses import replace
 
 from .core import DataError, ParameterError, resolve, unknown
-from .results import Record, from_lines, marked, runs
+from .results import Record, from_lines, marked, record
 from .tasks import archives, find
 
-# %% ../nbs/55_predictions.ipynb #d2a69fcb
+# %% ../nbs/55_predictions.ipynb #e3a7ba1a
 def spellings(
     task,  # a `Task`
 ) -> dict:  # spelling -> label name
@@ -23,31 +23,34 @@ def spellings(
     published = [layout.labels or {} for layout in archives.get(task.name, ())]
     return {name: name for name in task.labels} | {spelled: name for labels in published for spelled, name in labels.items()}
 
+# %% ../nbs/55_predictions.ipynb #8307b1cd
 def _named(labels, task, where):
     "Labels by name; `where` says file and line of the n-th"
     known = spellings(task)
     odd = [(i, label) for i, label in enumerate(labels) if label not in known]
-    if odd: raise DataError(f"{where(odd[0][0])}: {unknown(f'label of {task.name}', odd[0][1], known)} In all {len(odd)} of {len(labels)} are unknown.")
-    return [known[label] for label in labels]
+    if not odd: return [known[label] for label in labels]
+    raise DataError(f"{where(odd[0][0])}: {unknown(f'label of {task.name}', odd[0][1], known)} In all {len(odd)} of {len(labels)} are unknown.")
 
-# %% ../nbs/55_predictions.ipynb #044699c8
+# %% ../nbs/55_predictions.ipynb #9f869b73
 COLUMNS, ABOUT = ("item", "language", "label", "prediction"), ("method", "task", "seed", "backbone")
-
 def from_table(
     path,  # CSV, TSV or Parquet
     about: dict,  # what the file does not say
 ) -> list[Record]:  # one for each run in the file
     "Runs from a table of predictions"
     import pandas as pd
-    try: frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype=str, sep="\t" if path.suffix == ".tsv" else ",", keep_default_na=False)
+    separator = "\t" if path.suffix == ".tsv" else ","
+    try: frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype=str, sep=separator, keep_default_na=False)
     except (OSError, ValueError) as e: raise DataError(f"{path.name} is no table: {e}") from e
     absent = [c for c in COLUMNS if c not in frame]
-    if absent or not len(frame): raise DataError(f"{path.name}: {len(frame)} rows, no column {', '.join(absent) or 'missing'}. There is: {', '.join(map(str, frame))}. "
-                                                 f"Needed are {', '.join(COLUMNS)}, a row for each item and language.")
+    if absent or not len(frame):
+        raise DataError(f"{path.name}: {len(frame)} rows, no column {', '.join(absent) or 'missing'}. There is: {', '.join(map(str, frame))}. "
+                        f"Needed are {', '.join(COLUMNS)}, a row for each item and language.")
     said = [c for c in ABOUT if c in frame and c not in about]
     parts = frame.groupby(said, sort=False) if said else [((), frame)]
     return [_run(part, path.name, about | dict(zip(said, names))) for names, part in parts]
 
+# %% ../nbs/55_predictions.ipynb #2bf9a445
 def _run(frame, name, about):
     "A record from rows; the labels' names are checked, an empty prediction is none"
     task = find(_said(about, "task", name))
@@ -56,11 +59,12 @@ def _run(frame, name, about):
     named = {c: _named(list(rows[c].astype(str)), task, where) for c in ("label", "prediction")}
     return finished(marked(rows.assign(**named)), about, name)
 
-# %% ../nbs/55_predictions.ipynb #acc2dd79
+# %% ../nbs/55_predictions.ipynb #3f607541
 def _said(about, what, name):
     if about.get(what): return about[what]
     raise ParameterError(f"{name} does not say which {what} it is of; say it: read(path, {what}=…)")
 
+# %% ../nbs/55_predictions.ipynb #746ff737
 def finished(
     found: dict,  # from `marked`
     about: dict,
@@ -74,7 +78,20 @@ def finished(
     tags = {k: values.pop(k) for k in list(values) if k not in Record.__dataclass_fields__}
     return Record(**found, **values | {"tags": tags | values.get("tags", {})})
 
-# %% ../nbs/55_predictions.ipynb #c72abaf6
+# %% ../nbs/55_predictions.ipynb #306b33d2
+def _answers(path, task, gold):
+    "The rows of one of XTREME's files"
+    import pandas as pd
+    lang, answers = path.stem[5:], [line.strip() for line in path.read_text("utf-8").splitlines()]
+    if lang not in gold:
+        raise DataError(f"{path.name}: no rows were given for '{lang}', only for {', '.join(gold) or 'nothing'}. "
+                        f"Give gold={{'{lang}': load('{task.name}', 'test', '{lang}', source), …}}")
+    rows = gold[lang]
+    if len(answers) != len(rows["label"]): raise DataError(f"{path.name}: {len(answers)} lines for {len(rows['label'])} test rows; line n must answer row n")
+    named = _named(answers, task, lambda i: f"{path.name}, line {i + 1}")
+    return pd.DataFrame({"item": rows["id"][:], "language": lang, "label": [task.labels[y] for y in rows["label"][:]], "prediction": named})
+
+# %% ../nbs/55_predictions.ipynb #d68e329f
 def from_xtreme(
     folder,  # of `test-{lang}.tsv`
     gold: Mapping,  # language -> rows with `id` and `label`, from `load`
@@ -82,28 +99,26 @@ def from_xtreme(
 ) -> Record:
     "A run from XTREME's prediction files"
     import pandas as pd
-    task, frames = find(_said(about, "task", folder.name)), []
-    for path in sorted(folder.glob("test-*.tsv"), key=lambda p: (p.stem[5:] != task.source_lang, p.stem)):
-        lang, lines = path.stem[5:], path.read_text("utf-8").splitlines()
-        if lang not in gold: raise DataError(f"{path.name}: no rows were given for '{lang}', only for {', '.join(gold) or 'nothing'}. Give gold={{'{lang}': load('{task.name}', 'test', '{lang}', source), …}}")
-        rows, answers = gold[lang], [line.strip() for line in lines]
-        if len(answers) != len(rows["label"]): raise DataError(f"{path.name}: {len(answers)} lines for {len(rows['label'])} test rows; line n must answer row n")
-        named = _named(answers, task, lambda i, name=path.name: f"{name}, line {i + 1}")
-        frames.append(pd.DataFrame({"item": rows["id"][:], "language": lang, "label": [task.labels[y] for y in rows["label"][:]], "prediction": named}))
-    return finished(marked(pd.concat(frames)), about, folder.name)
+    task = find(_said(about, "task", folder.name))
+    paths = sorted(folder.glob("test-*.tsv"), key=lambda p: (p.stem[5:] != task.source_lang, p.stem))
+    return finished(marked(pd.concat([_answers(path, task, gold) for path in paths])), about, folder.name)
 
-# %% ../nbs/55_predictions.ipynb #698cd011
+# %% ../nbs/55_predictions.ipynb #5c57229d
 HARNESS, METRICS = {"paws": "pawsx"}, ("acc", "exact_match")
 
+def _sample(line, where):
+    "One line of a samples file, with whether it is right"
+    try: found = json.loads(line)
+    except ValueError as e: raise DataError(f"{where} is no JSON: {e}") from e
+    metric = next((m for m in METRICS if m in found), None)
+    if metric is None or "doc_id" not in found:
+        raise DataError(f"{where}: there is no {'doc_id' if metric else ' or '.join(METRICS)}; was it written by lm-eval --log_samples?")
+    return found | {"right": float(found[metric]) == 1}
+
+# %% ../nbs/55_predictions.ipynb #d2fcddd5
 def _samples(path):
-    "The lines of a samples file, checked"
-    found = []
-    for i, line in enumerate(path.read_text("utf-8").splitlines(), 1):
-        try: found.append(json.loads(line))
-        except ValueError as e: raise DataError(f"{path.name}, line {i} is no JSON: {e}") from e
-        metric = next((m for m in METRICS if m in found[-1]), None)
-        if metric is None or "doc_id" not in found[-1]: raise DataError(f"{path.name}, line {i}: there is no {'doc_id' if metric else ' or '.join(METRICS)}; was it written by lm-eval --log_samples?")
-        found[-1]["right"] = float(found[-1][metric]) == 1
+    "The lines of a samples file, by one filter"
+    found = [_sample(line, f"{path.name}, line {i}") for i, line in enumerate(path.read_text("utf-8").split("\n"), 1) if line.strip()]
     filters = sorted({str(s.get("filter")) for s in found})
     if len(filters) != 1: raise DataError(f"{path.name} has {len(found)} samples by {len(filters)} filters ({', '.join(filters)}); keep the lines of one")
     return found
@@ -111,10 +126,21 @@ def _samples(path):
 def _item(sample, rows, name):
     "Who an item is: the row of its number, else its number and target"
     if rows is None: return str(sample["doc_id"]), str(sample.get("target"))
-    if not 0 <= sample["doc_id"] < len(rows["id"]): raise DataError(f"{name}: doc_id {sample['doc_id']}, but {len(rows['id'])} rows were given; these are not the rows it answers")
-    return rows["id"][sample["doc_id"]], str(rows["label"][sample["doc_id"]])
+    i, n = sample["doc_id"], len(rows["id"])
+    if not 0 <= i < n: raise DataError(f"{name}: doc_id {i}, but {n} rows were given; these are not the rows it answers")
+    return rows["id"][i], str(rows["label"][i])
 
-# %% ../nbs/55_predictions.ipynb #e0c641d8
+# %% ../nbs/55_predictions.ipynb #b276d893
+def _frame(path, lang, task, gold):
+    "The rows of a samples file; a wrong answer is not the label, whatever it was"
+    import pandas as pd
+    samples = _samples(path)
+    items = [_item(s, gold.get(lang) if gold else None, path.name) for s in samples]
+    label = [task.labels[int(y)] if gold else y for _, y in items]
+    return pd.DataFrame({"item": [i for i, _ in items], "language": lang, "label": label,
+                         "prediction": [y if s["right"] else f"not {y}" for y, s in zip(label, samples)]})
+
+# %% ../nbs/55_predictions.ipynb #8fba4ba3
 def from_harness(
     paths,  # `samples_{task}_{time}.jsonl`
     about: dict,
@@ -128,16 +154,11 @@ def from_harness(
         if not name: raise DataError(f"{path.name}: the task's name does not end in a language, as xnli_de does")
         task, lang = find(about.get("task") or HARNESS.get(name[1], name[1])), name[2]
         if lang in frames.setdefault(task.name, {}): raise DataError(f"{path.parent.name} has several files of {name[1]}_{lang}; keep one")
-        samples = _samples(path)
-        items = [_item(s, gold.get(lang) if gold else None, path.name) for s in samples]
-        label = [task.labels[int(y)] if gold else y for _, y in items]
-        frames[task.name][lang] = pd.DataFrame({"item": [i for i, _ in items], "language": lang, "label": label,
-                                                "prediction": [y if s["right"] else f"not {y}" for y, s in zip(label, samples)]})
-    return [finished(marked(pd.concat(_english_first(f))) | {"collapsed": ()}, about | {"task": task}, f"samples of {task}") for task, f in frames.items()]
+        frames[task.name][lang] = _frame(path, lang, task, gold)
+    in_order = {task: pd.concat([f[x] for x in sorted(f, key=lambda x: (x != "en", x))]) for task, f in frames.items()}
+    return [finished(marked(f) | {"collapsed": ()}, about | {"task": task}, f"samples of {task}") for task, f in in_order.items()]
 
-def _english_first(frames): return [frames[x] for x in sorted(frames, key=lambda x: (x != "en", x))]
-
-# %% ../nbs/55_predictions.ipynb #8755c406
+# %% ../nbs/55_predictions.ipynb #cf83d2a2
 def kind(
     path,  # what somebody wants to be read
 ) -> str:  # "runs", "records", "table", "xtreme" or "harness"
@@ -147,8 +168,20 @@ def kind(
     if path.is_dir(): return "harness" if any(path.glob("samples_*.jsonl")) else "xtreme" if any(path.glob("test-*.tsv")) else "runs"
     if path.suffix == ".jsonl": return "harness" if path.name.startswith("samples_") else "records"
     if path.suffix in (".csv", ".tsv", ".parquet"): return "table"
-    raise DataError(f"{path.name} is none of: a run's folder, records (.jsonl), a table of predictions (.csv, .tsv, .parquet), a folder of test-{{lang}}.tsv, samples_*.jsonl")
+    raise DataError(f"{path.name} is none of: a run's folder, records (.jsonl), a table of predictions (.csv, .tsv, .parquet), "
+                    "a folder of test-{lang}.tsv, samples_*.jsonl")
 
+# %% ../nbs/55_predictions.ipynb #4f6a9b24
+def runs(
+    folder,  # a finished run, or where runs were written to
+) -> list[Record]:  # by folder name
+    "The records of run folders"
+    folder = resolve(folder)
+    done = [folder] if (folder / "result.json").exists() else sorted(p.parent for p in folder.glob("*/result.json"))
+    if not done: raise DataError(f"there is no finished run in {folder}: neither result.json nor */result.json")
+    return [record(path) for path in done]
+
+# %% ../nbs/55_predictions.ipynb #eb99ca4f
 def read(
     path,  # a run, a folder of runs, records, or predictions of another program
     gold: Mapping | None = None,  # language -> rows, from `load`: what XTREME's files are answers to
@@ -161,6 +194,7 @@ def read(
     if what == "table": return from_table(path, about)
     return [_besides(r, about) for r in (from_lines(path) if what == "records" else runs(path))]
 
+# %% ../nbs/55_predictions.ipynb #f09871c7
 def _besides(record, about):
     "A record of ours with what was said: fields replaced, the rest as tags"
     own = {k: v for k, v in about.items() if k in Record.__dataclass_fields__}

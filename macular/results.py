@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['sources', 'paper', 'SELECTIONS', 'Published', 'read_blocks', 'read_averages', 'Sizes', 'published', 'average',
-           'recomputed', 'Record', 'pack', 'unpack', 'marked', 'record', 'from_dict', 'save', 'from_lines', 'runs']
+           'recomputed', 'Record', 'pack', 'unpack', 'marked', 'record', 'from_dict', 'save', 'from_lines']
 
 # %% ../nbs/50_results.ipynb #b9fd7c39
 import base64, json
@@ -235,7 +235,7 @@ class Record:
         rows = [{"selection": s} | {x: f"{v:.1f}" for x, v in a.items()} for s, a in self.accuracy.items()]
         return f"{self}\n\n{table(rows)}"
 
-# %% ../nbs/50_results.ipynb #f104c155
+# %% ../nbs/50_results.ipynb #e215c392
 def pack(
     correct: dict,  # language -> (items,) bool
     items: dict,  # language -> digest
@@ -245,6 +245,7 @@ def pack(
     bits = base64.b64encode(np.packbits(np.concatenate(list(correct.values())))).decode()
     return {"correct": {"n": sizes[0] if len(set(sizes)) == 1 else sizes, "bits": bits}, "items": marks.pop() if len(marks) == 1 else items}
 
+# %% ../nbs/50_results.ipynb #fd5af30e
 def unpack(packed: dict, langs: Iterable[str]) -> tuple[dict, dict]:
     "Right and wrong, as they were: language -> bools, language -> digest"
     n, marks, langs = packed["correct"]["n"], packed["items"], list(langs)
@@ -282,7 +283,7 @@ def marked(
         if rows["prediction"].nunique() == 1: found["collapsed"].append(lang)
     return found | {"collapsed": tuple(found["collapsed"])}
 
-# %% ../nbs/50_results.ipynb #f3cfb7f8
+# %% ../nbs/50_results.ipynb #a3aa48b7
 def _cost(folder, result):
     "What is known of it: seconds, encoders a text, the device"
     method, seconds = result["config"]["method"], {}
@@ -295,6 +296,7 @@ def _cost(folder, result):
              "encoders": (2 if methods[method].shared else 1) if method in methods else None}
     return {k: v for k, v in found.items() if v} | result.get("cost", {})
 
+# %% ../nbs/50_results.ipynb #f5bb58e2
 def record(folder, **tags) -> Record:
     "What tables and tests need of a finished run; tags tell it from others"
     import pandas as pd
@@ -302,13 +304,13 @@ def record(folder, **tags) -> Record:
     result = read_json(folder / "result.json")
     config, about = dict(result["config"]), ("method", "task", "seed", "backbone", "preset")
     found = marked(pd.read_parquet(folder / "predictions.parquet"))
-    accuracy = {s: v["accuracy"][config["task"]] for s, v in result["selections"].items()} | found["accuracy"]
+    accuracy = {s: v["accuracy"][config["task"]] for s, v in result.get("selections", {}).items()} | found["accuracy"]
     last = list(result["trainings"].values())[-1]
     return Record(**found | {"accuracy": accuracy}, **{name: config.pop(name) for name in about}, split=result["split"],
                   trainings={name: t["key"] for name, t in result["trainings"].items()}, algorithm=result.get("algorithm"), parameters=config,
-                  dev=tuple(d[result["config"]["task"]] for d in last["dev"] if d), cost=_cost(folder, result), notes=tuple(result["notes"]), tags=tags)
+                  dev=tuple(d[result["config"]["task"]] for d in last.get("dev", ()) if d), cost=_cost(folder, result), notes=tuple(result["notes"]), tags=tags)
 
-# %% ../nbs/50_results.ipynb #315b692f
+# %% ../nbs/50_results.ipynb #fb4b6f34
 def from_dict(
     values: dict,  # from `as_dict`, or a line with at least method, task and accuracy by language
 ) -> Record:
@@ -324,27 +326,21 @@ def from_dict(
     strange = {k: v for k, v in values.items() if k not in known}
     return Record(**given | {"tags": strange | given.get("tags", {})})
 
+# %% ../nbs/50_results.ipynb #1ebc64b6
 def save(path, records: Iterable[Record]):
     "Write records, a line each, in place of what stood there"
     lines = [json.dumps(r.as_dict(), ensure_ascii=False, allow_nan=False, separators=(",", ":")) for r in records]
     write_bytes(resolve(path), "".join(f"{line}\n" for line in lines).encode())
 
-# %% ../nbs/50_results.ipynb #973c2de7
+# %% ../nbs/50_results.ipynb #fb914789
 def from_lines(path) -> list[Record]:
     "The records of a file of JSON lines"
     path, found = resolve(path), []
-    try: lines = path.read_text("utf-8").splitlines()
+    try: lines = path.read_text("utf-8").split("\n")  # not splitlines: a text may hold U+2028
     except (OSError, ValueError) as e: raise DataError(f"{path.name} cannot be read as text: {e}") from e
     for i, line in enumerate(lines, 1):
-        if not line.strip() or line.startswith("{") and not line.rstrip().endswith("}"): continue
+        if not line.strip() or line.startswith("{") and not line.rstrip().endswith("}"): continue  # a crash cut it off
         try: found.append(from_dict(json.loads(line)))
         except (DataError, ValueError, AttributeError, TypeError) as e:
             raise DataError(f"{path.name}, line {i}: {e}. A line is a record as `Record.as_dict` gives it; mend or delete it.") from e
     return found
-
-def runs(folder) -> list[Record]:
-    "The records of a finished run's folder, or of all finished runs in a folder, by name"
-    folder = resolve(folder)
-    done = [folder] if (folder / "result.json").exists() else sorted(p.parent for p in folder.glob("*/result.json"))
-    if not done: raise DataError(f"there is no finished run in {folder}: neither result.json nor */result.json")
-    return [record(path) for path in done]

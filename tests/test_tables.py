@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from macular.cli import main
-from macular.compare import compare
 from macular.core import DataError, ParameterError
 from macular.coverage import simulate
+from macular.reports import checklist, compare
 from macular.results import Record, from_lines, published, save
 from macular.statistics import difference, select
-from macular.tables import Cell, Table, View, as_csv, beside_paper, caption, checklist, cost, duration, harmless, languages, overview, rows_of, selections, tex
+from macular.tables import Cell, Table, View, as_csv, beside_paper, caption, cost, duration, harmless, languages, overview, rows_of, selections, tex
 
 LANGS = ("en", "de", "fr")
 
