@@ -8,8 +8,9 @@ import pytest
 from conftest import ROOT
 
 MODULES = sorted(p for p in (ROOT / "macular").glob("*.py") if p.stem not in ("__init__", "_modidx"))
-TORCH_FREE = {"core", "store", "readers", "tasks", "lexicon", "mini", "fetch", "augment", "chunks", "switch", "methods", "settings", "results", "jobs"}
-HEAVY = {"torch", "transformers", "tokenizers", "accelerate", "datasets", "pandas", "pyarrow", "scipy", "sklearn", "huggingface_hub",
+TORCH_FREE = {"core", "store", "readers", "tasks", "lexicon", "mini", "fetch", "augment", "chunks", "switch", "methods", "settings", "results", "jobs",
+              "predictions", "statistics", "coverage", "tables", "reports"}
+HEAVY = {"torch", "transformers", "tokenizers", "accelerate", "datasets", "pandas", "pyarrow", "scipy", "statsmodels", "sklearn", "huggingface_hub",
          "matplotlib", "seaborn", "ipywidgets", "IPython", "papermill", "ray"}
 PICKLES = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 every = pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)

@@ -1,10 +1,19 @@
-"""The paper's numbers: complete, sourced, averaged over what they average."""
-from dataclasses import FrozenInstanceError
+"""The paper's numbers: complete, sourced, averaged over what they average. Ours: records that round-trip. Others': read, or refused for people."""
+import json
+from dataclasses import FrozenInstanceError, replace
 
+import numpy as np
+import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from macular.core import DataError, ParameterError
-from macular.results import average, paper, published, read_averages, read_blocks, recomputed, sources
+from macular.mini import Mini
+from macular.predictions import kind, read, runs
+from macular.results import Record, average, from_dict, from_lines, marked, paper, published, read_averages, read_blocks, record, recomputed, save, sources
+from macular.store import append
+from macular.tasks import load
 
 LANGS = {"xnli": "en ar bg de el es fr hi ru sw th tr ur vi zh", "pawsx": "en de es fr zh ja ko", "qam": "en de fr", "qadsm": "en de fr"}
 CELLS = [c for name, cells in paper.items() if name != "table1" for c in cells]
@@ -65,3 +74,228 @@ def test_a_short_line_of_averages_is_refused():
 
 def test_cells_cannot_be_changed():
     with pytest.raises(FrozenInstanceError): paper["table2"][0].accuracy = 100.0
+
+
+# records
+
+def made(method="macular", langs=("en", "de"), n=40, seed=0, **more):
+    "A record with items"
+    rng = np.random.default_rng(seed)
+    correct = {x: rng.random(n) < 0.7 for x in langs}
+    return Record(method, "xnli", {"en_dev": {x: 100 * int(c.sum()) / n for x, c in correct.items()}}, seed, correct=correct, items=dict.fromkeys(langs, f"digest of {n}"), **more)
+
+
+texts = st.text(max_size=12)
+
+
+@given(st.integers(1, 70), st.lists(st.sampled_from("en ar bg de zh".split()), min_size=1, unique=True), st.integers(0, 2**32 - 1), st.dictionaries(texts, texts | st.integers(-9, 9) | st.booleans(), max_size=3), texts)
+@settings(max_examples=60, deadline=None)
+def test_records_survive_a_file(tmp_path_factory, n, langs, seed, tags, note):
+    known = {"method", "task", *Record.__dataclass_fields__}
+    one = made(langs=langs, n=n, seed=seed, tags={k: v for k, v in tags.items() if k not in known}, notes=(note,) if note else (), dev=(61.5, 70.25), cost={"seconds": {"macular": 3.5}})
+    path = tmp_path_factory.mktemp("records") / "all.jsonl"
+    save(path, [one])
+    append(path, one.as_dict())
+    back = from_lines(path)
+    assert back == [one, one]
+    assert all((back[0].correct[x] == one.correct[x]).all() for x in langs) and back[0].items == one.items
+
+
+def test_records_of_unequal_sizes_survive_too():
+    correct = {"en": np.array([True, False, True]), "de": np.array([False])}
+    one = Record("m", "own", {"en_dev": {"en": 200 / 3, "de": 0.0}}, correct=correct, items={"en": "a", "de": "b"})
+    back = from_dict(json.loads(json.dumps(one.as_dict())))
+    assert back == one and back.correct["de"].tolist() == [False]
+
+
+def test_bits_are_compact():
+    fifteen = [x for x in published("macular", "xnli") if x != "avg"]
+    line = json.dumps(made(langs=fifteen, n=500).as_dict())
+    assert len(json.dumps(made(langs=fifteen, n=500).as_dict()["correct"])) <= 1300 and len(line) <= 2000
+
+
+def test_records_differ_in_one_bit():
+    one = made()
+    other = {x: c.copy() for x, c in one.correct.items()}
+    i, j = np.flatnonzero(other["de"])[0], np.flatnonzero(~other["de"])[0]
+    other["de"][[i, j]] = False, True
+    assert replace(one, correct=other) != one and replace(one) == one
+
+
+@pytest.mark.parametrize("change, said", [
+    ({"accuracy": {"en_dev": {"en": 12.5, "de": 101}}, "correct": {}, "items": {}}, "not percentages: de 101"),
+    ({"accuracy": {"en_dev": {"en": float("nan")}}, "correct": {}, "items": {}}, "not percentages"),
+    ({"accuracy": {"last": {"en": 50.0}}, "correct": {}, "items": {}}, "no accuracy 'en_dev'"),
+    ({"accuracy": {"en_dev": {"en": 50.0}, "lst": {"en": 50.0}}, "correct": {}, "items": {}}, "Did you mean 'last'"),
+    ({"items": {}}, "items for"), ({"accuracy": {"en_dev": {"en": 1.0, "de": 1.0}}}, "contradict")])
+def test_a_record_that_contradicts_itself_is_refused(change, said):
+    with pytest.raises(DataError, match=said): replace(made(), **change)
+
+
+def test_older_lines_are_read(root):
+    control = from_lines(root / "nbs" / "records" / "control.jsonl")
+    assert len(control) == 96 and {r.get("dictionary") for r in control} == {"own", "shuffled"} and not control[0].correct
+
+
+@pytest.mark.parametrize("text, said", [
+    ('{"method": "m", "task": "t"}', "line 2: a record needs accuracy"), ("[1]", "line 2"), ("{not json}", "line 2"),
+    ('{"method": "m", "task": "t", "accuracy": {"en": 50.0}, "correct": {"n": 2, "bits": "!"}, "items": "x"}', "line 2: its items cannot be unpacked"),
+    ('{"method": "m", "task": "t", "accuracy": {"en": 50.0}, "correct": {"n": 9, "bits": "gA=="}, "items": "x"}', "line 2")])
+def test_a_bad_line_is_told_with_its_number(tmp_path, text, said):
+    path = tmp_path / "all.jsonl"
+    save(path, [made()])
+    path.write_text(path.read_text() + text + "\n")
+    with pytest.raises(DataError, match=said) as e: from_lines(path)
+    assert "all.jsonl" in str(e.value) and len(str(e.value)) < 1000
+
+
+def test_a_line_that_a_crash_cut_is_left_out(tmp_path):
+    path = tmp_path / "all.jsonl"
+    save(path, [made()])
+    whole = path.read_text()
+    path.write_text(whole + whole[:100])
+    append(path, made(seed=1).as_dict())
+    assert [r.seed for r in from_lines(path)] == [0, 1]
+
+
+def test_items_are_known_by_id_and_label():
+    rows = pd.DataFrame({"item": ["b", "a"], "language": "en", "label": ["x", "y"], "prediction": ["x", "x"]})
+    assert marked(rows)["correct"]["en"].tolist() == [False, True] and marked(rows)["collapsed"] == ("en",)
+    assert marked(rows)["items"] == marked(rows[::-1])["items"]
+    assert marked(rows)["items"] != marked(rows.assign(label=["y", "x"]))["items"] != marked(rows.assign(item=["b", "c"]))["items"]
+
+
+# a run of ours
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    "A small run that was really done"
+    from macular.run import run
+    from macular.settings import check
+    out = tmp_path_factory.mktemp("runs")
+    return run(check({"task": "qam", "method": "finetune", "preset": "mini", "max_train": 64, "rounds": 2, "langs": ["de"], "out": str(out)}), watch=lambda event, facts: None)
+
+
+def test_a_run_becomes_a_record(job):
+    found, = read(job.folder)
+    frame = job.predictions
+    assert found == record(job.folder) and found.accuracy["en_dev"] == job.accuracy["qam"] and found.langs == ("en", "de")
+    for lang, rows in frame.groupby("language"):
+        ordered = rows.assign(item=rows["item"].astype(str)).sort_values("item")
+        assert (found.correct[lang] == (ordered["label"] == ordered["prediction"]).to_numpy()).all()
+    assert set(found.accuracy) == {"en_dev", "last", "averaged", "all_dev_oracle"} and len(found.dev) == 2
+    assert found.trainings == {"finetune": job.values["trainings"]["finetune"]["key"]} and found.parameters["max_train"] == 64
+    assert found.cost["seconds"]["finetune"] > 0 and found.cost["encoders"] == 1 and (found.seed, found.preset, found.split) == (0, "mini", "test")
+    assert from_dict(json.loads(json.dumps(found.as_dict()))) == found
+
+
+def test_a_folder_of_runs(job, tmp_path):
+    assert runs(job.folder.parent) == [record(job.folder)] == read(job.folder.parent)
+    with pytest.raises(DataError, match="no finished run"): read(tmp_path)
+    with pytest.raises(DataError, match="there is no"): read(tmp_path / "nowhere")
+
+
+def test_our_predictions_as_a_table_are_the_same_items(job):
+    found, = read(job.folder / "predictions.parquet", method="copy", task="qam")
+    assert found.items == record(job.folder).items and all((found.correct[x] == record(job.folder).correct[x]).all() for x in found.langs)
+
+
+def test_what_is_said_of_our_own_records_counts(job):
+    assert read(job.folder, method="renamed", dictionary="none")[0].method == "renamed"
+    assert read(job.folder, method="renamed", dictionary="none")[0].get("dictionary") == "none"
+
+
+# others'
+
+def csv_of(path, text):
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+GOOD = "item,language,label,prediction\n1,en,entailment,entailment\n2,en,neutral,contradiction\n1,sw,entailment,neutral\n2,sw,neutral,neutral\n"
+
+
+@pytest.mark.parametrize("name, text", [("a.csv", GOOD), ("a.tsv", GOOD.replace(",", "\t"))])
+def test_a_table_of_predictions(tmp_path, name, text):
+    found, = read(csv_of(tmp_path / name, text), method="rival", task="xnli", seed="3", origin="elsewhere")
+    assert found.accuracy["en_dev"] == {"en": 50.0, "sw": 50.0} and found.seed == 3 and found.get("origin") == "elsewhere"
+    assert found.correct["en"].tolist() == [True, False] and found.correct["sw"].tolist() == [False, True]
+
+
+def test_a_table_of_several_runs(tmp_path):
+    rows = [f"{i},en,{y},{p},{m},{s}" for m in ("a", "b") for s in (0, 1) for i, y, p in ((1, "neutral", "neutral"), (2, "neutral", "entailment"))]
+    found = read(csv_of(tmp_path / "a.csv", "item,language,label,prediction,method,seed\n" + "\n".join(rows)), task="xnli")
+    assert [(r.method, r.seed) for r in found] == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
+
+
+@pytest.mark.parametrize("text, about, error, said", [
+    (GOOD, {}, ParameterError, "say it: read"), (GOOD, {"task": "xnli"}, ParameterError, "method"), (GOOD, {"task": "xnlii", "method": "m"}, ParameterError, "Did you mean 'xnli'"),
+    (GOOD, {"task": "xnli", "method": "m", "seed": "one"}, ParameterError, "whole number"),
+    (GOOD.replace("prediction", "guess"), {"task": "xnli", "method": "m"}, DataError, "no column prediction"),
+    (GOOD.replace("sw,neutral,neutral", "sw,neutral,"), {"task": "xnli", "method": "m"}, DataError, "line 5: unknown label of xnli ''"),
+    (GOOD.replace("entailment,neutral", "entailment,1"), {"task": "xnli", "method": "m"}, DataError, "line 4: unknown label of xnli '1'"),
+    (GOOD + "1,en,entailment,neutral\n", {"task": "xnli", "method": "m"}, DataError, "there twice: 1"),
+    ("item,language,label,prediction\n", {"task": "xnli", "method": "m"}, DataError, "0 rows"), ("", {"task": "xnli", "method": "m"}, DataError, "no table")])
+def test_a_bad_table_of_predictions_is_refused(tmp_path, text, about, error, said):
+    with pytest.raises(error, match=said) as e: read(csv_of(tmp_path / "a.csv", text), **about)
+    assert len(str(e.value)) < 1000
+
+
+@pytest.fixture(scope="module")
+def gold(): return {x: load("pawsx", "test", x, Mini()) for x in ("en", "de")}
+
+
+def test_xtreme_folders(tmp_path, gold):
+    for lang, rows in gold.items(): csv_of(tmp_path / f"test-{lang}.tsv", "".join(f"{y if i % 5 else 1 - y}\n" for i, y in enumerate(rows["label"])))
+    assert kind(tmp_path) == "xtreme"
+    found, = read(tmp_path, gold, method="sub", task="pawsx")
+    wanted = 100 * sum(i % 5 > 0 for i in range(len(gold["en"]))) / len(gold["en"])
+    assert found.accuracy["en_dev"] == {"en": wanted, "de": wanted} and found.langs == ("en", "de")
+    order = np.argsort(np.array([str(i) for i in gold["de"]["id"]]), kind="stable")
+    assert (found.correct["de"] == (np.arange(len(gold["de"])) % 5 > 0)[order]).all()
+
+
+@pytest.mark.parametrize("text, said", [("0\n1\n", "test-en.tsv: 2 lines for"), (None, "test-en.tsv, line 3: unknown label of pawsx 'maybe'"), ("", "0 lines")])
+def test_bad_xtreme_folders(tmp_path, gold, text, said):
+    csv_of(tmp_path / "test-en.tsv", "0\n0\nmaybe\n" + "1\n" * (len(gold["en"]) - 3) if text is None else text)
+    with pytest.raises(DataError, match=said): read(tmp_path, gold, method="sub", task="pawsx")
+    with pytest.raises(DataError, match="no rows were given for 'en'"): read(tmp_path, method="sub", task="pawsx")
+
+
+def samples(folder, task, lang, rights, **more):
+    lines = [{"doc_id": i, "target": "0", "filter": "none", "metrics": ["acc"], "acc": float(right)} | more for i, right in enumerate(rights)]
+    return csv_of(folder / f"samples_{task}_{lang}_2026-02-03T04-05-06.789.jsonl", "\n".join(map(json.dumps, lines)))
+
+
+def test_samples_of_the_harness(tmp_path):
+    for lang in ("sw", "en"): samples(tmp_path, "xnli", lang, [1, 0, 1, 1])
+    samples(tmp_path, "paws", "de", [0, 1])
+    xnli, pawsx = sorted(read(tmp_path, method="llm"), key=lambda r: r.task != "xnli")
+    assert xnli.accuracy["en_dev"] == {"en": 75.0, "sw": 75.0} and xnli.langs[0] == "en" and pawsx.task == "pawsx" and pawsx.accuracy["en_dev"] == {"de": 50.0}
+    assert xnli.correct["sw"].tolist() == [True, False, True, True]
+
+
+def test_samples_with_rows_pair_with_ours(tmp_path, gold):
+    samples(tmp_path, "paws", "de", [1] * len(gold["de"]))
+    csv_of(tmp_path.parent / "ours.csv", "item,language,label,prediction\n" + "".join(f"{i},de,{y},{y}\n" for i, y in zip(gold["de"]["id"], gold["de"]["label"])))
+    harness, = read(tmp_path, gold, method="llm")
+    ours, = read(tmp_path.parent / "ours.csv", method="m", task="pawsx")
+    assert harness.items == ours.items
+
+
+@pytest.mark.parametrize("spoil, said", [
+    (lambda f: csv_of(f, f.read_text() + "\n{"), "line 3 is no JSON"), (lambda f: csv_of(f, '{"doc_id": 1}'), "line 1: there is no acc or exact_match"),
+    (lambda f: csv_of(f, f.read_text().replace('"none"', '"strict"', 1)), "2 filters"), (lambda f: f.rename(f.with_name("samples_gsm8k_2026-02-03T04-05-06.jsonl")), "does not end in a language"),
+    (lambda f: csv_of(f.with_name(f.name.replace("02-03", "02-04")), f.read_text()), "several files")])
+def test_bad_samples(tmp_path, spoil, said):
+    spoil(samples(tmp_path, "xnli", "de", [1, 0]))
+    with pytest.raises((DataError, ParameterError), match=said): read(tmp_path, method="llm")
+
+
+def test_samples_of_other_rows_are_refused(tmp_path, gold):
+    samples(tmp_path, "paws", "de", [1] * (len(gold["de"]) + 1))
+    with pytest.raises(DataError, match="not the rows it answers"): read(tmp_path, gold, method="llm")
+
+
+def test_what_nobody_knows_is_refused(tmp_path):
+    with pytest.raises(DataError, match="is none of"): read(csv_of(tmp_path / "notes.txt", "x"))
