@@ -6,7 +6,7 @@
 __all__ = ['compute', 'Died', 'run_notebook', 'found', 'report', 'attempt', 'failure', 'Here', 'Processes', 'Ray', 'sweep',
            'give_up', 'Progress']
 
-# %% ../nbs/57_engines.ipynb #7812cdd7
+# %% ../nbs/57_engines.ipynb #1adba52a
 import json, os, platform, sys, time, traceback
 from collections import Counter, deque
 from collections.abc import Callable
@@ -17,6 +17,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import wait
 from pathlib import Path
 from signal import SIG_IGN, SIGINT, signal
+from socket import create_connection
 
 from .core import EnvironmentProblem, MacularError, ParameterError, StorageError, resolve, root
 from .jobs import Plan, asked, changed, lasting, noted, place, state
@@ -35,7 +36,7 @@ def compute(
         with open(log, "a", encoding="utf-8") as f: f.writelines(line + "\n" for line in lines(event, facts))
     return run(job, watch).folder
 
-# %% ../nbs/57_engines.ipynb #01023878
+# %% ../nbs/57_engines.ipynb #76aeff8f
 class Died(EnvironmentProblem):
     "The process or kernel that did a job was killed"
 
@@ -48,13 +49,12 @@ def run_notebook(
     notebook = root() / "nbs" / "train.ipynb"
     if not notebook.exists(): raise EnvironmentProblem(f"there is no {notebook}; run this inside a clone of the repository")
     import papermill
-    from nbclient.exceptions import DeadKernelError
     try: papermill.execute_notebook(notebook, output, changed(job), cwd=root(), stdout_file=to, progress_bar=False)
     except papermill.PapermillExecutionError as e:
         ours = {c.__name__: c for c in MacularError.__subclasses__()}
         raise ours.get(e.ename, MacularError)(f"{e.evalue}\nThe whole report: {output}") from e
     except RuntimeError as e:
-        if not isinstance(e, DeadKernelError) and "Kernel died" not in str(e): raise
+        if "Kernel died" not in str(e): raise
         raise Died("the kernel was killed, often for memory; the same command goes on after the last whole round") from e
 
 # %% ../nbs/57_engines.ipynb #9631ca79
@@ -172,7 +172,7 @@ def _serve(connection, work):
         try: connection.send(work(connection.recv()))
         except (EOFError, BrokenPipeError): return
 
-# %% ../nbs/57_engines.ipynb #91fd222d
+# %% ../nbs/57_engines.ipynb #76d125d6
 @dataclass(frozen=True)
 class Ray:
     "As many jobs at a time as a Ray cluster has room for"
@@ -198,8 +198,9 @@ def _connected(engine):
     except ImportError as e: raise EnvironmentProblem('Ray is not installed. In the clone: pip install -c constraints.txt -e ".[cluster]"') from e
     before, own = ray.is_initialized(), {} if engine.address or "RAY_ADDRESS" in os.environ else {"include_dashboard": engine.dashboard}
     try:
+        if engine.address and engine.address.count(":") == 1: create_connection(engine.address.split(":"), timeout=5).close()  # Ray would try for minutes
         if not before: ray.init(address=engine.address, log_to_driver=False, logging_level="error", **own)
-    except (ConnectionError, RuntimeError, ValueError) as e: raise EnvironmentProblem(f"cannot reach a Ray cluster: {str(e).splitlines()[0][:300]}") from e
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as e: raise EnvironmentProblem(f"cannot reach a Ray cluster: {str(e).splitlines()[0][:300]}") from e
     return ray, before
 
 # %% ../nbs/57_engines.ipynb #3f09a271

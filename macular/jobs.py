@@ -254,18 +254,17 @@ def _arranged(jobs):
     rank = [0 if i in first else 2 if any(stage.key in led for stage in chain) else 1 for i, chain in enumerate(chains)]
     return tuple(jobs[i] for i in sorted(range(len(jobs)), key=lambda i: rank[i]))
 
-# %% ../nbs/51_jobs.ipynb #7edeccca
+# %% ../nbs/51_jobs.ipynb #bd2545e9
 def plan(
     table,  # a grid, rows, jobs, a data frame or a file: see `rows`
 ) -> Plan:
     "Check a table of jobs; every problem is told at once, and nothing is planned twice"
     given, jobs, problems = rows(table), {}, []
     for n, values in enumerate(given, 1):
+        if values.get("preset") in (None, "auto"): problems.append((n, f"preset is auto, which is another one on another machine; a plan names it: {', '.join(presets)}"))
         try: job = check(values)
         except ParameterError as e: problems += [(n, line) for line in str(e).splitlines()]
-        else:
-            if job.preset == "auto": problems.append((n, f"preset is auto, which is another one on another machine; a plan names it: {', '.join(presets)}"))
-            else: jobs.setdefault(identity(job), job)
+        else: jobs.setdefault(identity(job), job)
     if problems: raise ParameterError(_told(_grouped(problems), len(given)))
     if not jobs: raise ParameterError("the table has no rows")
     return Plan(_arranged(list(jobs.values())), len(given) - len(jobs))
@@ -300,14 +299,13 @@ def remaining(
     told = [t for t in times + scoring if t]
     return sum(median(s for s, _ in t) for t in told), times.count(None), len(times), sorted({device for t in told for _, device in t})
 
-# %% ../nbs/51_jobs.ipynb #7e76a508
+# %% ../nbs/51_jobs.ipynb #32d8f77b
 def _time(plan):
     seconds, unknown, trainings, devices = remaining(plan)
     if not trainings and not seconds: return "Nothing is left to do."
-    about = f"About {lasting(seconds)} of computing left, as measured here on {', '.join(devices)}"
-    if not unknown: return about + "."
-    if unknown == trainings: return "How long it takes is not known: nothing of this size has been trained here. Do one job, and ask again."
-    return f"{about}, and {unknown} of {trainings} trainings of sizes that have not been trained here."
+    if unknown and unknown == trainings: return "How long it takes is not known: nothing of this size has been trained here. Do one job, and ask again."
+    more = f", and {unknown} of {trainings} trainings of sizes that have not been trained here" if unknown else ""
+    return f"About {lasting(seconds)} of computing left, as measured here on {', '.join(devices)}{more}."
 
 def summary(
     plan: Plan,
@@ -315,9 +313,8 @@ def summary(
     "What a person wants to know before a plan starts, in sentences"
     chains, counts = plan.trainings, _grouped((n, s["state"]) for n, s in enumerate(plan.states, 1))
     distinct, alone, first = len({t.key for chain in chains for t in chain}), sum(map(len, chains)), len(leaders(chains))
-    merged = f" ({plan.merged} said twice)" if plan.merged else ""
     shared = f"; {f'jobs 1 to {first} make' if first > 1 else 'job 1 makes'} what others share" if first else ""
-    return [f"{count(len(plan), 'job')}{merged}: " + ", ".join(f"{len(counts[s])} {s}" for s in ("done", "running", "failed", "waiting") if s in counts) + ".",
+    return [f"{count(len(plan), 'job')}{f' ({plan.merged} said twice)' * bool(plan.merged)}: " + ", ".join(f"{len(counts[s])} {s}" for s in ("done", "running", "failed", "waiting") if s in counts) + ".",
             f"{count(distinct, 'distinct training')}, where every job alone would make {alone}{shared}.", _time(plan),
             *(f"Cannot start here, {numbered(who)}: {what}" for what, who in plan.lacking.items())]
 

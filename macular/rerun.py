@@ -57,7 +57,7 @@ def _flips(before, now):
     both = a.index.intersection(b.index)
     return int((a[both] != b[both]).sum()) + len(a) + len(b) - 2 * len(both), len(a.index.union(b.index))
 
-# %% ../nbs/59_rerun.ipynb #59816b15
+# %% ../nbs/59_rerun.ipynb #dfcea557
 def rerun(
     folder,  # of a finished run; a name is looked for in runs/
     out="runs/again",  # where it is done again; what a killed rerun left there is gone on with
@@ -66,5 +66,4 @@ def rerun(
     folder = resolve(folder) if (resolve(folder) / "config.json").exists() else resolve("runs") / folder
     if not (folder / "result.json").exists(): raise DataError(f"there is no finished run in {folder}; it needs config.json, environment.json and result.json")
     job = check(asked(folder) | {"out": str(Path(out) / folder.name)})
-    if resolve(job.out) == folder.parent: raise DataError(f"{out} is where the run itself is; what it trained would be found, not made again")
     return compare_runs(folder, compute(job))
