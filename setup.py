@@ -18,6 +18,6 @@ setup(
     classifiers=[f"Development Status :: {ini['status']}", f"Intended Audience :: {ini['audience']}"],
     packages=find_packages(include=[lib, f"{lib}.*"]), package_data={lib: ["data/**"]}, include_package_data=False,
     install_requires=ini["requirements"].split(),
-    extras_require={extra: ini[f"{extra}_requirements"].split() for extra in ("dev", "zh", "trees")},
+    extras_require={extra: ini[f"{extra}_requirements"].split() for extra in ("dev", "zh", "trees", "cluster")},
     entry_points={"console_scripts": ["macular = macular.cli:main", "nbdev_test = nbdev.test:nbdev_test"],
                   "nbdev": [f"{lib} = {lib}._modidx:d"]})

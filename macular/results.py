@@ -283,7 +283,7 @@ def marked(
         if rows["prediction"].nunique() == 1: found["collapsed"].append(lang)
     return found | {"collapsed": tuple(found["collapsed"])}
 
-# %% ../nbs/50_results.ipynb #a3aa48b7
+# %% ../nbs/50_results.ipynb #d86ac666
 def _cost(folder, result):
     "What is known of it: seconds, encoders a text, the device"
     method, seconds = result["config"]["method"], {}
@@ -293,7 +293,7 @@ def _cost(folder, result):
         if known is not None: seconds[name] = known
     here = read_json(folder / "environment.json") if (folder / "environment.json").exists() else {}
     found = {"seconds": seconds, "scoring": here.get("seconds to score"), "device": here.get("device"),
-             "encoders": (2 if methods[method].shared else 1) if method in methods else None}
+             "encoders": (1 + methods[method].frozen) * methods[method].ensemble if method in methods else None}
     return {k: v for k, v in found.items() if v} | result.get("cost", {})
 
 # %% ../nbs/50_results.ipynb #f5bb58e2

@@ -6,7 +6,7 @@
 __all__ = ['PLACES', 'averaged', 'Answers', 'together', 'selections', 'score', 'scored', 'Result', 'lines', 'say', 'settle',
            'refuse', 'run', 'members', 'examined', 'config', 'notes', 'plan']
 
-# %% ../nbs/46_run.ipynb #b8022a0a
+# %% ../nbs/46_run.ipynb #dcbb4fdf
 import copy, os, time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -28,7 +28,7 @@ from .inputs import PAPER, Data, counted, dictionaries, digest, has_trees, plant
 from .methods import ADVERSARIES, Method
 from .mini import Mini
 from .objective import terms
-from .settings import Job, beneath, check, fill, job_key, presets, row
+from .settings import ALGORITHM, Job, beneath, check, fill, job_key, presets, row, seeds
 from .store import read_json, write_bytes, write_json
 from .tasks import Task
 from .training import Training, environment, train, waiting
@@ -182,7 +182,7 @@ def refuse(job: Job, data: Data, method):
     if not data.langs(target, "dev") and not data.langs(target, "test"):
         raise DataError(f"there are no dev and no test rows of '{target.name}' to score")
 
-# %% ../nbs/46_run.ipynb #b1a54a32
+# %% ../nbs/46_run.ipynb #462cfe23
 def run(
     job: Job,
     watch: Callable = say,  # (event, facts) -> nothing: start, found, step, round, score, done, already
@@ -194,17 +194,17 @@ def run(
     if source is not None: data.source = source
     refuse(job, data, method)
     with _device(job) as accelerator:
-        trainings = [train(method, d, accelerator, watch) for d in members(data, method.ensemble)]
+        trainings = [train(method, d, accelerator, watch) for d in members(data, method)]
         folder = resolve(job.out) / job_key("+".join(t.key for t in trainings), data.target.name, examined(data, method), config(job, data))
         with waiting(folder, watch):
             if (folder / "result.json").exists(): watch("already", {"folder": folder})
             else: _record(job, data, trainings, folder, watch)
     return Result(folder, read_json(folder / "result.json"))
 
-def members(data: Data, n: int) -> list[Data]:
-    "The data of each of n trainings, which differ in their seed: the job's, and that plus 1000, 2000, …"
-    found = [copy.copy(data) for _ in range(n)]
-    for i, d in enumerate(found): d.job = replace(data.job, seed=data.job.seed + 1000 * i)
+def members(data: Data, method: Method) -> list[Data]:
+    "The data of each of a row's trainings, which differ in their seed"
+    found = [copy.copy(data) for _ in range(method.ensemble)]
+    for d, seed in zip(found, seeds(data.job, method)): d.job = replace(data.job, seed=seed)
     return found
 
 def examined(data: Data, method: Method) -> dict:
@@ -213,7 +213,7 @@ def examined(data: Data, method: Method) -> dict:
     if method.encoder == "plain": return found
     return found | {"trees": {s: {x: plant(data, data.target, s, x) for x in rows} for s, rows in found.items()}}
 
-# %% ../nbs/46_run.ipynb #6163eeae
+# %% ../nbs/46_run.ipynb #50467ded
 PLACES = ("out", "data_dir", "lexicon_dir", "synonyms", "tree_dir", "extensions")  # where things are on this machine; never part of a result
 
 def config(job: Job, data: Data) -> dict:
@@ -230,7 +230,7 @@ def _record(job: Job, data: Data, trainings: list[Training], folder: Path, watch
     predictions.to_parquet(table, index=False)
     write_bytes(folder / "predictions.parquet", table.getvalue())
     write_json(folder / "result.json", {
-        "status": "complete", "config": config(job, data), "notes": notes(job, data, trainings[0]),
+        "status": "complete", "algorithm": ALGORITHM, "config": config(job, data), "notes": notes(job, data, trainings[0]),
         "trainings": {t.row.name + f" {i + 1}" * (i > 0): {"key": t.key, "tasks": t.record["tasks"], "round": t.best, "dev": [r["dev"] for r in t.record["rounds"]],
                                                            "switch_rates": t.record["switch_rates"]} for i, last in enumerate(trainings) for t in last.chain},
         "backbone": backbone_origin(job.backbone, data.backbone) | {"sha256": data.hashes}, "origins": data.origins} | scores)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['presets', 'SOURCES', 'RANGES', 'WORDS', 'LISTS', 'WHOLE', 'BETAS', 'INJECTED', 'ALGORITHM', 'Job', 'Preset', 'extend',
-           'misfits', 'check', 'from_notebook', 'fill', 'row', 'beneath', 'training_key', 'job_key']
+           'misfits', 'check', 'from_notebook', 'fill', 'row', 'seeds', 'beneath', 'training_key', 'job_key']
 
 # %% ../nbs/42_settings.ipynb #b65fe55b
 import ast, importlib, importlib.util, math, os, sys
@@ -260,7 +260,14 @@ def row(
     if betas.keys() - method.terms.keys(): raise ParameterError("\n".join(_without_effect(job, method)))
     return replace(_switched(method, job), terms=method.terms | betas)
 
-# %% ../nbs/42_settings.ipynb #74240ba4
+# %% ../nbs/42_settings.ipynb #f78076b1
+def seeds(
+    job: Job,
+    row: Method,
+) -> list[int]:  # the job's first
+    "The seeds of a row's trainings, whose probabilities are averaged where there are several"
+    return [job.seed + 1000 * i for i in range(row.ensemble)]
+
 def beneath(
     row: Method,  # with a row of stage 1
     job: Job,

@@ -9,7 +9,7 @@ from conftest import ROOT
 
 MODULES = sorted(p for p in (ROOT / "macular").glob("*.py") if p.stem not in ("__init__", "_modidx"))
 TORCH_FREE = {"core", "store", "readers", "tasks", "lexicon", "mini", "fetch", "augment", "chunks", "switch", "methods", "settings", "results", "jobs",
-              "predictions", "statistics", "coverage", "tables", "reports"}
+              "predictions", "statistics", "coverage", "tables", "reports", "engines", "search", "rerun"}
 HEAVY = {"torch", "transformers", "tokenizers", "accelerate", "datasets", "pandas", "pyarrow", "scipy", "statsmodels", "sklearn", "huggingface_hub",
          "matplotlib", "seaborn", "ipywidgets", "IPython", "papermill", "ray"}
 PICKLES = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}

@@ -34,7 +34,8 @@ FLOORS = {
     "jupyterlab": "4.6.2",  # cross-site scripting, plugin lock bypass
     "jupyter-server": "2.21.0",  # stored cross-site scripting (2.20.0), Referer leak
     "notebook": "7.5.6", "nbconvert": "7.17.1", "mistune": "3.3.4", "tornado": "6.5.7", "pyarrow": "23.0.1", "filelock": "3.20.3",
-    "ipython": "9.14", "jupyter-core": "5.8.1", "jinja2": "3.1.6", "pillow": "12.2", "urllib3": "2.6.3", "requests": "2.32.4"}
+    "ipython": "9.14", "jupyter-core": "5.8.1", "jinja2": "3.1.6", "pillow": "12.2", "urllib3": "2.6.3", "requests": "2.32.4",
+    "ray": "2.54.0"}  # a web page could stop jobs through the dashboard (CVE-2026-27482)
 
 
 def requirement_lines(name):
@@ -71,7 +72,7 @@ def test_every_import_of_the_package_is_required():
     used = {top for path in MODULES for top, _ in imports(path.read_text("utf-8"))} - set(sys.stdlib_module_names) - {"macular"}
     known = {canonicalize_name(r.name).replace("-", "_") for r in RUN}
     pulled = {"IPython", "tokenizers", "yaml", "nbformat"}  # come with ipykernel, transformers and papermill
-    optional = {"opencc", "stanza"}  # asked for by an argument, whose error says how to install it
+    optional = {"opencc", "stanza", "ray"}  # asked for by an argument, whose error says how to install it
     assert used - known - pulled - optional == set()
 
 
