@@ -75,7 +75,7 @@ def test_marks_are_corrected_over_a_row():
 def test_the_best_is_bold_and_equals_share(three):
     found = overview([*three, *[replace(r, method="prompt") for r in three if r.method == "macular"]])
     best = [row[0] for row in found.rows if row[1].best]
-    assert {"Macular", "prompt"} <= set(best) and not found.rows[0][1].best
+    assert {"Macular", "Prompt"} <= set(best) and not found.rows[0][1].best
     assert "**" in found.markdown() and r"\textbf{" in found.latex()
 
 
@@ -113,10 +113,10 @@ def test_fewer_languages_compare_with_nothing(three):
     narrow = study("syn", 90, langs=("en", "de"))
     for make in (languages, overview):
         found = make([*three, *narrow], View(against="cosda_ml"))
-        mean = next(row for row in found.rows if row[0] == "syn")[4 if make is languages else 1]
+        mean = next(row for row in found.rows if row[0] == "Syn.")[4 if make is languages else 1]
         assert mean.note == "over 2" and not mean.best and mean.mark == "" and "without fr, and compares with no other" in found.notes[0]
         same = make([*three, *narrow], View(against="cosda_ml", langs="common"))
-        mean = next(row for row in same.rows if row[0] == "syn")[3 if make is languages else 1]
+        mean = next(row for row in same.rows if row[0] == "Syn.")[3 if make is languages else 1]
         assert mean.best and mean.mark == "↑" and not same.notes and "2 languages (en, de)" in same.caption
 
 
