@@ -296,6 +296,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'macular.jobs.Plan.__getitem__': ('jobs.html#plan.__getitem__', 'macular/jobs.py'),
                               'macular.jobs.Plan.__iter__': ('jobs.html#plan.__iter__', 'macular/jobs.py'),
                               'macular.jobs.Plan.__len__': ('jobs.html#plan.__len__', 'macular/jobs.py'),
+                              'macular.jobs.Plan.__repr__': ('jobs.html#plan.__repr__', 'macular/jobs.py'),
                               'macular.jobs.Plan.__str__': ('jobs.html#plan.__str__', 'macular/jobs.py'),
                               'macular.jobs.Plan._repr_markdown_': ('jobs.html#plan._repr_markdown_', 'macular/jobs.py'),
                               'macular.jobs.Plan.lacking': ('jobs.html#plan.lacking', 'macular/jobs.py'),

@@ -204,7 +204,7 @@ def lasting(
         if seconds >= 1.5 * unit: return f"{seconds / unit:.{0 if seconds >= 10 * unit else 1}f} {name}"
     return f"{seconds:.0f} s"
 
-# %% ../nbs/51_jobs.ipynb #e996a44d
+# %% ../nbs/51_jobs.ipynb #3fbca2bb
 @dataclass(frozen=True)
 class Plan:
     "Checked jobs, in the order in which they are done"
@@ -233,6 +233,7 @@ class Plan:
         return _grouped((n, said) for n, job in enumerate(self, 1) if (said := _stages(job)[1]))
 
     def __str__(self): return shown(self)
+    def __repr__(self): return f"a plan of {count(len(self), 'job')}"
     def _repr_markdown_(self): return shown(self)
 
 def _stages(job):  # and what is missing
