@@ -58,7 +58,7 @@ def portioned(
         return [(part.shape[-1] / rows.shape[-1], make(part)) for part in parts]
     return portions
 
-# %% ../nbs/36_feed.ipynb #2b900084
+# %% ../nbs/36_feed.ipynb #d44f3d0e
 class Feed:
     "The batches of one training, round by round"
 
@@ -78,14 +78,15 @@ class Feed:
     def steps(self): return -(-len(self.own.y) // self.recipe.batch_size)
 
     def frozen(self, views: Views, items, round: int) -> dict:
-        "f_m's features of all items, computed once, or anew where a view was drawn anew"
+        "f_m's features of all items, computed once for each view, or anew where a view was drawn anew"
         if self.f_m is None: return {}
-        place = id(views), tuple((s, views.turn(s, round)) for s in items.views)
-        if place not in self.cache:
+        turns = {s: views.turn(s, round) for s in items.views}
+        stale = tuple(s for s in turns if self.cache.get((id(views), s), (None,))[0] != turns[s])
+        if stale:
             def net(batch, names): return dict(zip(names, self.f_m([batch["x" + n[1:]] for n in names])))
-            found = features(net, items.batch, items.lengths, tuple("e" + s for s in items.views), self.material.accelerator)
-            self.cache = {p: c for p, c in self.cache.items() if p[0] != id(views)} | {place: found}
-        return self.cache[place]
+            found = features(net, items.batch, items.lengths, tuple("e" + s for s in stale), self.material.accelerator)
+            self.cache |= {(id(views), s): (turns[s], found["e" + s]) for s in stale}
+        return {"e" + s: self.cache[id(views), s][1] for s in turns}
 
     def maker(self, views: Views, suffixes, round: int, near: str = ""):
         "(items, rows -> batch) for a round"

@@ -60,7 +60,7 @@ class Job:
     def _repr_markdown_(self):
         return table([{"parameter": f"`{f.name}`", "value": getattr(self, f.name)} for f in fields(self) if getattr(self, f.name) not in (None, "", ())])
 
-# %% ../nbs/42_settings.ipynb #4d67a63d
+# %% ../nbs/42_settings.ipynb #75dbff65
 @dataclass(frozen=True)
 class Preset:
     "Defaults for a size of run"
@@ -88,7 +88,7 @@ presets.add(Preset("paper", "hub", "google-bert/bert-base-multilingual-cased", 2
 
 SOURCES = {
     "source": {"all": "§4.1.1", "mini": "ships with the package"},
-    "backbone": {"all": "§4.1.3: mBERT", "mini": "ships with the package; of the two, the better one in English"},
+    "backbone": {"all": "§4.1.3: mBERT", "mini": "ships with the package, which has another one, mini-bert"},
     "learning_rate": {"all": "within the paper's grid, §4.1.3; XTREME's value", "mini": "ours: a small encoder takes larger steps; not tuned"},
     "discriminator_rate": {"all": "not in the paper; ours", "mini": "ours: few steps need larger ones"},
     "rounds": {"all": "not in the paper; ours", "quick": "ours: one round, meant for minutes"},
