@@ -199,8 +199,8 @@ def lasting(
         if seconds >= 1.5 * unit: return f"{seconds / unit:.{0 if seconds >= 10 * unit else 1}f} {name}"
     return f"{seconds:.0f} s"
 
-# %% ../nbs/51_jobs.ipynb #e996a44d
-@dataclass(frozen=True)
+# %% ../nbs/51_jobs.ipynb #72c210d1
+@dataclass(frozen=True, repr=False)
 class Plan:
     "Checked jobs, in the order in which they are done"
     jobs: tuple[Job, ...]
@@ -227,7 +227,7 @@ class Plan:
     def lacking(self) -> dict:  # what is missing on this machine -> numbers of the jobs that need it
         return _grouped((n, said) for n, job in enumerate(self, 1) if (said := _stages(job)[1]))
 
-    def __str__(self): return shown(self)
+    def __repr__(self): return shown(self)
     def _repr_markdown_(self): return shown(self)
 
 def _stages(job):  # and what is missing
