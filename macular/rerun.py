@@ -15,8 +15,8 @@ from .jobs import asked
 from .settings import check
 from .store import read_json
 
-# %% ../nbs/54_rerun.ipynb #ad00b9bb
-@dataclass(frozen=True)
+# %% ../nbs/54_rerun.ipynb #36295e8a
+@dataclass(frozen=True, repr=False)
 class Comparison:
     "Two runs of one job"
     folders: tuple[str, str]  # names: equal when the job, its data and the algorithm are
@@ -27,7 +27,7 @@ class Comparison:
 
     def _repr_markdown_(self): return str(self)
 
-    def __str__(self):
+    def __repr__(self):
         if self.equal: return f"**Equal**, byte for byte: {self.predictions[1]:,} predictions and all of `result.json`."
         keys = "" if self.folders[0] == self.folders[1] else f" Their keys differ ({' and '.join(self.folders)}): parameters, data, dictionaries, backbone or algorithm changed."
         said = [f"**Different**: {self.predictions[0]:,} of {self.predictions[1]:,} predictions.{keys}"]

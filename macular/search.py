@@ -40,8 +40,8 @@ def best(
     for job in plan: scores[tuple((name, getattr(fill(job), name)) for name in names)].append(dev_accuracy(job))
     return dict(max(scores, key=lambda setting: sum(scores[setting]) / len(scores[setting])))
 
-# %% ../nbs/53_search.ipynb #da6b7edf
-@dataclass(frozen=True)
+# %% ../nbs/53_search.ipynb #6dcf994b
+@dataclass(frozen=True, repr=False)
 class Search:
     "Settings tried a stage at a time, each stage with the best of the one before"
     common: Mapping  # parameters of all jobs; lists multiply, as in a plan
@@ -60,7 +60,7 @@ class Search:
         "How many settings are tried"
         return [prod(len(value) for value in grid.values()) for grid in self.grids]
 
-    def __str__(self):
+    def __repr__(self):
         lines = [{"stage": n, "settings": count, **{name: ", ".join(map(str, grid[name])) for name in grid}} for n, (grid, count) in enumerate(zip(self.grids, self.counts), 1)]
         names = dict.fromkeys(name for line in lines for name in line)
         each = count(len(rows(self.common)), "job")
