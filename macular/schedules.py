@@ -102,7 +102,7 @@ def sizes(
             if name.startswith("x"): found[name[1:]] += int(batch[name]["lengths"].sum())
     return found
 
-# %% ../nbs/48_schedules.ipynb #5afc8ef0
+# %% ../nbs/48_schedules.ipynb #c0e6efa1
 def cost(
     row: Method,
     tokens: dict,  # view's suffix -> tokens in a round
@@ -113,7 +113,7 @@ def cost(
     "What a round of a row costs under a schedule"
     def total(suffixes): return sum(tokens[s] for s in suffixes)
     active = row.active()
-    adversary, frozen = bool(active.keys() & ADVERSARIES.keys()), row.shared is not None
+    adversary, frozen = bool(active.keys() & ADVERSARIES.keys()), row.frozen
     judged = (("", "_aug", "_near", "_near_aug") if both else ("", "_aug")) if adversary else ()
     net = sum(total(views([name])) for name in active) if schedule == "naive" else total(views(active))
     if schedule == "shared": return Cost(net, total(judged), frozen * total(dict.fromkeys((*views(active), *judged))))
