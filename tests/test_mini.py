@@ -319,6 +319,6 @@ def test_pretraining_on_a_folder_of_text(tmp_path, monkeypatch):
 
 def test_the_control_was_run_with_these_encoders():
     records = read_lines(ROOT / "nbs" / "records" / "control.jsonl")
-    assert {r["encoder"] for r in records} == {sha256(backbone(name) / "model.safetensors")[:16] for name in ("mini-bert", "mini-xlmr")}, "remade encoders: run 71_control's last cell"
+    assert {r["encoder"] for r in records} == {sha256(backbone(name) / "model.safetensors")[:16] for name in ("mini-bert", "mini-xlmr")}, "remade encoders: run 73_control's last cell"
     done = Counter((r["method"], r["dictionary"], r["world"], r["backbone"], r["task"]) for r in records)
     assert set(done.values()) == {3} and len(done) == 8 * len(TASKS)

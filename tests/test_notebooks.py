@@ -9,7 +9,7 @@ import nbformat
 import papermill
 import pytest
 from conftest import ROOT, tool
-from readme import readme
+from readme import FIGURES, figures, readme
 
 NOTEBOOKS = sorted((ROOT / "nbs").glob("[!_.]*.ipynb"))
 JOBS = {"train", "pretrain", "bench", "study"}  # run by papermill, with parameters
@@ -75,6 +75,7 @@ def test_every_module_has_one_notebook():
 
 def test_the_readme_is_the_index():
     assert (ROOT / "README.md").read_text("utf-8") == readme(), "run python tests/readme.py"
+    assert {p.name: p.read_bytes() for p in FIGURES.iterdir()} == figures(), "run python tests/readme.py"
 
 
 def test_the_readme_names_every_notebook_and_links_what_exists():
