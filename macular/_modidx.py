@@ -538,6 +538,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'macular/reports.py'),
                                  'macular.reports.Comparison.markdown': ('reports.html#comparison.markdown', 'macular/reports.py'),
                                  'macular.reports._dev': ('reports.html#_dev', 'macular/reports.py'),
+                                 'macular.reports._lines': ('reports.html#_lines', 'macular/reports.py'),
                                  'macular.reports._made': ('reports.html#_made', 'macular/reports.py'),
                                  'macular.reports._names': ('reports.html#_names', 'macular/reports.py'),
                                  'macular.reports._power': ('reports.html#_power', 'macular/reports.py'),

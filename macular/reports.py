@@ -6,9 +6,10 @@
 __all__ = ['USUAL', 'Comparison', 'compare', 'checklist', 'study', 'sides', 'effects', 'verdicts', 'compared', 'ablation',
            'forest', 'reading']
 
-# %% ../nbs/59_reports.ipynb #1d2ea1b5
+# %% ../nbs/59_reports.ipynb #30c1ae33
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -132,15 +133,18 @@ def checklist(
     notes = dict.fromkeys(n for r in records for n in r.notes)
     return Table(("what", "how"), [[k, v] for k, v in lines.items()] + [["note", n] for n in notes])
 
-# %% ../nbs/59_reports.ipynb #bc2c6b34
+# %% ../nbs/59_reports.ipynb #c556286e
 USUAL = {"backbone": "mini-xlmr", "alpha": 0.5, "max_train": 1200}
+
+@cache
+def _lines(path, changed): return from_lines(path)
 
 def study(
     **where,  # fields and parameters, as `select` takes them
 ) -> list[Record]:
     "The records of the mini study"
     files = sorted((root() / "nbs" / "records" / "study").glob("seed-*.jsonl"))
-    return select([r for file in files for r in from_lines(file)], **USUAL | where)
+    return select([r for file in files for r in _lines(file, file.stat().st_mtime_ns)], **USUAL | where)
 
 # %% ../nbs/59_reports.ipynb #20156c6a
 def sides(
@@ -217,7 +221,7 @@ def forest(
     plt.close(figure)
     return figure
 
-# %% ../nbs/59_reports.ipynb #07c7efb0
+# %% ../nbs/59_reports.ipynb #3243ec33
 def reading(
     records: Iterable[Record],
     *pairs: tuple,  # (a method, another), as `ablation` takes them
@@ -232,7 +236,8 @@ def reading(
     return "\n".join([*told, _power(found)]).strip()
 
 def _power(found):
-    "What true difference the design shows four times of five, from the least to the most certain"
-    spread = [(len(a), (by_seed(a, common(a, b)) - by_seed(b, common(a, b))).std(ddof=1)) for a, b in found.values() if len(a) > 1]
-    shown = [detectable(n, sd, paired=True) for n, sd in spread if sd > 0]
-    return f"With these seeds, true differences of {min(shown):.1f} to {max(shown):.1f} points are shown four times of five." if shown else ""
+    "What true difference the design shows four times of five, at the deviation pooled over the comparisons"
+    gaps = [by_seed(a, common(a, b)) - by_seed(b, common(a, b)) for a, b in found.values() if len(a) > 1]
+    sd = np.sqrt(np.mean([g.var(ddof=1) for g in gaps])) if gaps else 0
+    few = min(map(len, gaps), default=0)
+    return f"At {few} seeds and their pooled deviation, a true difference of {detectable(few, sd, paired=True):.1f} points is shown four times of five." if sd > 0 else ""
