@@ -202,18 +202,19 @@ def ablation(
     told = told.replace("Bold: highest of a column", "Difference: whole less row, ± half the 95 % interval over seeds; verdict after Holm over this table")
     return Table(columns, lines, told)
 
-# %% ../nbs/59_reports.ipynb #82d3ea04
+# %% ../nbs/59_reports.ipynb #4c5ee3ff
 def forest(
-    panels: dict,  # title -> {label: `Effect`}
+    panels: dict,  # title -> {label: `Effect`}; the labels of the first panel stand for all
     label: str = "difference, points",
 ):  # a matplotlib figure
     "Differences with their intervals, beside zero"
     import matplotlib.pyplot as plt
+    told = iter(verdicts({(name, row): effect for name, rows in panels.items() for row, effect in rows.items()}))
     size = (1.4 + 2.6 * len(panels), 0.9 + 0.28 * max(map(len, panels.values())))
     figure, axes = plt.subplots(1, len(panels), figsize=size, dpi=90, sharex=True, sharey=True, squeeze=False, layout="constrained")
     for axis, (name, rows) in zip(axes[0], panels.items()):
-        for y, (effect, verdict) in enumerate(zip(rows.values(), verdicts(rows))):
-            colour, face = ("#0b5fa5", "#0b5fa5") if verdict == "separable" else ("#777777", "white")
+        for y, effect in enumerate(rows.values()):
+            colour, face = ("#0b5fa5", "#0b5fa5") if next(told) == "separable" else ("#777777", "white")
             axis.plot([effect.low, effect.high], [y, y], color=colour, lw=2, zorder=1)
             axis.plot(effect.points, y, "o", color=colour, mfc=face, zorder=2)
         axis.axvline(0, color="black", lw=0.8, ls=":")
