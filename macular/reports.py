@@ -103,7 +103,7 @@ def above(
         how.append("over items" if how else "over the items of one run")
     return student(x.mean() - floor, parts, " and ".join(how) or "one run, and its record holds no items")
 
-# %% ../nbs/59_reports.ipynb #53f4a502
+# %% ../nbs/59_reports.ipynb #8d1afd82
 @dataclass(frozen=True)
 class Gate:
     "How far plain fine-tuning is above the most frequent label"
@@ -111,7 +111,7 @@ class Gate:
     source: Effect  # in the source language
     others: Effect  # the mean of the other languages
     margins: tuple = (10.0, 2.0)  # points that the lower ends of the two intervals have to be above
-    collapsed: int = 0  # runs that predict one class for every item of the source language
+    collapsed: str = ""  # how many runs predict one class for every item of the source language
 
     @property
     def passed(self) -> bool: return bool(self.source.low > self.margins[0] and self.others.low > self.margins[1])
@@ -119,15 +119,15 @@ class Gate:
     @property
     def sentence(self) -> str:
         "What it says"
-        names, rows = ("in the source language", "in the mean of the others"), list(zip((self.source, self.others), self.margins))
-        parts = [f"{e.points:+.1f}{_between(e)} points {name}, where more than {m:g} are needed" for name, (e, m) in zip(names, rows)]
-        fell = f" {self.collapsed} of its runs predicted one class for every item." if self.collapsed else ""
+        where = ("in the source language", "in the mean of the others")
+        parts = [f"{e.points:+.1f} points{_between(e)} {name} (more than {m:+g} are needed)" for e, name, m in zip((self.source, self.others), where, self.margins)]
+        fell = f" {self.collapsed} predicted one class throughout." if self.collapsed else ""
         verdict = "Methods can be compared on it." if self.passed else "This encoder cannot carry the question."
-        return f"{task_title(self.task)}: plain fine-tuning is above the most frequent label by {', and by '.join(parts)}.{fell} {verdict}"
+        return f"{task_title(self.task)}, plain fine-tuning less the most frequent label: {', '.join(parts)}.{fell} {verdict}"
 
 def _between(effect): return "" if np.isnan(effect.low) else f" ({effect.low:+.1f} to {effect.high:+.1f})"
 
-# %% ../nbs/59_reports.ipynb #f68ba254
+# %% ../nbs/59_reports.ipynb #04b065fd
 def gate(
     records: Iterable[Record],  # plain fine-tuning on one task
     majority: Record,  # what always saying the most frequent label would give
@@ -137,7 +137,8 @@ def gate(
     same_task(records, [majority])
     source, *others = records[0].langs
     floors = [float(np.mean([majority.accuracy["en_dev"][x] for x in langs])) for langs in ([source], others)]
-    return Gate(records[0].task, above(records, floors[0], [source]), above(records, floors[1], others), collapsed=sum(r.has_collapsed for r in records))
+    fell = sum(r.has_collapsed for r in records)
+    return Gate(records[0].task, above(records, floors[0], [source]), above(records, floors[1], others), collapsed=f"{fell} of {len(records)} runs" * bool(fell))
 
 # %% ../nbs/59_reports.ipynb #561078a7
 def _settings(rows):

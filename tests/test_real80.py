@@ -20,6 +20,7 @@ from macular.reports import above, gate
 from macular.results import Record, from_lines, record
 from macular.run import run
 from macular.settings import ALGORITHM, Job
+from macular.tables import languages
 from macular.tasks import Folder, load, tasks
 
 RECORDS = sorted((ROOT / "nbs" / "records" / "real80").glob("*.jsonl"))
@@ -137,7 +138,12 @@ def test_seeds_count():
 def test_one_class_never_opens_the_gate():
     r = exactly(0.9, 100)
     fell = replace(r, correct={}, items={}, collapsed=("en", "de", "sw"))
-    assert gate([r], THIRD).passed and not gate([fell], THIRD).passed and "one class" in gate([fell], THIRD).sentence
+    assert gate([r], THIRD).passed and not gate([fell], THIRD).passed and "1 of 1 runs predicted one class" in gate([fell], THIRD).sentence
+
+
+def test_a_table_of_collapsed_runs_says_no_more_than_there_is():
+    told = languages([replace(exactly(0.9, 100), collapsed=("en", "de", "sw"))]).markdown()
+    assert "1 of 1 seeds collapsed" in told and "nan" not in told
 
 
 def test_the_gate_compares_what_was_scored_alike():
@@ -220,9 +226,8 @@ def test_what_collapsed_keeps_no_bits(real, tmp_path):
 def test_no_seed_and_failed_jobs_are_told(real, tmp_path):
     real["first"] = 1
     with pytest.raises(ParameterError, match="no seed"): real["do_all"](tmp_path)
-    failed = SimpleNamespace(states=[{"state": "failed", "error": "DataError", "message": "no rows"}])
-    failed.__class__ = type("Plan", (SimpleNamespace,), {"__len__": lambda self: 1})
-    with pytest.raises(DataError, match="no rows"): real["finished"](failed)
+    class Failed(list): states = [{"state": "failed", "error": "DataError", "message": "no rows"}]
+    with pytest.raises(DataError, match="1 of 1 jobs are not done: DataError no rows"): real["finished"](Failed([1]))
 
 
 # acceptance
@@ -282,6 +287,5 @@ def test_the_notebook_ends_with_the_error(monkeypatch):
     with pytest.raises(NumericError, match="checks failed"):
         for source in code("acceptance"):
             exec(source, names)
-            if "import sweep" in source or "sweep" in source.split("\n")[0]: pass
-            if "plan" in names and "rows" not in names: names["plan"] = lambda rows: plan([r | {"max_train": 32, "rounds": 1} for r in rows])
+            if names.get("plan") is plan: names["plan"] = lambda rows: plan([r | {"max_train": 32, "rounds": 1} for r in rows])
     assert [s["state"] for s in names["done"].states] == ["done"] and len(names["rows"]) == 2
