@@ -1,6 +1,9 @@
 """Real data: halves of dev, the gate before the rows, records without text, and an acceptance check that fails aloud."""
 import ast
 import json
+import os
+import subprocess
+import sys
 from dataclasses import fields, replace
 from functools import partial
 from types import SimpleNamespace
@@ -10,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT
+from hub import fill, serve
 
 from macular.core import DataError, EnvironmentProblem, NumericError, ParameterError, number
 from macular.coverage import simulate
@@ -289,3 +293,23 @@ def test_the_notebook_ends_with_the_error(monkeypatch):
             exec(source, names)
             if names.get("plan") is plan: names["plan"] = lambda rows: plan([r | {"max_train": 32, "rounds": 1} for r in rows])
     assert [s["state"] for s in names["done"].states] == ["done"] and len(names["rows"]) == 2
+
+
+STAND_IN = """
+import sys, nbformat
+names = {}
+for cell in nbformat.read(sys.argv[1], 4).cells:
+    if cell.cell_type == "code": exec(cell.source, names)
+    if "chosen" in names: names["chosen"] = lambda world, gpu: "hub"
+"""
+
+
+def test_the_hubs_rows_go_through_it(tmp_path):
+    "On a stand-in of the hub with 60 rows, a random mBERT and no XLM-R: a number out of range and a job that failed are both told"
+    with serve(fill(tmp_path / "hub")) as hub:
+        env = os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "cache"), "IN_TEST": "1"}
+        done = subprocess.run([sys.executable, "-c", STAND_IN, str(ROOT / "nbs" / "acceptance.ipynb")], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    told = done.stderr.split("macular.core.NumericError: ")[-1]
+    assert done.returncode == 1 and "of 5 checks failed" in told, done.stderr[-2000:]
+    assert "XNLI, xlm-roberta-base, all languages, test: not measured" in told and "XNLI, bert-base-multilingual-cased, all languages, test: not" not in told
+    assert {p.split("/resolve/")[0] for p in hub.asked if "/resolve/" in p} >= {"/datasets/facebook/xnli", "/datasets/google-research-datasets/paws-x"}
