@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LEVEL', 'select', 'design', 'alike', 'common', 'same_langs', 'by_seed', 'Effect', 'student', 'same_task',
-           'difference', 'item_differences', 'randomisation', 'holm', 'by_language', 'resampled', 'Summary', 'summary',
-           'deviation', 'detectable', 'seeds_needed']
+           'difference', 'item_differences', 'parallel', 'item_part', 'randomisation', 'holm', 'by_language',
+           'resampled', 'Summary', 'summary', 'deviation', 'detectable', 'seeds_needed']
 
 # %% ../nbs/56_statistics.ipynb #fa697543
 from collections.abc import Iterable
@@ -146,7 +146,7 @@ def _pairing(a, b, paired):
     if paired and not shared: raise ParameterError(f"seeds {seeds[0]} and {seeds[1]} cannot be paired; leave paired out for Welch's interval")
     return shared if paired is None else paired
 
-# %% ../nbs/56_statistics.ipynb #eb5dabec
+# %% ../nbs/56_statistics.ipynb #e08672bb
 def difference(
     a: Iterable[Record],  # runs of one method on one task
     b: Iterable[Record],  # of another
@@ -162,7 +162,7 @@ def difference(
     x, y = by_seed(a, langs, selection), by_seed(b, langs, selection)
     if min(len(x), len(y)) < 2: return student(x.mean() - y.mean(), [], f"{len(x)} and {len(y)} seeds; an interval over seeds needs two on each side")
     parts = [(s.var(ddof=1) / len(s), len(s) - 1) for s in ([x - y] if paired else [x, y])]
-    if new_items: parts.append(_item_part(a, b, langs))
+    if new_items: parts.append(item_part(_item_shares(a, b, langs)))
     how = f"paired over {len(x)} shared seeds" if paired else f"Welch, {len(x)} and {len(y)} seeds"
     return student(x.mean() - y.mean(), parts, how + (", and over items" if new_items else ""))
 
@@ -190,17 +190,20 @@ def item_differences(
     x, y = (sum(r.correct[lang].astype(int) for r in side) for side in (a, b))
     return len(b) * x - len(a) * y
 
-# %% ../nbs/56_statistics.ipynb #b7bd2f53
-def _item_shares(a, b, langs):
-    "Points by item: one array where the sets may be parallel, whose items vary together, else one a language"
-    shares = [100 * item_differences(a, b, x) / (len(a) * len(b)) for x in langs]
+# %% ../nbs/56_statistics.ipynb #0963f629
+def parallel(
+    shares: list,  # a value for each item, an array a language
+) -> list:
+    "One array where the sets may be parallel, whose items vary together, else one a language"
     return [np.mean(shares, axis=0)] if len({len(d) for d in shares}) == 1 else shares
 
-def _item_part(a, b, langs):
-    "The variance of the mean difference over items, and its degrees of freedom"
-    shares = _item_shares(a, b, langs)
-    n = sum(len(d) for d in shares)
-    return sum(d.var(ddof=1) / len(d) for d in shares) / len(shares) ** 2, n - len(shares)
+def item_part(
+    shares: list,  # arrays whose items do not vary together
+) -> tuple:  # variance, degrees of freedom
+    "What items add to the variance of the mean of some arrays"
+    return sum(d.var(ddof=1) / len(d) for d in shares) / len(shares) ** 2, sum(map(len, shares)) - len(shares)
+
+def _item_shares(a, b, langs): return parallel([100 * item_differences(a, b, x) / (len(a) * len(b)) for x in langs])
 
 # %% ../nbs/56_statistics.ipynb #4edba805
 def randomisation(

@@ -223,7 +223,7 @@ def caption(
     if any(r.tags.get("simulated") for r in records): parts.append("Simulated records, no runs")
     return ". ".join([*parts, "Bold: highest of a column"]) + "."
 
-# %% ../nbs/58_tables.ipynb #88a161bc
+# %% ../nbs/58_tables.ipynb #5e3f928f
 def _parts(rows):
     "Row, task, and the records of both"
     for name, records in rows.items():
@@ -236,8 +236,8 @@ def _notes(rows, view):
         have, lacking = [x for x in langs if x in common(own)], [x for x in langs if x not in common(own)]
         s = summary(own, have, view.selection)
         if lacking: found.append(f"{name} on {task}: the mean is over {len(have)} of {len(langs)} languages, without {', '.join(lacking)}, and compares with no other.")
-        if s.collapsed: found.append(f"{name} on {task}: {s.collapsed} of {s.seeds} seeds collapsed to one class; mean of all {s.mean:.1f}, "
-                                     f"without them {s.without:.1f}; tests use all.")
+        left = f", without them {s.without:.1f}" if s.collapsed < s.seeds else ""
+        if s.collapsed: found.append(f"{name} on {task}: {s.collapsed} of {s.seeds} seeds collapsed to one class; mean of all {s.mean:.1f}{left}; tests use all.")
     return tuple(found)
 
 # %% ../nbs/58_tables.ipynb #f08e9b1b
