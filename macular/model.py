@@ -159,12 +159,12 @@ def take(
         raise DataError(f"the run has the labels {', '.join(said)}, the task '{own}' now {', '.join(found.task.labels)}; its record changed since")
     return found
 
-# %% ../nbs/61_model.ipynb #121dfe29
+# %% ../nbs/61_model.ipynb #38e6ac3a
 def _part(weights, prefix): return {n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix)}
 
 ENCODER = "encoder.body.model."  # where a net of `macular.modules` keeps a stock model
 
-def _changed(config, **values): return AutoConfig.for_model(**config.to_dict() | values)
+def _changed(config, **values): return AutoConfig.for_model(**{k: v for k, v in config.to_dict().items() if k != "_name_or_path"} | values)
 
 def _named(config, labels): return _changed(config, id2label=dict(enumerate(labels)), label2id={label: i for i, label in enumerate(labels)})
 
@@ -226,7 +226,7 @@ def export(
 
 def _replaceable(folder): return folder.is_dir() and (not any(folder.iterdir()) or {MANIFEST, "config.json"} <= {p.name for p in folder.iterdir()})
 
-# %% ../nbs/61_model.ipynb #a0fb2bb0
+# %% ../nbs/61_model.ipynb #0dc1c210
 def predict(
     frame,  # a data frame with the pairs
     model,  # a model folder, or a hub name
@@ -241,7 +241,7 @@ def predict(
     order = sorted(range(len(frame)), key=lambda i: sum(len(frame[c].iloc[i]) for c in columns))
     pairs = [{"text": frame[columns[0]].iloc[i], "text_pair": frame[columns[1]].iloc[i]} for i in order]
     classify = pipeline("text-classification", model=str(model), truncation=True, top_k=None, trust_remote_code=False)
-    said = dict(zip(order, classify(pairs, batch_size=batch_size)))
+    said = dict(zip(order, classify(pairs, batch_size=batch_size) if pairs else []))
     p = [{one["label"]: one["score"] for one in said[i]} for i in range(len(frame))]
     names = classify.model.config.id2label.values()
     return frame.assign(prediction=[max(one, key=one.get) for one in p], **{f"p_{name}": [one[name] for one in p] for name in names})
