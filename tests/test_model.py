@@ -1,6 +1,7 @@
 """Model folders: they say what the run said, load where this package is not, and are nothing but weights, names and a tokenizer."""
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -13,6 +14,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
+from huggingface_hub import ModelCard, parse_eval_result_entries
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
@@ -20,10 +23,11 @@ import toy
 from macular.batches import tokenize
 from macular.core import DataError, ParameterError, StorageError
 from macular.mini import Mini
-from macular.model import MacularConfig, MacularForSequenceClassification, export, predict, result_of, take
+from macular.card import limits, result_of, scores, seeds_of, take
+from macular.model import MacularConfig, MacularForSequenceClassification, export, predict
 from macular.run import run
 from macular.settings import check
-from macular.store import read_json, verify
+from macular.store import read_json, verify, write_json
 from macular.tasks import load
 
 SMALL = dict(preset="mini", max_train=48, rounds=2, langs="de", stage1="pawsx,xnli", task="pawsx")
@@ -254,6 +258,91 @@ def test_another_folder_is_never_replaced(done, folder, tmp_path):
     export(done("finetune"), tmp_path / "model")
     export(done("cosda_ml"), tmp_path / "model")
     assert toy.same(load_file(tmp_path / "model" / "model.safetensors"), load_file(folder("cosda_ml") / "model.safetensors"))
+
+
+# the card
+
+def changed(result, folder, **values):
+    "A finished run whose record says something else"
+    shutil.copytree(result.folder, folder / result.folder.name)
+    (folder / "trainings").symlink_to(result.folder.parent / "trainings")
+    write_json(folder / result.folder.name / "result.json", result.values | values)
+    return folder / result.folder.name
+
+
+def test_the_example_of_the_card_runs_as_it_stands(folder):
+    for method, run in {"finetune": elsewhere, "macular": here}.items():
+        [code] = re.findall(r"```python\n(.*?)```", (folder(method) / "README.md").read_text(), re.S)
+        lines = code.strip().split("\n")
+        assert ("macular" in lines[0]) == (method == "macular")
+        found = run("\n".join([*lines[:-1], f"print({lines[-1]})"]), folder(method).parent)
+        assert found.returncode == 0 and re.search(r"\[\{'label': '(different|paraphrase)', 'score': 0\.\d+\}\]", found.stdout), found.stderr
+
+
+def here(code, cwd): return subprocess.run([sys.executable, "-c", code], cwd=cwd, env=os.environ | {"PYTHONPATH": str(Path(toy.__file__).parents[1])}, capture_output=True, text=True, timeout=300)
+
+
+def test_the_hub_can_read_the_card(done, folder):
+    data = ModelCard.load(folder("macular") / "README.md").data
+    assert data.license == "apache-2.0" or data.license_name == "as-its-sources"
+    assert data.language[0] == "en" and "de" in data.language and data.pipeline_tag == "text-classification"
+    scored = done("macular").accuracy["pawsx"]
+    assert {r.dataset_config: r.metric_value for r in data.eval_results} == {lang: round(v, 2) for lang, v in scored.items()}
+
+
+def test_the_table_is_the_runs_with_wilsons_interval(done):
+    result = done("finetune")
+    for row in scores(take(result)):
+        answers = predicted(result, row["language"])
+        k, n, z = (answers["label"] == answers["prediction"]).sum(), len(answers), 1.959963984540054
+        middle, half = (k + z * z / 2) / (n + z * z), z / (n + z * z) * (k * (n - k) / n + z * z / 4) ** 0.5
+        assert (row["items"], row["accuracy"]) == (n, pytest.approx(100 * k / n))
+        assert (row["low"], row["high"]) == (pytest.approx(100 * (middle - half)), pytest.approx(100 * (middle + half)))
+
+
+def test_another_round_is_scored_as_such(done, folder):
+    said = done("finetune").values["selections"]["averaged"]["accuracy"]["pawsx"]["de"]
+    text = (folder("finetune", selection="averaged") / "README.md").read_text()
+    assert f"| de | 500 | {said:.1f} |" in text and "chosen by `averaged`" in text
+
+
+def test_another_head_has_no_scores_of_the_runs_task(folder):
+    text = (folder("macular_nots", task="xnli") / "README.md").read_text()
+    assert "The run scored another task. Dev rows in `en`:" in text and "| de |" not in text and "`contradiction`" in text
+
+
+NC = {"file": "muse/en-de.txt", "lang": "de", "sha256": "0", "licence": "CC BY-NC 4.0", "noncommercial": True}
+
+
+def test_non_commercial_is_said(done, folder, tmp_path):
+    assert "non-commercial" not in (folder("cosda_ml") / "README.md").read_text().lower()
+    run = changed(done("cosda_ml"), tmp_path, origins=[*done("cosda_ml").values["origins"], NC])
+    card = ModelCard.load(export(run, tmp_path / "model") / "README.md")
+    assert "**Non-commercial**" in card.text and "CC BY-NC 4.0" in card.text
+    assert (card.data.license, card.data.license_name) == ("other", "non-commercial")
+
+
+@pytest.mark.parametrize("source, revision", [("google-research-datasets/paws-x@abc123", "abc123"), ("PAWS-X", None)])
+def test_a_public_benchmark_has_results_of_its_own(done, folder, tmp_path, source, revision):
+    assert not (folder("finetune") / ".eval_results").exists()
+    run = changed(done("finetune"), tmp_path, origins=[{"file": "x", "sha256": "0", "source": source, "licence": "free", "noncommercial": False}])
+    path = export(run, tmp_path / "model") / ".eval_results" / "pawsx.yaml"
+    found = parse_eval_result_entries(yaml.safe_load(path.read_text()))
+    assert {e.task_id: e.value for e in found} == {lang: round(v, 2) for lang, v in done("finetune").accuracy["pawsx"].items()}
+    assert {(e.dataset_id, e.dataset_revision) for e in found} == {("google-research-datasets/paws-x", revision)}
+
+
+def test_other_seeds_are_counted(done, tmp_path):
+    one, two, other = done("finetune"), done("finetune", seed=5), done("finetune", rounds=1)
+    assert set(seeds_of(take(one))) == {one.folder, two.folder} and seeds_of(take(other)) != seeds_of(take(one))
+    text = (export(two, tmp_path / "model") / "README.md").read_text()
+    means = [sum(r.accuracy["pawsx"].values()) / 2 for r in (one, two)]
+    assert f"It is seed 5; the mean over seeds is {sum(means) / 2:.1f} ± {abs(means[0] - means[1]) / 2**0.5:.1f} (2 seeds)" in text
+
+
+def test_limits_name_languages_without_a_dictionary(done):
+    assert "There was no dictionary for sw, ur." in limits(take(done("cosda_ml", task="xnli", rounds=1)))
+    assert not any("dictionary" in line for line in limits(take(done("finetune"))))
 
 
 # what is refused
