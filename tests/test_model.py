@@ -1,0 +1,404 @@
+"""Model folders: they say what the run said, load where this package is not, and are nothing but weights, names and a tokenizer."""
+import json
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+from copy import deepcopy
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from huggingface_hub import ModelCard, parse_eval_result_entries
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+import toy
+from macular.batches import tokenize
+from macular.core import DataError, ParameterError, StorageError
+from macular.mini import Mini
+from macular.card import limits, result_of, scores, seeds_of, take
+from macular.model import MacularConfig, MacularForSequenceClassification, export, predict
+from macular.run import run
+from macular.settings import check
+from macular.store import read_json, verify, write_json
+from macular.tasks import load
+
+SMALL = dict(preset="mini", max_train=48, rounds=2, langs="de", stage1="pawsx,xnli", task="pawsx")
+ONE_ENCODER = ("finetune", "cosda_ml", "rs_da", "xtune", "mtl_ft", "macular_nots")
+TWO_ENCODERS = ("macular", "macular_grl")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    "A finished run of a row, made when first asked for"
+    out = tmp_path_factory.mktemp("runs")
+    @cache
+    def of(method, **changes):
+        given = SMALL | ({} if method.startswith(("macular", "mtl")) else {"stage1": "paper"}) | changes
+        return run(check(given | {"method": method, "out": str(out)}), lambda event, facts: None)
+    return of
+
+
+@pytest.fixture(scope="module")
+def folder(done, tmp_path_factory):
+    "The model folder of a row"
+    out = tmp_path_factory.mktemp("models")
+    return cache(lambda method, **changes: export(done(method), out / "-".join([method, *changes.values()]), **changes))
+
+
+def predicted(result, lang="de"): return result.predictions.query(f"language == '{lang}'").reset_index(drop=True)
+
+
+# the model is the run's
+
+@pytest.mark.parametrize("method", ONE_ENCODER + TWO_ENCODERS)
+def test_it_says_what_the_run_said(done, folder, method):
+    said, rows = predicted(done(method)), load("pawsx", "test", "de", Mini()).to_pandas()
+    now = predict(rows, folder(method))
+    names = [c for c in said if c.startswith("p_")]
+    assert np.abs(said[names].to_numpy() - now[names].to_numpy()).max() < 1e-5
+    sure = (said[names[0]] - said[names[1]]).abs() > 1e-5
+    assert sure.any() and (said["prediction"] == now["prediction"])[sure].all()
+
+
+@pytest.mark.parametrize("method", ONE_ENCODER)
+def test_one_encoder_is_the_backbones_own_class(folder, method):
+    config = read_json(folder(method) / "config.json")
+    assert config["architectures"] == ["XLMRobertaForSequenceClassification"] and config["id2label"] == {"0": "different", "1": "paraphrase"}
+
+
+def test_two_encoders_are_a_class_of_the_auto_classes(folder):
+    model = AutoModelForSequenceClassification.from_pretrained(folder("macular"))
+    assert type(model) is MacularForSequenceClassification and type(model.config) is MacularConfig
+    assert model.config.alpha == 0.5 and model.config.encoder.model_type == "xlm-roberta"
+
+
+def trained(done, method, name, round):
+    "The weights on disk"
+    result = done(method)
+    return load_file(result.folder.parent / "trainings" / result.values["trainings"][name]["key"] / f"round-{round}" / "net.safetensors")
+
+
+@pytest.mark.parametrize("task, head", [("pawsx", 0), ("xnli", 1)])
+def test_stage_1_bit_for_bit_with_every_head(done, folder, task, head):
+    there = load_file(folder("macular_nots", task=task) / "model.safetensors")
+    here = trained(done, "macular_nots", "macular_nots", take(done("macular_nots")).round)
+    assert torch.equal(there["classifier.out_proj.weight"], here[f"heads.{head}.weight"]) and len(there) == sum(n.startswith("encoder.") for n in here) + 2
+    assert all(torch.equal(there[n.removeprefix("encoder.body.model.")], w) for n, w in here.items() if n.startswith("encoder."))
+
+
+def test_stage_2_bit_for_bit(done, folder):
+    there, result = load_file(folder("macular") / "model.safetensors"), done("macular")
+    own = trained(done, "macular", "macular", take(result).round)
+    f_m = trained(done, "macular", "macular_nots", result.values["trainings"]["macular_nots"]["round"])
+    wanted = {f"encoder.{n.removeprefix('encoder.body.model.')}": w for n, w in own.items() if n.startswith("encoder.")}
+    wanted |= {f"shared.{n.removeprefix('encoder.body.model.')}": w for n, w in f_m.items() if n.startswith("encoder.")}
+    wanted |= {n: w for n, w in own.items() if n.startswith("head.")}
+    assert toy.same(there, wanted)
+
+
+@pytest.mark.parametrize("method", ["finetune", "macular"])
+def test_saved_again_it_is_the_same(folder, method, tmp_path):
+    first = AutoModelForSequenceClassification.from_pretrained(folder(method))
+    first.save_pretrained(tmp_path)
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert toy.same(toy.state(first), toy.state(again)) and first.config.to_dict() | {"_name_or_path": ""} == again.config.to_dict() | {"_name_or_path": ""}
+    ids = {"input_ids": torch.arange(4, 14)[None], "attention_mask": torch.ones(1, 10, dtype=torch.long)}
+    with torch.no_grad(): assert torch.equal(deepcopy(first)(**ids).logits, deepcopy(again)(**ids).logits)
+
+
+def test_another_round_is_another_model(done, folder):
+    rounds = {name: load_file(folder("finetune", selection=name) / "model.safetensors") for name in ("last", "averaged")}
+    here = [trained(done, "finetune", "finetune", n) for n in (1, 2)]
+    assert torch.equal(rounds["last"]["classifier.out_proj.bias"], here[1]["heads.0.bias"])
+    assert torch.allclose(rounds["averaged"]["classifier.out_proj.bias"], (here[0]["heads.0.bias"] + here[1]["heads.0.bias"]) / 2)
+    assert not torch.equal(rounds["last"]["classifier.out_proj.bias"], rounds["averaged"]["classifier.out_proj.bias"])
+
+
+@pytest.mark.parametrize("kind", toy.KINDS)
+@pytest.mark.parametrize("method", ["finetune", "macular"])
+def test_any_backbone(done, tmp_path, kind, method):
+    result = done(method, backbone=str(toy.backbone(kind)), max_length=32, rounds=1)
+    now, said = predict(load("pawsx", "test", "de", Mini()).to_pandas(), export(result, tmp_path / "model")), predicted(result)
+    assert np.abs(said["p_paraphrase"] - now["p_paraphrase"]).max() < 1e-5 and said["p_paraphrase"].std() > 0
+
+
+def test_two_encoders_load_in_half_precision(folder):
+    model = AutoModelForSequenceClassification.from_pretrained(folder("macular"), dtype=torch.bfloat16)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert model(input_ids=torch.arange(4, 14)[None]).logits.dtype == torch.bfloat16
+
+
+def test_two_encoders_learn_on(folder):
+    model = AutoModelForSequenceClassification.from_pretrained(folder("macular"))
+    loss = model(input_ids=torch.arange(4, 14)[None], labels=torch.tensor([1])).loss
+    loss.backward()
+    assert all(p.grad is not None for p in model.head.parameters()) and model.shared.get_input_embeddings().weight.grad is not None
+
+
+# where this package is not
+
+BLOCKED = """
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "macular": raise ImportError(f"{name} is blocked")
+sys.meta_path.insert(0, Blocked())
+try: import macular
+except ImportError: pass
+else: raise SystemExit("the block does not hold")
+"""
+
+
+def elsewhere(code, cwd):
+    "Run code in a process that cannot import this package"
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    return subprocess.run([sys.executable, "-c", BLOCKED + code], cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+
+
+def test_one_encoder_loads_without_this_package(done, folder):
+    path, said = folder("cosda_ml"), predicted(done("cosda_ml"))
+    rows = load("pawsx", "test", "de", Mini())
+    pairs = [{"text": a, "text_pair": b} for a, b in zip(rows["text_a"][:20], rows["text_b"][:20])]
+    asked = f"import json\nfrom transformers import pipeline\nprint(json.dumps(pipeline('text-classification', {path.name!r}, truncation=True)({pairs!r})))"
+    found = elsewhere(asked, path.parent)
+    assert found.returncode == 0, found.stderr
+    answers = json.loads(found.stdout.splitlines()[-1])
+    assert [a["label"] for a in answers] == list(said["prediction"][:20])
+    assert np.allclose([a["score"] for a in answers], said[["p_different", "p_paraphrase"]].max(axis=1)[:20], atol=1e-5)
+
+
+def test_two_encoders_do_not_and_say_so(folder):
+    found = elsewhere("from transformers import AutoModelForSequenceClassification as A\nA.from_pretrained('macular')", folder("macular").parent)
+    assert found.returncode == 1 and "macular" in found.stderr
+
+
+# the pipeline
+
+@pytest.mark.parametrize("method", ["finetune", "macular"])
+def test_the_pipeline_gives_names(folder, method):
+    classify = pipeline("text-classification", str(folder(method)), truncation=True)
+    [answer] = classify([{"text": "the dog sleeps", "text_pair": "a dog is asleep"}])
+    assert answer["label"] in ("different", "paraphrase") and 0.5 <= answer["score"] <= 1
+    [every] = classify([{"text": "the dog sleeps", "text_pair": "a dog is asleep"}], top_k=None)
+    assert {one["label"] for one in every} == {"different", "paraphrase"} and sum(one["score"] for one in every) == pytest.approx(1)
+
+
+def test_markup_in_a_text_is_text(done, tmp_path):
+    "As in training: a text cannot end itself"
+    path = export(done("finetune", backbone=str(toy.backbone("bert")), max_length=32, rounds=1), tmp_path / "model")
+    tokenizer, pair = AutoTokenizer.from_pretrained(path), ("the [SEP] dog", "a [CLS] cat")
+    ids = tokenizer(*pair)["input_ids"]
+    assert ids == tokenize(toy.tokenizer("bert"), *([t] for t in pair), 32).ids.tolist()
+    assert ids.count(tokenizer.sep_token_id) == 2 and ids.count(tokenizer.cls_token_id) == 1
+
+
+def test_a_pair_is_as_long_as_in_training(folder):
+    tokenizer = AutoTokenizer.from_pretrained(folder("finetune"))
+    assert len(tokenizer("dog " * 500, "cat " * 500, truncation=True)["input_ids"]) == 64
+
+
+# tables
+
+def test_predict_keeps_the_table(folder):
+    frame = pd.DataFrame({"first": ["the dog sleeps", "a red house " * 30, "water"], "second": ["a dog", "b", "wine"], "other": [1, 2, 3]}, index=[7, 5, 9])
+    found = predict(frame, folder("finetune"), ("first", "second"), batch_size=2)
+    assert list(found.index) == [7, 5, 9] and list(found["other"]) == [1, 2, 3] and "prediction" not in frame
+    alone = [predict(frame.iloc[[i]], folder("finetune"), ("first", "second"))["p_paraphrase"].item() for i in range(3)]
+    assert np.allclose(found["p_paraphrase"], alone, atol=1e-6) and len(set(alone)) == 3
+
+
+def test_predict_refuses_what_is_no_text(folder):
+    with pytest.raises(DataError, match="1 of 4 texts.*row 1"): predict(pd.DataFrame({"text_a": ["a", None], "text_b": ["b", "c"]}), folder("finetune"))
+    with pytest.raises(ParameterError, match="Did you mean 'text_b'"): predict(pd.DataFrame({"text_a": ["a"], "text_bb": ["b"], "text_b": ["c"]}), folder("finetune"), ("text_a", "text_bx"))
+
+
+def test_predict_of_nothing_is_nothing(folder):
+    found = predict(pd.DataFrame({"text_a": [], "text_b": []}), folder("finetune"))
+    assert len(found) == 0 and {"prediction", "p_different", "p_paraphrase"} <= set(found)
+
+
+# the folder
+
+def test_no_code_and_no_pickle(folder):
+    for method in ("finetune", "macular"):
+        names = {p.name for p in folder(method).rglob("*") if p.is_file()}
+        assert not any(name.endswith((".py", ".bin", ".pt", ".pkl")) for name in names) and "model.safetensors" in names
+        assert "auto_map" not in (folder(method) / "config.json").read_text()
+        assert verify(folder(method))
+
+
+def test_no_path_of_this_machine(done, folder):
+    for method in ("finetune", "macular"):
+        text = "".join(p.read_text() for p in folder(method).rglob("*") if p.suffix in (".json", ".md", ".yaml"))
+        for place in (done(method).folder.parent, Path(toy.__file__).parents[1], Path.home()): assert str(place) not in text
+
+
+def test_readable_as_the_umask_says(done, tmp_path):
+    before = os.umask(0o022)
+    try: path = export(done("finetune"), tmp_path / "model")
+    finally: os.umask(before)
+    assert {stat.S_IMODE(p.stat().st_mode) for p in path.iterdir() if p.is_file()} == {0o644}
+
+
+def test_another_folder_is_never_replaced(done, folder, tmp_path):
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "mother.txt").write_text("dear")
+    with pytest.raises(StorageError, match="holds something else"): export(done("finetune"), tmp_path / "letters")
+    assert (tmp_path / "letters" / "mother.txt").read_text() == "dear"
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StorageError, match="holds something else"): export(done("finetune"), tmp_path / "file")
+    export(done("finetune"), tmp_path / "model")
+    export(done("cosda_ml"), tmp_path / "model")
+    assert toy.same(load_file(tmp_path / "model" / "model.safetensors"), load_file(folder("cosda_ml") / "model.safetensors"))
+
+
+# the card
+
+def changed(result, folder, **values):
+    "A finished run whose record says something else"
+    shutil.copytree(result.folder, folder / result.folder.name)
+    (folder / "trainings").symlink_to(result.folder.parent / "trainings")
+    write_json(folder / result.folder.name / "result.json", result.values | values)
+    return folder / result.folder.name
+
+
+def test_the_example_of_the_card_runs_as_it_stands(folder):
+    for method, run in {"finetune": elsewhere, "macular": here}.items():
+        [code] = re.findall(r"```python\n(.*?)```", (folder(method) / "README.md").read_text(), re.S)
+        lines = code.strip().split("\n")
+        assert ("macular" in lines[0]) == (method == "macular")
+        found = run("\n".join([*lines[:-1], f"print({lines[-1]})"]), folder(method).parent)
+        assert found.returncode == 0 and re.search(r"\[\{'label': '(different|paraphrase)', 'score': 0\.\d+\}\]", found.stdout), found.stderr
+
+
+def here(code, cwd): return subprocess.run([sys.executable, "-c", code], cwd=cwd, env=os.environ | {"PYTHONPATH": str(Path(toy.__file__).parents[1])}, capture_output=True, text=True, timeout=300)
+
+
+def test_the_hub_can_read_the_card(done, folder):
+    data = ModelCard.load(folder("macular") / "README.md").data
+    assert data.license == "apache-2.0" or data.license_name == "as-its-sources"
+    assert data.language[0] == "en" and "de" in data.language and data.pipeline_tag == "text-classification"
+    scored = done("macular").accuracy["pawsx"]
+    assert {r.dataset_config: r.metric_value for r in data.eval_results} == {lang: round(v, 2) for lang, v in scored.items()}
+
+
+def test_the_table_is_the_runs_with_wilsons_interval(done):
+    result = done("finetune")
+    for row in scores(take(result)):
+        answers = predicted(result, row["language"])
+        k, n, z = (answers["label"] == answers["prediction"]).sum(), len(answers), 1.959963984540054
+        middle, half = (k + z * z / 2) / (n + z * z), z / (n + z * z) * (k * (n - k) / n + z * z / 4) ** 0.5
+        assert (row["items"], row["accuracy"]) == (n, pytest.approx(100 * k / n))
+        assert (row["low"], row["high"]) == (pytest.approx(100 * (middle - half)), pytest.approx(100 * (middle + half)))
+
+
+def test_another_round_is_scored_as_such(done, folder):
+    said = done("finetune").values["selections"]["averaged"]["accuracy"]["pawsx"]["de"]
+    text = (folder("finetune", selection="averaged") / "README.md").read_text()
+    assert f"| de | 500 | {said:.1f} |" in text and "chosen by `averaged`" in text
+
+
+def test_another_head_has_no_scores_of_the_runs_task(folder):
+    text = (folder("macular_nots", task="xnli") / "README.md").read_text()
+    assert "The run scored another task. Dev rows in `en`:" in text and "| de |" not in text and "`contradiction`" in text
+
+
+NC = {"file": "muse/en-de.txt", "lang": "de", "sha256": "0", "licence": "CC BY-NC 4.0", "noncommercial": True}
+
+
+def test_non_commercial_is_said(done, folder, tmp_path):
+    assert "non-commercial" not in (folder("cosda_ml") / "README.md").read_text().lower()
+    run = changed(done("cosda_ml"), tmp_path, origins=[*done("cosda_ml").values["origins"], NC])
+    card = ModelCard.load(export(run, tmp_path / "model") / "README.md")
+    assert "**Non-commercial**" in card.text and "CC BY-NC 4.0" in card.text
+    assert (card.data.license, card.data.license_name) == ("other", "non-commercial")
+
+
+@pytest.mark.parametrize("source, revision", [("google-research-datasets/paws-x@abc123", "abc123"), ("PAWS-X", None)])
+def test_a_public_benchmark_has_results_of_its_own(done, folder, tmp_path, source, revision):
+    assert not (folder("finetune") / ".eval_results").exists()
+    run = changed(done("finetune"), tmp_path, origins=[{"file": "x", "sha256": "0", "source": source, "licence": "free", "noncommercial": False}])
+    path = export(run, tmp_path / "model") / ".eval_results" / "pawsx.yaml"
+    found = parse_eval_result_entries(yaml.safe_load(path.read_text()))
+    assert {e.task_id: e.value for e in found} == {lang: round(v, 2) for lang, v in done("finetune").accuracy["pawsx"].items()}
+    assert {(e.dataset_id, e.dataset_revision) for e in found} == {("google-research-datasets/paws-x", revision)}
+
+
+def test_other_seeds_are_counted(done, tmp_path):
+    one, two, other = done("finetune"), done("finetune", seed=5), done("finetune", rounds=1)
+    assert set(seeds_of(take(one))) == {one.folder, two.folder} and seeds_of(take(other)) != seeds_of(take(one))
+    text = (export(two, tmp_path / "model") / "README.md").read_text()
+    means = [sum(r.accuracy["pawsx"].values()) / 2 for r in (one, two)]
+    assert f"It is seed 5; the mean over seeds is {sum(means) / 2:.1f} ± {abs(means[0] - means[1]) / 2**0.5:.1f} (2 seeds)" in text
+
+
+def test_limits_name_languages_without_a_dictionary(done):
+    assert "There was no dictionary for sw, ur." in limits(take(done("cosda_ml", task="xnli", rounds=1)))
+    assert not any("dictionary" in line for line in limits(take(done("finetune"))))
+
+
+# what is refused
+
+@pytest.mark.parametrize("method, why", [("prompt", "words at a gap"), ("syn", "dependency tree"), ("finetune_x2", "two trainings")])
+def test_a_row_that_is_no_classifier_is_refused(done, tmp_path, method, why):
+    with pytest.raises(ParameterError, match=why): export(done(method, rounds=1), tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_names_that_are_not_there(done, tmp_path):
+    with pytest.raises(DataError, match="no finished run"): export(tmp_path, tmp_path / "model")
+    with pytest.raises(ParameterError, match="Did you mean 'last'"): export(done("finetune"), tmp_path / "model", selection="lst")
+    with pytest.raises(ParameterError, match="did not learn it"): export(done("macular_nots"), tmp_path / "model", task="qam")
+
+
+@pytest.fixture
+def copied(done, tmp_path):
+    "A run and its training that a test may spoil"
+    result = done("finetune")
+    key = result.values["trainings"]["finetune"]["key"]
+    for name in (result.folder.name, f"trainings/{key}"): shutil.copytree(result.folder.parent / name, tmp_path / name)
+    return tmp_path / result.folder.name, tmp_path / "trainings" / key
+
+
+def test_a_moved_run_is_exported_as_well(copied, folder, tmp_path):
+    path = export(copied[0], tmp_path / "model")
+    assert toy.same(load_file(path / "model.safetensors"), load_file(folder("finetune") / "model.safetensors"))
+
+
+def test_a_flipped_bit_is_noticed(copied, tmp_path):
+    weights = next(copied[1].glob(f"round-{take(copied[0]).round}/net.safetensors"))
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(StorageError, match="is not what was written"): export(copied[0], tmp_path / "model")
+
+
+def test_lost_trainings_are_named(copied, tmp_path):
+    shutil.rmtree(copied[1])
+    with pytest.raises(DataError, match="Runs and their trainings go together"): export(copied[0], tmp_path / "model")
+
+
+def test_another_backbone_is_refused(copied, tmp_path):
+    with pytest.raises(DataError, match="is not the backbone of the run"): export(copied[0], tmp_path / "model", backbone="mini-bert")
+
+
+def test_a_task_with_other_labels_is_refused(copied, tmp_path):
+    path = copied[0] / "predictions.parquet"
+    pd.read_parquet(path).rename(columns={"p_different": "p_unequal"}).to_parquet(path)
+    with pytest.raises(DataError, match="unequal, paraphrase.*now different, paraphrase"): export(copied[0], tmp_path / "model")
+
+
+def test_a_name_below_runs_is_found(copied, monkeypatch, tmp_path):
+    (tmp_path / "settings.ini").write_text("")
+    (tmp_path / "runs").mkdir()
+    shutil.copytree(copied[0], tmp_path / "runs" / "mine")
+    monkeypatch.chdir(tmp_path)
+    assert result_of("mine").folder == tmp_path / "runs" / "mine"
