@@ -111,6 +111,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'macular.board.page': ('board.html#page', 'macular/board.py'),
                                'macular.board.records_of': ('board.html#records_of', 'macular/board.py'),
                                'macular.board.told': ('board.html#told', 'macular/board.py'),
+                               'macular.board.varying': ('board.html#varying', 'macular/board.py'),
                                'macular.board.versus': ('board.html#versus', 'macular/board.py')},
             'macular.build': { 'macular.build.Built': ('build.html#built', 'macular/build.py'),
                                'macular.build.Built.switch_rates': ('build.html#built.switch_rates', 'macular/build.py'),

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['KINDS', 'SURE', 'UNSPACED', 'Answers', 'answers', 'of_kind', 'taught', 'share', 'shares', 'item_page', 'errors']
 
-# %% ../nbs/65_errors.ipynb #edd773b3
+# %% ../nbs/65_errors.ipynb #c97c476b
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 
 from markupsafe import Markup
 
@@ -126,9 +127,8 @@ def item_page(
     head = Markup("<p>item <code>{}</code>, label <b>{}</b></p>").format(row["item"], row["label"])
     return head + grid(("", *answers.data.target.fields, "answer"), sides) + table
 
-# %% ../nbs/65_errors.ipynb #89301ac7
-def _overview(answers, lang, kind):
-    both, found = answers.pairs(lang), shares(answers, lang)
+# %% ../nbs/65_errors.ipynb #8cda3d32
+def _overview(answers, both, found, lang, kind):
     counts = grid(("kind", "items"), [(Markup("<b>{}</b>" if k == kind else "{}").format(k), len(of_kind(both, k))) for k in KINDS])
     words = grid((f"{answers.data.target.source_lang} → {lang}", "items", "words a dictionary could have taught"), [(k, v["size"], bar(v["mean"])) for k, v in found.items()])
     return Markup('<div style="display:flex;flex-wrap:wrap;gap:0 2.5em;align-items:flex-start">{}{}</div>').format(counts, words)
@@ -139,10 +139,11 @@ def errors(
 ) -> View:
     "English against another language, item by item"
     found = answers(run)
+    pairs, words = cache(found.pairs), cache(lambda lang: shares(found, lang))
     def draw(lang, kind, number):
-        items = of_kind(found.pairs(lang), kind)
+        items = of_kind(pairs(lang), kind)
         page = item_page(found, items.iloc[number % len(items)], lang) if len(items) else Markup("<p>There is none of this kind.</p>")
-        return Markup("<p><b>{}</b> in {}: {} of {}</p>").format(kind, lang, number % max(1, len(items)) + bool(len(items)), len(items)) + page + _overview(found, lang, kind)
+        return Markup("<p><b>{}</b> in {}: {} of {}</p>").format(kind, lang, number % max(1, len(items)) + bool(len(items)), len(items)) + page + _overview(found, pairs(lang), words(lang), lang, kind)
     def controls(view):
         import ipywidgets as w
         named = {"lang": w.Dropdown(options=found.langs, value=view.values["lang"], description="language"),
