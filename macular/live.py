@@ -100,14 +100,14 @@ def wait_for(
         threading.Event().wait(0.05)
     raise ParameterError(f"within {seconds} s it did not come so far")
 
-# %% ../nbs/66_live.ipynb #2b0b68b6
+# %% ../nbs/66_live.ipynb #afddda96
 _SAID = {"running": "▶ running", "paused": "⏸ paused", "stopped": "⏹ stopped; the same job goes on from here", "finished": "✓ finished"}
 
 def told(s: Status) -> Markup:
     "A status on a page"
     bar = Markup('<progress value="{}" max="{}"></progress> ').format(s.step, s.steps) if s.steps else ""
     where = f"step {s.step:,}{f' of {s.steps:,}' if s.steps else ''}" + (f", round {s.round}, phase {s.phase}" if s.state != "finished" and s.phase else "")
-    best = f"; best round so far {s.best}, {s.dev:.1f} % on dev, its weights are kept" if s.best else ""
+    best = f"; best round{' so far' * (s.state != 'finished')} {s.best}, {s.dev:.1f} % on dev, its weights are kept" if s.best else ""
     return Markup("<p><b>{}</b><br>{}{}: {}{}</p>").format(s.title, bar, _SAID[s.state], where, best)
 
 def training_page(folder: Path) -> Markup:
