@@ -563,6 +563,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'macular.plots._losses': ('plots.html#_losses', 'macular/plots.py'),
                                'macular.plots.curves': ('plots.html#curves', 'macular/plots.py'),
                                'macular.plots.history': ('plots.html#history', 'macular/plots.py'),
+                               'macular.plots.label': ('plots.html#label', 'macular/plots.py'),
                                'macular.plots.language_rows': ('plots.html#language_rows', 'macular/plots.py'),
                                'macular.plots.languages': ('plots.html#languages', 'macular/plots.py'),
                                'macular.plots.rounds_of': ('plots.html#rounds_of', 'macular/plots.py'),

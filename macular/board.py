@@ -6,7 +6,7 @@
 __all__ = ['SHOWN', 'MINI', 'records_of', 'varying', 'ordered', 'links', 'page', 'board', 'told', 'versus', 'means', 'heat',
            'heat_map']
 
-# %% ../nbs/64_board.ipynb #96bc7675
+# %% ../nbs/64_board.ipynb #16ecc6f8
 import base64
 from collections.abc import Iterable
 from dataclasses import replace
@@ -15,6 +15,7 @@ import numpy as np
 from markupsafe import Markup
 
 from .core import ParameterError, unknown
+from .plots import label
 from .predictions import read
 from .reports import Comparison, compare
 from .results import SELECTIONS, Record
@@ -103,7 +104,7 @@ def board(
     first = dict(show="languages", task=next(iter(there)), against="", spread="interval", selection="en_dev", sort="", contains="")
     return View(draw, lambda view: _named(view, options), **first).change(**start)
 
-# %% ../nbs/64_board.ipynb #559d8b42
+# %% ../nbs/64_board.ipynb #328f932b
 def _forest(found: Comparison):
     "Differences by language"
     from matplotlib.figure import Figure
@@ -115,7 +116,7 @@ def _forest(found: Comparison):
         ax.plot([0, r[3].value], [i, i], color="grey", lw=1)
         ax.plot(r[3].value, i, "o", color="#0072b2", markerfacecolor="#0072b2" if separable else "white")
     ax.axvline(0, color="black", lw=0.8)
-    ax.set(yticks=range(len(rows)), yticklabels=[r[0] for r in rows], xlabel=f"{found.names[0]} − {found.names[1]}, points")
+    ax.set(yticks=range(len(rows)), yticklabels=[label(r[0]) for r in rows], xlabel=label(f"{found.names[0]} − {found.names[1]}, points"))
     ax.grid(axis="x", alpha=0.3)
     return figure
 
@@ -160,7 +161,7 @@ def means(
     if len(base) != 1: raise ParameterError(f"against='{against}': {len(base)} rows are of that method")
     return (found - found.loc[base[0]]).drop(index=base)
 
-# %% ../nbs/64_board.ipynb #8bc4a03d
+# %% ../nbs/64_board.ipynb #405fb9c7
 def heat(
     table,  # from `means`
     title: str = "",
@@ -171,9 +172,9 @@ def heat(
     from matplotlib.figure import Figure
     figure = Figure(figsize=(0.62 * len(table.columns) + 3, 0.36 * len(table) + 1.1), dpi=85)
     colours = dict(cmap="PuOr_r", center=0) if difference else dict(cmap="cividis")
-    ax = sns.heatmap(table, ax=figure.subplots(), annot=True, fmt="+.1f" if difference else ".1f", annot_kws={"size": 8}, linewidths=0.5,
+    ax = sns.heatmap(table.rename(index=label, columns=label), ax=figure.subplots(), annot=True, fmt="+.1f" if difference else ".1f", annot_kws={"size": 8}, linewidths=0.5,
                      cbar_kws={"label": "points" if difference else "%"}, **colours)
-    ax.set(title=title, xlabel="", ylabel="")
+    ax.set(title=label(title), xlabel="", ylabel="")
     return figure
 
 # %% ../nbs/64_board.ipynb #ac1e33e1

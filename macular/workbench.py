@@ -44,7 +44,7 @@ def grid(
     table = '<table style="border-collapse:collapse;margin:.4em 0"><thead><tr>{}</tr></thead><tbody>{}</tbody></table>'
     return Markup(f'<div style="overflow-x:auto">{table}</div>').format(head, body)
 
-# %% ../nbs/60_workbench.ipynb #91de6d3c
+# %% ../nbs/60_workbench.ipynb #ec5f7bef
 def bar(
     share: float,  # 0 to 1
     width: float = 6,  # in letters
@@ -57,8 +57,6 @@ def picture(
     told: str,  # what it shows, for who cannot see it
 ) -> Markup:
     "A figure as part of a page"
-    from matplotlib.text import Text
-    for text in figure.findobj(Text): text.set_parse_math(False)
     out = BytesIO()
     figure.savefig(out, format="png", bbox_inches="tight", facecolor="white")
     return Markup('<img alt="{}" style="max-width:100%" src="data:image/png;base64,{}">').format(safe(told), base64.b64encode(out.getvalue()).decode())
