@@ -97,8 +97,8 @@ def draw(
     tried = gate[owner] & (uniform(mix(word, "word")) < switch.word)
     return Draws(tried, pick(mix(word, "lang"), len(switch.langs)), mix(word, "translation"))
 
-# %% ../nbs/20_augment.ipynb #fc5b0fad
-COLOURS = dict(de="#9ecbff", fr="#ffc078", zh="#d9b8ff", bg="#ffe066", ja="#a5e6a0")  # Fig. 2's; others are grey
+# %% ../nbs/20_augment.ipynb #d83fc806
+COLOURS = dict(de="#a8d4ff", fr="#ffc078", zh="#b48ee6", bg="#ffef70", ja="#6fcf97")  # Fig. 2's hues, apart for every kind of colour vision; others are grey
 
 class Piece(NamedTuple):
     "A stretch of a text: one exchanged word, or all that stays up to the next"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Phase', 'Loop', 'load_weights', 'Stopped', 'fit']
 
-# %% ../nbs/33_trainer.ipynb #df62355d
+# %% ../nbs/33_trainer.ipynb #3c2b7a46
 import math, shutil, time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from .core import EnvironmentProblem, MacularError, NumericError, StorageError, mix
-from .store import append, newest, read_json, staged, write_json
+from .store import append, newest, read_json, staged, write_bytes, write_json
 
 # %% ../nbs/33_trainer.ipynb #12f2b8fc
 @dataclass(frozen=True)
@@ -150,32 +150,42 @@ def _restore(folder: Path, learners) -> tuple[int, list, dict]:  # steps done, r
     if position["scaler"]: learners[0].accelerator.scaler.load_state_dict(position["scaler"])
     return position["step"], position["rounds"], position["record"]
 
-# %% ../nbs/33_trainer.ipynb #9fdea811
+# %% ../nbs/33_trainer.ipynb #d055e3be
 class Stopped(MacularError):
     "A run was asked to stop; its state is saved and the same command goes on"
 
-def _asked(folder: Path) -> bool:  # whether to stop; returns when a pause is over
+def _asked(folder: Path, evaluate: Callable) -> bool:  # whether to stop; returns when a pause is over
+    path = folder / "control"
     while True:
-        try: word = (folder / "control").read_bytes().strip()
+        try: words = path.read_bytes().split()
         except FileNotFoundError: return False
-        if word == b"stop": (folder / "control").unlink(missing_ok=True)
-        if word != b"pause": return word == b"stop"
-        time.sleep(0.2)
+        if words == [b"pause"]: time.sleep(0.2)
+        elif words == [b"evaluate", b"pause"]: write_bytes(path, b"pause")
+        elif words in ([b"stop"], [b"evaluate"]): path.unlink(missing_ok=True)
+        if words[:1] == [b"evaluate"] and words[1:] in ([], [b"pause"]): evaluate()
+        elif words != [b"pause"]: return words == [b"stop"]
 
-# %% ../nbs/33_trainer.ipynb #c23c08bb
+def _evaluate(learner, on_round, step: int, rounds: float) -> dict:  # a line of the history
+    "The numbers of a round's end, on the way; what learns goes on in training mode"
+    found = on_round(round(rounds, 2)) if on_round else {}
+    learner.phase.trains.train()
+    return {"step": step, "round": round(rounds, 2), "asked": True} | found
+
+# %% ../nbs/33_trainer.ipynb #c1c88d03
 def fit(
     phases: list[Phase],  # one round of the algorithm, in order
     loop: Loop,
     accelerator: Accelerator | None = None,  # device and precision
     folder=None,  # where weights, states and the history go, and a killed run goes on; None keeps nothing
-    on_round: Callable | None = None,  # round, counted from 1 -> numbers to record, such as accuracy on dev
+    on_round: Callable | None = None,  # how many rounds are done -> numbers to record, such as accuracy on dev
     on_step: Callable | None = None,  # line of the history -> nothing
 ) -> list[dict]:  # what was recorded in each round
     "Alg. 1 and Alg. 2: in every round each phase learns in turn, the others frozen"
     accelerator, folder = accelerator or Accelerator(cpu=True), Path(folder) if folder else None
     learners = [_Learner(p, loop, accelerator) for p in phases]
     done, rounds, record = _restore(folder, learners) if folder else (0, [], {})
-    step = len(rounds) * sum(p.passes * p.steps for p in phases)
+    whole = sum(p.passes * p.steps for p in phases)
+    step = len(rounds) * whole
     for round in range(len(rounds), loop.rounds):
         for l in learners:
             start, step = step, step + l.phase.passes * l.phase.steps
@@ -185,7 +195,7 @@ def fit(
                 for now, line in _walk(l, batches, round, start, done, loop):
                     if folder: append(folder / "history.jsonl", line)
                     if on_step: on_step(line)
-                    if folder and _asked(folder):
+                    if folder and _asked(folder, lambda: append(folder / "history.jsonl", _evaluate(l, on_round, now, now / whole))):
                         _save(folder, learners, now, rounds, record)
                         raise Stopped(f"stopped in round {round + 1}, phase '{l.phase.name}', step {now}; the same job goes on from there")
             record |= l.phase.measure(batches) if l.phase.measure else {}

@@ -130,7 +130,7 @@ def waiting(folder: Path, watch: Callable):
     try: yield
     finally: held.__exit__(None, None, None)
 
-# %% ../nbs/45_training.ipynb #0a96f4d5
+# %% ../nbs/45_training.ipynb #e5be0fdf
 def _make(training: Training, dev: dict, watch: Callable):
     "Train, and record it"
     built = build(training.row, training.material, training.recipe)
@@ -146,7 +146,8 @@ def _make(training: Training, dev: dict, watch: Callable):
         watch("round", {"row": training.row, "round": round, "dev": scores})
         return {"dev": scores}
 
-    before, started = environment(accelerator), time.monotonic()
+    about = {"row": training.row.name, "title": training.row.title, "tasks": [t.name for t in material.tasks], "steps": total}
+    before, started = environment(accelerator) | about, time.monotonic()
     write_json(training.folder / "environment.json", before)
     rounds = fit(built.phases, Loop(training.recipe.rounds, training.recipe.seed), accelerator, training.folder, on_round,
                  lambda line: watch("step", line | {"of": total}))

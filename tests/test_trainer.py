@@ -192,7 +192,43 @@ def test_paused_then_stopped(tmp_path):
             threading.Timer(0.3, lambda: control.write_text("stop")).start()
     with pytest.raises(Stopped, match="step 2"): run(tmp_path, on_step=ask)
 
-@pytest.mark.parametrize("content", [b"", b"go on", b"\xff\xfe", b"stopped"])
+def looking(built):
+    "What the end of a round does to a net, and more: evaluation mode, forgotten gradients, other random numbers"
+    def on_round(round):
+        for phase in built.phases: phase.trains.eval()
+        torch.rand(7)
+        return {"weights": sum(p.double().abs().sum().item() for p in built.net.parameters())}
+    return on_round
+
+def evaluated_everywhere(folder):
+    built, numbers = ready()
+    def ask(line): (folder / "control").write_text("evaluate")
+    return run(folder, built, numbers, on_step=ask, on_round=looking(built))
+
+def test_evaluated_on_the_way(legs, tmp_path):
+    "After every step, and the training does not notice"
+    assert evaluated_everywhere(tmp_path) == json.loads((legs[0] / "whole.json").read_text())
+    assert files(tmp_path) == files(legs[0] / "whole") and not (tmp_path / "control").exists()
+    asked = [line for line in read_lines(tmp_path / "history.jsonl") if "asked" in line]
+    assert [line["round"] for line in asked] == [round(2 * step / LAST, 2) for step in range(1, LAST + 1)]
+    assert asked[LAST // 2 - 1]["weights"] == json.loads((legs[0] / "whole.json").read_text())[0]["weights"]
+
+def test_negative_control_evaluation_mode_left_on(legs, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "_evaluate", lambda learner, on_round, step, rounds: {"step": step, "round": rounds, "asked": True} | on_round(rounds))
+    evaluated_everywhere(tmp_path)
+    assert files(tmp_path) != files(legs[0] / "whole")
+
+def test_paused_then_evaluated_stays_paused(tmp_path):
+    control, seen = tmp_path / "control", []
+    def ask(line):
+        seen.append(line["step"])
+        if line["step"] == 4:
+            control.write_text("evaluate pause")
+            threading.Timer(0.6, lambda: (seen.append(control.read_text()), control.write_text("stop"))).start()
+    with pytest.raises(Stopped, match="step 4"): run(tmp_path, on_step=ask)
+    assert seen == [1, 2, 3, 4, "pause"] and sum("asked" in line for line in read_lines(tmp_path / "history.jsonl")) == 1
+
+@pytest.mark.parametrize("content", [b"", b"go on", b"evaluate stop", b"evaluate evaluate pause", b"\xff\xfe", b"stopped"])
 def test_other_words_in_the_control_file_mean_nothing(tmp_path, content):
     (tmp_path / "control").write_bytes(content)
     numbers = toy.recipe()
