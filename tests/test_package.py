@@ -54,6 +54,8 @@ def test_one_version():
 def test_metadata_is_that_of_settings(field, name):
     assert metadata("macular")[field] == INI[name]
 
+IMPORTED_AS = {"sklearn": "scikit_learn"}  # where the name differs from the package's
+
 
 def test_requirements_are_those_of_settings():
     said = {str(r) for r in map(Requirement, metadata("macular").get_all("Requires-Dist")) if r.marker is None}
@@ -69,7 +71,7 @@ def test_every_requirement_stands_under_its_reason(name):
 def test_every_import_of_the_package_is_required():
     "Third-party packages that exported code imports are named in settings.ini"
     from test_layers import MODULES, imports
-    used = {top for path in MODULES for top, _ in imports(path.read_text("utf-8"))} - set(sys.stdlib_module_names) - {"macular"}
+    used = {IMPORTED_AS.get(top, top) for path in MODULES for top, _ in imports(path.read_text("utf-8"))} - set(sys.stdlib_module_names) - {"macular"}
     known = {canonicalize_name(r.name).replace("-", "_") for r in RUN}
     pulled = {"IPython", "tokenizers", "yaml", "nbformat"}  # come with ipykernel, transformers and papermill
     optional = {"opencc", "stanza", "ray"}  # asked for by an argument, whose error says how to install it
@@ -81,7 +83,7 @@ def test_every_requirement_is_used():
     from test_layers import MODULES, imports
     from test_notebooks import NOTEBOOKS, cells
     sources = [p.read_text("utf-8") for p in MODULES] + [c.source for p in NOTEBOOKS for c in cells(p) if not c.source.startswith(("%", "!"))]
-    used = {top.lower() for text in sources for top, _ in imports(text)}
+    used = {IMPORTED_AS.get(top, top).lower() for text in sources for top, _ in imports(text)}
     runs, planned = {"jupyterlab", "ipykernel"}, {"seaborn", "ipywidgets"}
     assert {canonicalize_name(r.name).replace("-", "_") for r in RUN} - used - runs - planned == set()
 
