@@ -178,6 +178,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'macular.cli._side': ('cli.html#_side', 'macular/cli.py'),
                              'macular.cli.check': ('cli.html#check', 'macular/cli.py'),
                              'macular.cli.engine_of': ('cli.html#engine_of', 'macular/cli.py'),
+                             'macular.cli.export_model': ('cli.html#export_model', 'macular/cli.py'),
                              'macular.cli.fetch': ('cli.html#fetch', 'macular/cli.py'),
                              'macular.cli.main': ('cli.html#main', 'macular/cli.py'),
                              'macular.cli.names': ('cli.html#names', 'macular/cli.py'),

@@ -6,15 +6,14 @@
 __all__ = ['SETTINGS', 'result_of', 'training_of', 'kept', 'Taken', 'obstacle', 'take', 'scores', 'seeds_of', 'made_from',
            'noncommercial', 'benchmark', 'eval_results', 'limits', 'trained_by', 'metadata', 'card']
 
-# %% ../nbs/60_card.ipynb #4e68cba7
-from collections.abc import Iterable
+# %% ../nbs/60_card.ipynb #a7bdfce4
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 
 from safetensors.torch import load_file
 
-import macular
 from .core import DataError, ParameterError, resolve, table, unknown
 from .results import record
 from .run import Result, averaged
@@ -258,14 +257,14 @@ def metadata(
                          base_model=backbone.split("@")[0] if "@" in backbone else None, datasets=list(dict.fromkeys(datasets)) or None, metrics=["accuracy"],
                          tags=["cross-lingual", "zero-shot", taken.name], model_name=folder, eval_results=results or None)
 
-# %% ../nbs/60_card.ipynb #efe7864f
+# %% ../nbs/60_card.ipynb #b1058ddb
 def card(
     taken: Taken,
     folder: str,  # the model's name
 ) -> str:  # Markdown
     "The model card"
     task, row = taken.task, taken.row
-    needs = (f"Its class, `MacularForSequenceClassification`, comes with the package `macular` (here version {macular.__version__}), which must be installed."
+    needs = (f"Its class, `MacularForSequenceClassification`, comes with the package `macular` (here version {version('macular')}), which must be installed."
              if taken.frozen else "It is a stock class of transformers and needs no other package.")
     closed = ("\n\n**Non-commercial**: data or dictionaries it was made from may not be used commercially. Take it that the model may not either, unless their owners say otherwise."
               if noncommercial(taken) else "")

@@ -51,7 +51,7 @@ def no_kernel(monkeypatch): monkeypatch.setattr(papermill, "execute_notebook", l
 def test_every_command_says_what_it_does():
     from typer.main import get_command
     found = dict(commands(get_command(app)))
-    assert {("tasks",), ("train",), ("rerun",), ("data", "check"), ("data", "fetch"), ("sweep", "plan"), ("sweep", "run"), ("sweep", "status")} <= set(found)
+    assert {("tasks",), ("train",), ("rerun",), ("export",), ("data", "check"), ("data", "fetch"), ("sweep", "plan"), ("sweep", "run"), ("sweep", "status")} <= set(found)
     for path, command in found.items():
         assert command.help and command.help.endswith("."), path
         for option in command.params: assert option.name == "help" or getattr(option, "help", None), (path, option.name)

@@ -21,6 +21,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 
 import toy
 from macular.batches import tokenize
+from macular.cli import main
 from macular.core import DataError, ParameterError, StorageError
 from macular.mini import Mini
 from macular.card import limits, result_of, scores, seeds_of, take
@@ -343,6 +344,25 @@ def test_other_seeds_are_counted(done, tmp_path):
 def test_limits_name_languages_without_a_dictionary(done):
     assert "There was no dictionary for sw, ur." in limits(take(done("cosda_ml", task="xnli", rounds=1)))
     assert not any("dictionary" in line for line in limits(take(done("finetune"))))
+
+
+# the command line
+
+def test_the_command_exports(done, folder, tmp_path, capfd):
+    assert main(["export", str(done("macular").folder), str(tmp_path / "model")]) == 0
+    [said] = [line for line in capfd.readouterr().out.splitlines() if "pipeline(" in line]
+    assert said.startswith("import macular.model; ") and str(tmp_path / "model") in said
+    assert toy.same(load_file(tmp_path / "model" / "model.safetensors"), load_file(folder("macular") / "model.safetensors"))
+    assert main(["export", str(done("macular_nots").folder), str(tmp_path / "model"), "--task", "xnli"]) == 0
+    assert "import" not in capfd.readouterr().out and read_json(tmp_path / "model" / "config.json")["id2label"]["2"] == "contradiction"
+
+
+def test_the_command_ends_with_the_code_of_what_went_wrong(done, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").touch()
+    finished = str(done("finetune").folder)
+    assert [main(["export", finished, str(tmp_path / "model"), "--selection", "best"]), main(["export", str(tmp_path), str(tmp_path / "model")]),
+            main(["export", finished, str(tmp_path / "model"), "--backbone", "/nowhere"]), main(["export", finished, str(tmp_path / "full")])] == [2, 3, 4, 5]
 
 
 # what is refused
