@@ -1,6 +1,7 @@
 """The workbench in a real JupyterLab in a real browser: it runs, it moves, it runs nobody else's code, it can be read."""
 import json
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -42,9 +43,9 @@ def free_port():
 def lab(tmp_path_factory):
     "JupyterLab on a copy of the project, with nobody's own settings"
     folder = tmp_path_factory.mktemp("lab")
-    project, port = copy_project(folder / "macular"), free_port()
+    project, port, token = copy_project(folder / "macular"), free_port(), secrets.token_hex(16)
     own = {f"{name}_DIR": str(folder / name.lower()) for name in ("JUPYTER_CONFIG", "JUPYTER_DATA", "JUPYTER_RUNTIME", "JUPYTERLAB_WORKSPACES", "JUPYTERLAB_SETTINGS")}
-    options = ["--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0", "--IdentityProvider.token=", f"--ServerApp.root_dir={project}",
+    options = ["--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={project}",
                "--LabApp.expose_app_in_browser=True", "--LabApp.news_url=", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
     environment = {k: v for k, v in os.environ.items() if k != "IN_TEST"} | own | {"PYTHONPATH": str(project)}
     with open(folder / "log", "w") as log:
@@ -52,11 +53,11 @@ def lab(tmp_path_factory):
         try:
             url = f"http://127.0.0.1:{port}"
             for _ in range(240):
-                try: urlopen(f"{url}/api/status", timeout=5).close()
+                try: urlopen(f"{url}/api/status?token={token}", timeout=5).close()
                 except (URLError, OSError): time.sleep(0.25)
                 else: break
             else: pytest.fail((folder / "log").read_text()[-3000:])
-            yield SimpleNamespace(url=url, nbs=project / "nbs", shots=folder)
+            yield SimpleNamespace(url=url, token=token, nbs=project / "nbs", shots=folder)
         finally:
             server.terminate()
             server.wait(30)
@@ -77,7 +78,7 @@ def opened(lab, browser, name):
     page.on("pageerror", lambda e: page.wrong.append(str(e)))
     page.on("dialog", lambda d: (page.wrong.append(f"dialog {d.message}"), d.dismiss()))
     page.on("request", lambda r: r.url.startswith((lab.url, "data:", "blob:")) or page.wrong.append(r.url))
-    page.goto(f"{lab.url}/lab/tree/nbs/{name}?reset")
+    page.goto(f"{lab.url}/lab/tree/nbs/{name}?reset&token={lab.token}")
     page.wait_for_selector(".jp-NotebookPanel .jp-Notebook", timeout=90_000)
     page.evaluate(READY)
     page.evaluate("() => jupyterapp.commands.execute('application:toggle-left-area')")
