@@ -7,7 +7,7 @@ __all__ = ['SIZES', 'SHOWN', 'combinations', 'typed', 'read_toml', 'rows', 'iden
            'place', 'state', 'noted', 'asked', 'size', 'measured', 'lasting', 'Plan', 'leaders', 'plan', 'numbered',
            'count', 'remaining', 'summary', 'shown', 'finished']
 
-# %% ../nbs/51_jobs.ipynb #d420ce49
+# %% ../nbs/51_jobs.ipynb #ca8e7b17
 import csv, shlex, tomllib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 
 from .core import DataError, MacularError, ParameterError, StorageError, key, resolve, table
-from .inputs import Data, dictionaries, trained_on
+from .inputs import Data, resources, trained_on
 from .methods import Method
 from .settings import ALGORITHM, LISTS, RANGES, Job, beneath, check, extend, fill, presets, row, seeds, training_key
 from .store import lock, read_json, sha256
@@ -90,7 +90,7 @@ def identity(
     said = {name: value for name, value in asdict(fill(job)).items() if name != "out"}
     return key("planned", ALGORITHM, said, sha256(resolve(job.task)) if job.task.endswith(".toml") else None, extend(job.extensions))
 
-# %% ../nbs/51_jobs.ipynb #1ebdafa5
+# %% ../nbs/51_jobs.ipynb #873aaec7
 @dataclass(frozen=True)
 class Stage:
     "A training that a job rests on"
@@ -100,7 +100,7 @@ class Stage:
 
 def stages(
     job: Job,  # with a preset
-) -> list[Stage]:  # the first one first; a `DataError` where data or dictionaries are missing
+) -> list[Stage]:  # the first one first; a `DataError` where data, dictionaries, near-synonyms or trees are missing
     "The trainings of a job"
     job, method, found = fill(job), row(job), []
     for seed in seeds(job, method): found += _chain(replace(job, seed=seed), method)
@@ -111,10 +111,11 @@ def _chain(job, method):
     data, found = Data(job), []
     for m in [*([beneath(method, job)] if method.shared else []), method]:
         learned, near = trained_on(data, m)
-        if m.augment: dictionaries(data)
+        resources(data, m)
         everything = [*learned, *([near] if near else [])]
         names = {"backbone": job.backbone, "rows": [job.data_dir or presets[job.preset].source, job.max_train, *(t.source for t in everything)],
-                 "lexicon": job.lexicon_dir if m.augment else None, "extensions": extend(job.extensions)}
+                 "lexicon": job.lexicon_dir if m.augment else None, "synonyms": job.synonyms if m.synonyms else None,
+                 "trees": job.tree_dir if m.encoder == "syntax" else None, "extensions": extend(job.extensions)}
         found.append(Stage(training_key(m, everything, job, names, found[-1].key if found else ""), m, tuple(t.name for t in learned)))
     return found
 

@@ -6,7 +6,7 @@
 __all__ = ['PLACES', 'averaged', 'Answers', 'together', 'selections', 'score', 'scored', 'Result', 'lines', 'say', 'settle',
            'refuse', 'run', 'members', 'examined', 'config', 'notes', 'plan']
 
-# %% ../nbs/46_run.ipynb #dcbb4fdf
+# %% ../nbs/46_run.ipynb #f5571561
 import copy, os, time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -24,7 +24,7 @@ from .build import possible
 from .core import DataError, resolve
 from .evaluate import accuracy, collapsed, evaluate
 from .feed import Recipe
-from .inputs import PAPER, Data, counted, dictionaries, digest, has_trees, plant, read_neighbours, tree_file, trained_on
+from .inputs import PAPER, Data, counted, digest, has_trees, plant, resources, trained_on
 from .methods import ADVERSARIES, Method
 from .mini import Mini
 from .objective import terms
@@ -169,16 +169,14 @@ def _aside():
             s.clear()
             s.update(values)
 
-# %% ../nbs/46_run.ipynb #7f071785
+# %% ../nbs/46_run.ipynb #165f590f
 def refuse(job: Job, data: Data, method):
     "What can be known to be wrong before rows and backbone are read"
     target, rows = data.target, [method, *([beneath(method, job)] if method.shared else [])]
     for m in rows:
         for name in m.terms: terms[name]  # raises for a name there is not
         trained_on(data, m)
-    if any(m.augment for m in rows): dictionaries(data)
-    if any(m.synonyms for m in rows): read_neighbours(data)
-    if any(m.encoder == "syntax" for m in rows): tree_file(data, target, "train", target.source_lang)
+        resources(data, m)
     if not data.langs(target, "dev") and not data.langs(target, "test"):
         raise DataError(f"there are no dev and no test rows of '{target.name}' to score")
 

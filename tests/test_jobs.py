@@ -155,6 +155,18 @@ def test_missing_data_is_told_before_the_start(tmp_path):
     assert "job 1: stage 1 needs training data" in said and "macular data fetch" in said
 
 
+@pytest.mark.parametrize("given, words", [({"method": "rs_da", "synonyms": "nowhere.txt"}, "there is no nowhere.txt"), ({"method": "syn", "tree_dir": "nowhere"}, "xnli-train-en.conllu")])
+def test_missing_files_of_a_row_are_told_before_the_start(given, words):
+    [said] = [line for line in summary(plan({"preset": "mini", "task": "xnli"} | given)) if "Cannot start here" in line]
+    assert words in said
+
+
+def test_other_files_are_another_training(tmp_path):
+    (tmp_path / "a.txt").write_text("big large\n")
+    jobs = [check({"preset": "mini", "task": "xnli", "method": "rs_da", "synonyms": s}) for s in ("", str(tmp_path / "a.txt"))]
+    assert len({stages(j)[-1].key for j in jobs}) == 2
+
+
 # the state of a job is its folder's
 
 def test_states(tmp_path):
