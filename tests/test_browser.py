@@ -155,7 +155,7 @@ def test_a_slider_moves_the_picture(tour, lab):
 
 def test_a_figure_follows_its_control(tour, lab):
     "A heat map is another picture after another choice"
-    found = tour.locator(".jp-OutputArea-output", has=tour.locator("img[alt*='points; mean of']")).first
+    found = tour.locator(".jp-OutputArea-output", has=tour.locator(".widget-dropdown", has_text="order")).first
     found.scroll_into_view_if_needed()
     image = found.locator(".widget-html-content img")
     before = image.get_attribute("src")
@@ -169,7 +169,7 @@ def test_a_figure_follows_its_control(tour, lab):
 def test_it_can_be_read(tour, lab, theme):
     "Every text of every view has the contrast that WCAG asks of ordinary text, on light and on dark"
     tour.evaluate(f"() => jupyterapp.commands.execute('apputils:change-theme', {{theme: '{theme}'}})")
-    tour.wait_for_selector(f"body[data-jp-theme-name='{theme}']")
+    tour.wait_for_selector(f"body[data-jp-theme-name='{theme}']", state="attached")  # of no height: nothing of it is "visible"
     tour.wait_for_timeout(1000)
     first_output(tour).scroll_into_view_if_needed()
     tour.screenshot(path=lab.shots / f"{theme}.png")
