@@ -93,7 +93,7 @@ def _counts(switched, switch):
     return grid(("", "share of the words"), [(Markup("<b>{}</b> {}").format(name, what), bar(told[name])) for name, what in steps])
 
 def _covered(texts, data, langs):
-    known = coverage(texts, data.lexicon, [x for x in data.target.langs if x != data.target.source_lang])
+    known = coverage(texts, data.lexicon, [x for x in dict.fromkeys([*data.target.langs, *langs]) if x != data.target.source_lang])
     one = Markup('<span style="display:inline-block;white-space:nowrap;width:11em;margin:.15em 0">{} {}</span>')
     def told(x, share): return Markup("{}{}").format("no dictionary" if share is None else bar(share, 3), "" if x in langs or share is None else " off")
     return Markup("<p>Words of this pair that each dictionary knows:<br>{}</p>").format(Markup("").join(one.format(_tag(x, x), told(x, v)) for x, v in known.items()))

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -57,7 +58,8 @@ def lab(tmp_path_factory):
                 except (URLError, OSError): time.sleep(0.25)
                 else: break
             else: pytest.fail((folder / "log").read_text()[-3000:])
-            yield SimpleNamespace(url=url, token=token, nbs=project / "nbs", shots=folder)
+            shots = Path(os.environ.get("MACULAR_SHOTS", folder))  # `MACULAR_SHOTS=nbs/figures pytest tests/test_browser.py -k readme` takes README's picture anew
+            yield SimpleNamespace(url=url, token=token, nbs=project / "nbs", shots=shots)
         finally:
             server.terminate()
             server.wait(30)
@@ -163,6 +165,17 @@ def test_a_figure_follows_its_control(tour, lab):
     wait_until(tour, lambda: image.get_attribute("src") != before, "the figure changes")
     assert "accuracy" in image.get_attribute("alt")
     tour.screenshot(path=lab.shots / "heat.png")
+
+
+def test_the_picture_of_the_readme(lab, browser):
+    "The playground with a pair of the mini world, every second word exchanged"
+    page = opened(lab, browser, write(lab, "picture.ipynb", "from macular.playground import playground\nplayground('pawsx', item=1, langs=('de', 'es', 'fr', 'ja', 'zh'), word=0.6)"))
+    run_all(page, 60)
+    out = first_output(page)
+    wait_until(page, lambda: "Leo hands the strong bed to Yuki near Berlin" in out.inner_text(), "the pair is shown")
+    out.screenshot(path=lab.shots / "playground.png")
+    assert page.wrong == []
+    page.close()
 
 
 @pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
