@@ -636,6 +636,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'macular.predictions._frame': ('predictions.html#_frame', 'macular/predictions.py'),
                                      'macular.predictions._item': ('predictions.html#_item', 'macular/predictions.py'),
                                      'macular.predictions._named': ('predictions.html#_named', 'macular/predictions.py'),
+                                     'macular.predictions._only_records': ('predictions.html#_only_records', 'macular/predictions.py'),
                                      'macular.predictions._run': ('predictions.html#_run', 'macular/predictions.py'),
                                      'macular.predictions._said': ('predictions.html#_said', 'macular/predictions.py'),
                                      'macular.predictions._sample': ('predictions.html#_sample', 'macular/predictions.py'),

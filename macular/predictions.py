@@ -165,11 +165,13 @@ def kind(
     "What a path holds"
     path = resolve(path)
     if not path.exists(): raise DataError(f"there is no {path}")
-    if path.is_dir(): return "harness" if any(path.glob("samples_*.jsonl")) else "xtreme" if any(path.glob("test-*.tsv")) else "runs"
+    if path.is_dir(): return "harness" if any(path.glob("samples_*.jsonl")) else "xtreme" if any(path.glob("test-*.tsv")) else "records" if _only_records(path) else "runs"
     if path.suffix == ".jsonl": return "harness" if path.name.startswith("samples_") else "records"
     if path.suffix in (".csv", ".tsv", ".parquet"): return "table"
     raise DataError(f"{path.name} is none of: a run's folder, records (.jsonl), a table of predictions (.csv, .tsv, .parquet), "
                     "a folder of test-{lang}.tsv, samples_*.jsonl")
+
+def _only_records(folder): return any(folder.glob("*.jsonl")) and not any(folder.glob("**/result.json"))
 
 # %% ../nbs/55_predictions.ipynb #4f6a9b24
 def runs(
@@ -183,7 +185,7 @@ def runs(
 
 # %% ../nbs/55_predictions.ipynb #eb99ca4f
 def read(
-    path,  # a run, a folder of runs, records, or predictions of another program
+    path,  # a run, a folder of runs, records or a folder of them, or predictions of another program
     gold: Mapping | None = None,  # language -> rows, from `load`: what XTREME's files are answers to
     **about,  # what a foreign file does not say: method, task, seed, and any tag
 ) -> list[Record]:
@@ -192,7 +194,8 @@ def read(
     if what == "harness": return from_harness([path] if path.is_file() else sorted(path.glob("samples_*.jsonl")), about, gold)
     if what == "xtreme": return [from_xtreme(path, gold or {}, about)]
     if what == "table": return from_table(path, about)
-    return [_besides(r, about) for r in (from_lines(path) if what == "records" else runs(path))]
+    if what == "records": return [_besides(r, about) for file in ([path] if path.is_file() else sorted(path.glob("*.jsonl"))) for r in from_lines(file)]
+    return [_besides(r, about) for r in runs(path)]
 
 # %% ../nbs/55_predictions.ipynb #f09871c7
 def _besides(record, about):

@@ -132,6 +132,13 @@ def test_a_record_that_contradicts_itself_is_refused(change, said):
     with pytest.raises(DataError, match=said): replace(made(), **change)
 
 
+def test_a_folder_of_records_is_read_file_by_file(root):
+    "As the study keeps them, a file a seed"
+    files = sorted((root / "nbs" / "records" / "study").glob("*.jsonl"))
+    assert len(files) >= 2 and kind(files[0].parent) == "records"
+    assert read(files[0].parent) == [r for f in files for r in from_lines(f)]
+
+
 def test_older_lines_are_read(root):
     control = from_lines(root / "nbs" / "records" / "control.jsonl")
     assert len(control) == 96 and {r.get("dictionary") for r in control} == {"own", "shuffled"} and not control[0].correct
