@@ -7,7 +7,6 @@ __all__ = ['ENCODER', 'MacularConfig', 'body', 'MacularForSequenceClassification
            'export', 'predict']
 
 # %% ../nbs/61_model.ipynb #27e6dc93
-import shutil
 from pathlib import Path
 
 import torch
@@ -128,12 +127,11 @@ def export(
     folder, taken = resolve(folder), take(run, task, selection)
     if folder.exists() and not _replaceable(folder): raise StorageError(f"{folder} holds something else; give the name of a new folder")
     model, tokenizer = model_of(taken, backbone)
-    with staged(folder) as aside:
+    with staged(folder, movable=True) as aside:
         model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
         write_bytes(aside / "README.md", card(taken, folder.name).encode())
         if found := eval_results(taken): write_bytes(aside / ".eval_results" / f"{taken.task.name}.yaml", yaml_dump(found).encode())
-        for path in aside.glob("*.safetensors"): shutil.copymode(aside / "config.json", path)  # safetensors writes for the owner alone
     return folder
 
 def _replaceable(folder): return folder.is_dir() and (not any(folder.iterdir()) or {MANIFEST, "config.json"} <= {p.name for p in folder.iterdir()})
