@@ -294,7 +294,7 @@ BAD = {"empty": "", "not JSON": "{", "a list": "[]", "a number": "7", "null": "n
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_manifest(state, name, monkeypatch):
     "Nothing outside the folder is read, whatever a manifest names"
-    (state / MANIFEST).write_text(BAD[name] or f'{{"format": 1, "files": {{{",".join(f""""{i}":0""" for i in range(10**6))}}}}}')
+    (state / MANIFEST).write_text(BAD[name] if BAD[name] is not None else f'{{"format": 1, "files": {{{",".join(f""""{i}":0""" for i in range(10**6))}}}}}')
     read = []
     monkeypatch.setattr(store, "sha256", lambda path, sum=store.sha256: read.append(path) or sum(path))
     with pytest.raises(StorageError) as e: verify(state)
