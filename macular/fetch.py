@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from .core import DataError, EnvironmentProblem, MacularError, ParameterError, StorageError, resolve, table, unknown
+from .core import DataError, EnvironmentProblem, MacularError, ParameterError, StorageError, literal, resolve, table, unknown
 from .lexicon import MUSE, Lexicon, read_pairs
 from .readers import read_columns, splits
 from .store import lock, put, read_json, sha256, write_bytes, write_json
@@ -260,7 +260,7 @@ class Report:
     todo: list  # what is missing, and the command for it
 
     def _repr_markdown_(self):
-        parts = [table(self.data), table(self.dictionaries) if self.dictionaries else "no dictionaries", *self.todo]
+        parts = [table(self.data), table(self.dictionaries) if self.dictionaries else "no dictionaries", *map(literal, self.todo)]
         return "\n\n".join(parts)
 
     def __str__(self):

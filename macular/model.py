@@ -16,7 +16,7 @@ from transformers import (AutoConfig, AutoModelForSequenceClassification, AutoTo
                           pipeline)
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from .backbones import backbone_folder, hashes
+from .backbones import backbone_folder, hashes, refuse_code
 from .card import Taken, card, eval_results, kept, take
 from .core import DataError, ParameterError, StorageError, resolve, unknown
 from .losses import task_loss
@@ -148,9 +148,10 @@ def predict(
         if column not in frame: raise ParameterError(unknown("column", column, frame.columns))
     odd = [i for c in columns for i, text in zip(frame.index, frame[c]) if not isinstance(text, str)]
     if odd: raise DataError(f"{len(odd)} of {2 * len(frame)} texts are none, the first in row {odd[0]}; fill or drop them")
+    if Path(model).is_dir(): refuse_code(Path(model))
     order = sorted(range(len(frame)), key=lambda i: sum(len(frame[c].iloc[i]) for c in columns))
     pairs = [{"text": frame[columns[0]].iloc[i], "text_pair": frame[columns[1]].iloc[i]} for i in order]
-    classify = pipeline("text-classification", model=str(model), truncation=True, top_k=None, trust_remote_code=False)
+    classify = pipeline("text-classification", model=str(model), truncation=True, top_k=None, trust_remote_code=False, model_kwargs={"use_safetensors": True})
     said = dict(zip(order, classify(pairs, batch_size=batch_size) if pairs else []))
     p = [{one["label"]: one["score"] for one in said[i]} for i in range(len(frame))]
     names = classify.model.config.id2label.values()
