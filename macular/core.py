@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['MacularError', 'ParameterError', 'DataError', 'EnvironmentProblem', 'StorageError', 'NumericError', 'unknown',
-           'Registry', 'Difference', 'diff', 'table', 'canonical', 'key', 'number', 'mix', 'uniform', 'pick',
+           'Registry', 'Difference', 'diff', 'literal', 'table', 'canonical', 'key', 'number', 'mix', 'uniform', 'pick',
            'permutation', 'root', 'resolve']
 
 # %% ../nbs/00_core.ipynb #c7e687a5
-import hashlib, json
+import hashlib, json, re
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
 from difflib import get_close_matches
@@ -104,13 +104,21 @@ def diff(
         elif x != y: found[name] = (x, y)
     return found
 
+_HIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+def literal(text) -> str:
+    "A text of others as it may stand in Markdown: no element, no picture, no link but to a file or a web page, nothing hidden"
+    text = _HIDDEN.sub(lambda m: f"⟨U+{ord(m[0]):04X}⟩", str(text))
+    text = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text).replace("![", r"!\[")
+    return re.sub(r"\]\((?!https?://[^\s)]|[\w./-]+[)#])", r"]\\(", text)
+
 def table(
     rows: list[dict],  # one dictionary a row; the first one's keys are the columns
-) -> str:  # a Markdown table; bars and line breaks in cells are escaped
+) -> str:  # a Markdown table; bars and line breaks in cells are escaped, and what a page would run
     "Rows as a Markdown table"
-    def cell(x): return str("" if x is None else x).replace("|", "\\|").replace("\n", " ")
+    def cell(x): return literal("" if x is None else x).replace("|", "\\|").replace("\n", " ").replace("\r", " ")
     head = list(rows[0]) if rows else []
-    lines = [head, ["---"] * len(head), *[[cell(row.get(c)) for c in head] for row in rows]]
+    lines = [map(cell, head), ["---"] * len(head), *[[cell(row.get(c)) for c in head] for row in rows]]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 # %% ../nbs/00_core.ipynb #ef39ff2b

@@ -22,7 +22,7 @@ from socket import create_connection
 from .core import EnvironmentProblem, MacularError, ParameterError, StorageError, resolve, root
 from .jobs import Plan, asked, changed, lasting, noted, place, state
 from .settings import Job, fill
-from .store import lock, write_json
+from .store import append_text, lock, write_json
 
 # %% ../nbs/52_engines.ipynb #07cfd912
 def compute(
@@ -30,10 +30,8 @@ def compute(
 ) -> Path:  # the result's folder
     "Do a job in this process"
     from macular.run import lines, run
-    log = place(job) / "log.txt"
-    log.parent.mkdir(parents=True, exist_ok=True)
     def watch(event, facts):
-        with open(log, "a", encoding="utf-8") as f: f.writelines(line + "\n" for line in lines(event, facts))
+        if said := lines(event, facts): append_text(place(job) / "log.txt", "\n".join(said))
     return run(job, watch).folder
 
 # %% ../nbs/52_engines.ipynb #76aeff8f

@@ -13,10 +13,10 @@ from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from .core import DataError, EnvironmentProblem, MacularError, ParameterError, StorageError, resolve, table, unknown
+from .core import DataError, EnvironmentProblem, MacularError, ParameterError, StorageError, literal, resolve, table, unknown
 from .lexicon import MUSE, Lexicon, read_pairs
 from .readers import read_columns, splits
-from .store import lock, read_json, sha256, write_bytes, write_json
+from .store import lock, put, read_json, sha256, write_bytes, write_json
 from .tasks import Folder, Hub, archives, facts, load, tasks
 
 # %% ../nbs/13_fetch.ipynb #1e498392
@@ -154,9 +154,8 @@ def _settle(part, url, aside, folder, files, sums):
     record, clash = _record(folder), [f for f in files if (folder / f).exists() and sha256(folder / f) != sha256(aside / "new" / f)]
     if clash: raise DataError(f"{folder / clash[0]} is there with other contents. Move it away if it should be replaced.")
     for file in files:
-        (folder / file).parent.mkdir(parents=True, exist_ok=True)
         record["files"][file] = dict(sha256=sha256(aside / "new" / file), source=url, licence=part.licence, noncommercial=part.noncommercial)
-        os.replace(aside / "new" / file, folder / file)
+        put(aside / "new" / file, folder / file)
     record["downloads"] |= {k: v for k, v in sums.items() if v}
     write_json(folder / RECORD, record)
 
@@ -261,7 +260,7 @@ class Report:
     todo: list  # what is missing, and the command for it
 
     def _repr_markdown_(self):
-        parts = [table(self.data), table(self.dictionaries) if self.dictionaries else "no dictionaries", *self.todo]
+        parts = [table(self.data), table(self.dictionaries) if self.dictionaries else "no dictionaries", *map(literal, self.todo)]
         return "\n\n".join(parts)
 
     def __str__(self):

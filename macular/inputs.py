@@ -177,7 +177,9 @@ def plant(
     lang, source = lang or task.source_lang, task.source or data.source
     if path := tree_file(data, task, split, lang):
         data.trees.maps.append(Treebank(read_conllu(path)))
-        return sha256(path)
+        found = {"file": path.name, "sha256": sha256(path), "source": "a file of trees", "licence": "not stated", "noncommercial": False}
+        data.origins += [found] if found not in data.origins else []
+        return found["sha256"]
     rows, heads = source.read(task, split, lang), source.trees(task, split, lang)
     pairs = zip(zip(rows["text_a"], rows["text_b"]), heads)
     data.trees.maps.append({text: grow(text, h) for texts, own in pairs for text, h in zip(texts, own)})

@@ -17,7 +17,7 @@ from itertools import product
 from pathlib import Path
 from statistics import median
 
-from .core import DataError, MacularError, ParameterError, StorageError, key, resolve, table
+from .core import DataError, MacularError, ParameterError, StorageError, key, literal, resolve, table
 from .inputs import Data, resources, trained_on
 from .methods import Method
 from .settings import ALGORITHM, LISTS, RANGES, Job, beneath, check, extend, fill, presets, row, seeds, training_key
@@ -235,7 +235,7 @@ class Plan:
 
     def __str__(self): return shown(self)
     def __repr__(self): return f"a plan of {count(len(self), 'job')}"
-    def _repr_markdown_(self): return shown(self)
+    def _repr_markdown_(self): return literal(shown(self))
 
 def _stages(job):  # and what is missing
     try: return stages(job), ""

@@ -7,7 +7,6 @@ __all__ = ['ENCODER', 'MacularConfig', 'body', 'MacularForSequenceClassification
            'export', 'predict']
 
 # %% ../nbs/61_model.ipynb #27e6dc93
-import shutil
 from pathlib import Path
 
 import torch
@@ -17,7 +16,7 @@ from transformers import (AutoConfig, AutoModelForSequenceClassification, AutoTo
                           pipeline)
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from .backbones import backbone_folder, hashes
+from .backbones import backbone_folder, hashes, refuse_code
 from .card import Taken, card, eval_results, kept, take
 from .core import DataError, ParameterError, StorageError, resolve, unknown
 from .losses import task_loss
@@ -128,12 +127,11 @@ def export(
     folder, taken = resolve(folder), take(run, task, selection)
     if folder.exists() and not _replaceable(folder): raise StorageError(f"{folder} holds something else; give the name of a new folder")
     model, tokenizer = model_of(taken, backbone)
-    with staged(folder) as aside:
+    with staged(folder, movable=True) as aside:
         model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
         write_bytes(aside / "README.md", card(taken, folder.name).encode())
         if found := eval_results(taken): write_bytes(aside / ".eval_results" / f"{taken.task.name}.yaml", yaml_dump(found).encode())
-        for path in aside.glob("*.safetensors"): shutil.copymode(aside / "config.json", path)  # safetensors writes for the owner alone
     return folder
 
 def _replaceable(folder): return folder.is_dir() and (not any(folder.iterdir()) or {MANIFEST, "config.json"} <= {p.name for p in folder.iterdir()})
@@ -150,9 +148,10 @@ def predict(
         if column not in frame: raise ParameterError(unknown("column", column, frame.columns))
     odd = [i for c in columns for i, text in zip(frame.index, frame[c]) if not isinstance(text, str)]
     if odd: raise DataError(f"{len(odd)} of {2 * len(frame)} texts are none, the first in row {odd[0]}; fill or drop them")
+    if Path(model).is_dir(): refuse_code(Path(model))
     order = sorted(range(len(frame)), key=lambda i: sum(len(frame[c].iloc[i]) for c in columns))
     pairs = [{"text": frame[columns[0]].iloc[i], "text_pair": frame[columns[1]].iloc[i]} for i in order]
-    classify = pipeline("text-classification", model=str(model), truncation=True, top_k=None, trust_remote_code=False)
+    classify = pipeline("text-classification", model=str(model), truncation=True, top_k=None, trust_remote_code=False, model_kwargs={"use_safetensors": True})
     said = dict(zip(order, classify(pairs, batch_size=batch_size) if pairs else []))
     p = [{one["label"]: one["score"] for one in said[i]} for i in range(len(frame))]
     names = classify.model.config.id2label.values()

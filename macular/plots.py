@@ -103,7 +103,7 @@ def languages(
     ax.bar_label(bars, fmt="%.0f", fontsize=8)
     if paper: ax.scatter(list(paper), list(paper.values()), marker="_", s=160, color="black", label="paper", zorder=3)
     ax.axhline(chance, color="grey", lw=0.8, ls=":", label="most frequent label")
-    ax.set(ylabel="accuracy, %", ylim=(0, 118), yticks=range(0, 101, 20), title=title)
+    ax.set(ylabel="accuracy, %", ylim=(0, 118), yticks=range(0, 101, 20), title=label(title))
     ax.legend(frameon=False, fontsize=8, loc="upper right", ncols=2)
     fig.tight_layout()
     return fig

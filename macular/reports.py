@@ -13,7 +13,7 @@ from functools import cache
 
 import numpy as np
 
-from .core import diff, root, table
+from .core import diff, literal, root, table
 from .results import Record, from_lines, published
 from .statistics import (LEVEL, Effect, alike, by_language, by_seed, common, design, detectable, difference, holm, item_part, parallel,
                                 resampled, same_task, select, student, summary)
@@ -33,7 +33,7 @@ class Comparison:
     def markdown(self) -> str:
         "The report"
         made = table([{"setting": f"`{k}`", self.names[0]: a, self.names[1]: b} for k, (a, b) in self.settings.items()]) if self.settings else "Made alike."
-        return "\n\n".join([f"**{self.names[0]} − {self.names[1]}**: {self.effect}", made, self.languages.markdown(), *self.notes])
+        return "\n\n".join([literal(f"**{self.names[0]} − {self.names[1]}**: {self.effect}"), made, self.languages.markdown(), *map(literal, self.notes)])
 
     def _repr_markdown_(self): return self.markdown()
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import DataError, Difference, ParameterError, diff, number, permutation, resolve, table
+from .core import DataError, Difference, ParameterError, diff, literal, number, permutation, resolve, table
 from .engines import compute
 from .inputs import Data, plant
 from .jobs import asked
@@ -30,7 +30,7 @@ class Comparison:
     result: Difference  # of result.json
     machine: Difference  # of environment.json, times aside
 
-    def _repr_markdown_(self): return str(self)
+    def _repr_markdown_(self): return literal(self)
 
     def __repr__(self):
         if self.equal: return f"**Equal**, byte for byte: {self.predictions[1]:,} predictions and all of `result.json`."

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import DataError, ParameterError, key, resolve, table, unknown
+from .core import DataError, ParameterError, key, literal, resolve, table, unknown
 from .methods import methods
 from .store import read_json, write_bytes
 
@@ -233,7 +233,7 @@ class Record:
 
     def _repr_markdown_(self):
         rows = [{"selection": s} | {x: f"{v:.1f}" for x, v in a.items()} for s, a in self.accuracy.items()]
-        return f"{self}\n\n{table(rows)}"
+        return f"{literal(self)}\n\n{table(rows)}"
 
 # %% ../nbs/50_results.ipynb #e215c392
 def pack(

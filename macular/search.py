@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
-from .core import DataError, ParameterError, resolve, table
+from .core import DataError, ParameterError, literal, resolve, table
 from .jobs import Plan, count, plan, read_toml, rows, state
 from .settings import Job, fill
 from .store import read_json
@@ -66,7 +66,7 @@ class Search:
         each = count(len(rows(self.common)), "job")
         return f"{' + '.join(map(str, self.counts))} = {sum(self.counts)} settings, {each} each.\n\n" + table([{n: line.get(n, "") for n in names} for line in lines])
 
-    def _repr_markdown_(self): return str(self)
+    def _repr_markdown_(self): return literal(self)
 
 # %% ../nbs/53_search.ipynb #afeee4ab
 GRIDS = ({"learning_rate": (1e-6, 5e-6, 1e-5, 2e-5, 3e-5, 5e-5), "batch_size": (4, 8, 16, 32)},

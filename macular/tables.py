@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .core import ParameterError, table, unknown
+from .core import ParameterError, literal, table, unknown
 from .methods import methods
 from .results import SELECTIONS, Record, average, paper, published, sources
 from .statistics import LEVEL, common, difference, holm, summary
@@ -63,7 +63,7 @@ class Table:
         "For notebooks and README files"
         def bold(c): return (f"**{c.text()}**" if c.best else c.text()) if isinstance(c, Cell) else c
         body = table([dict(zip(self.columns, map(bold, row))) for row in self.rows] or [dict.fromkeys(self.columns, "")])
-        return "\n\n".join([body, *([f"*{self.caption}*"] if self.caption else []), *self.notes])
+        return "\n\n".join([body, *([f"*{literal(self.caption)}*"] if self.caption else []), *map(literal, self.notes)])
 
     def latex(self, label: str = "tab:results") -> str:
         "For papers: needs the package booktabs"

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from .core import EnvironmentProblem, MacularError, NumericError, StorageError, mix
-from .store import append, newest, read_json, staged, write_bytes, write_json
+from .store import append, clear, newest, read_json, staged, write_bytes, write_json
 
 # %% ../nbs/33_trainer.ipynb #12f2b8fc
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def _save(folder: Path, learners, step: int, rounds: list, record: dict):
         if old.name != f"state-{step}": shutil.rmtree(old, ignore_errors=True)
 
 def _restore(folder: Path, learners) -> tuple[int, list, dict]:  # steps done, rounds done, record of the round under way
-    for stale in (*folder.glob(".*.tmp"), *folder.glob(".*.old")): shutil.rmtree(stale, ignore_errors=True)  # a killed writer's
+    clear(folder)
     state = newest(folder, "state")
     if state is None: return 0, [], {}
     position = read_json(state / "position.json")

@@ -72,3 +72,37 @@ def views(folder) -> dict:
     return {"playground": playground(run=run, word=1.0), "playground, typed": playground(text_a=" ".join(PAYLOADS), text_b=PAYLOADS[0], word=1.0), "show_batch": show_batch(run=run, n=12, lang="de"),
             "board": board(found), "overview": board(found, show="tasks", contains="window"), "versus": versus(found), "heat_map": heat_map(found[:6]),
             "errors": errors(run), "errors, all": errors(run, kind="all", number=3), "live": live(run), "message": View(refuse)}
+
+
+def reprs() -> dict:
+    "One of every class that shows itself in a notebook, of payloads wherever it takes a text; its markup by class"
+    from dataclasses import replace
+
+    from macular import fetch, lexicon, plots, reports, rerun
+    from macular.augment import CodeSwitch, Place
+    from macular.core import Difference, diff
+    from macular.jobs import plan
+    from macular.methods import macular
+    from macular.search import Search
+    from macular.settings import Job, presets
+    from macular.statistics import Effect
+    from macular.tables import Cell, Table
+    from macular.tasks import Facts, Task
+    from macular.workbench import Picture
+    one, other = PAYLOADS[:2]
+    every = {p: (p, p) for p in PAYLOADS}
+    rows = [{p: p for p in PAYLOADS}, dict.fromkeys(PAYLOADS, " ".join(PAYLOADS))]
+    table = Table(PAYLOADS, [list(PAYLOADS), [Cell(1.0, best=True), *PAYLOADS[1:]]], " ".join(PAYLOADS), PAYLOADS)
+    progress = plots.Progress()
+    progress.start({"row": replace(macular, title=one), "steps": 9, "phases": [(other, 9)]})
+    progress.take({"step": 1, "phase": other, "round": 1, "pass": 1, "batch": 1, "loss": 1.0} | dict.fromkeys(PAYLOADS, 1.0))
+    [switched] = CodeSwitch(("de",), word=1.0)([" dog ".join(PAYLOADS)], ["1"], {"de": {"dog": (one, other)}}, Place())
+    parameters = {name: other for name in ("data_dir", "lexicon_dir", "synonyms", "tree_dir")}
+    shown = [diff(dict(zip("abcdefghijkl", PAYLOADS)), dict(zip("abcdefghijkl", PAYLOADS[::-1]))), fetch.Report(rows, rows, list(PAYLOADS)), lexicon.Report(rows),
+             lexicon.Lexicon({"de": {"dog": PLAIN}}), plan([parameters | {"preset": "mini", "task": "xnli", "method": m} for m in ("finetune", "syn")]),
+             replace(macular, title=one, reference=other) if hasattr(macular, "reference") else replace(macular, title=" ".join(PAYLOADS)), progress,
+             reports.Comparison((one, other), Effect(1.0, 0.5, 1.5, 0.01, " ".join(PAYLOADS)), table, every, PAYLOADS),
+             rerun.Comparison((one, other), (1, 2), False, Difference(every), Difference(every)), records()[0], Search({"task": "xnli", "preset": "mini", "method": "finetune"}, ({p: [p] for p in PAYLOADS},)),
+             Job(**parameters), replace(presets["mini"], name=one, backbone=" ".join(PAYLOADS)) if False else presets["mini"], table, Facts(dict(zip(PAYLOADS, PAYLOADS))),
+             Task("odd", PAYLOADS, ("de",), title=" ".join(PAYLOADS), fields=(one, other)), switched, Picture(lambda: " ".join(PAYLOADS))]
+    return {f"{type(x).__module__.removeprefix('macular.')}.{type(x).__name__}": x for x in shown}
