@@ -36,6 +36,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'macular.backbones.backbone_folder': ('backbones.html#backbone_folder', 'macular/backbones.py'),
                                    'macular.backbones.backbone_origin': ('backbones.html#backbone_origin', 'macular/backbones.py'),
                                    'macular.backbones.hashes': ('backbones.html#hashes', 'macular/backbones.py'),
+                                   'macular.backbones.lacking': ('backbones.html#lacking', 'macular/backbones.py'),
                                    'macular.backbones.local_backbone': ('backbones.html#local_backbone', 'macular/backbones.py'),
                                    'macular.backbones.packaged': ('backbones.html#packaged', 'macular/backbones.py'),
                                    'macular.backbones.parameters': ('backbones.html#parameters', 'macular/backbones.py')},

@@ -35,11 +35,12 @@ def shown(
 def brief(
     text: str,
 ) -> str:  # at most 12 lines and 1,000 characters
-    "A message that fits a screen; what is left out comes from the middle"
+    "A message that fits a screen; what is left out comes from the middle of long lines, and of many"
     lines = visible(text[:20_000] + text[20_000:][-20_000:]).strip().split("\n")
     if len(lines) > 12: lines = [*lines[:10], f"… {len(lines) - 11} more lines …", lines[-1]]
-    text = "\n".join(lines)
-    return text if len(text) <= 1000 else f"{text[:620]} … {text[-370:]}"
+    widths = range(1000, 60, -4)
+    width = next(w for w in widths if sum(min(len(line), w) + 1 for line in lines) <= 1000)
+    return "\n".join(line if len(line) <= width else f"{line[:width - 30 - width // 4]} … {line[-width // 4:]}" for line in lines)
 
 # %% ../nbs/00_core.ipynb #30f03dac
 class MacularError(Exception):

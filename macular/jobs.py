@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
+from io import StringIO
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -20,6 +21,7 @@ from statistics import median
 from .core import DataError, MacularError, ParameterError, StorageError, key, resolve, table
 from .inputs import Data, resources, trained_on
 from .methods import Method
+from .readers import content
 from .settings import ALGORITHM, LISTS, RANGES, Job, beneath, check, extend, fill, presets, row, seeds, training_key
 from .store import lock, read_json, sha256
 
@@ -50,7 +52,7 @@ def typed(
     except ValueError: return text
 
 def _from_csv(path):
-    with open(path, encoding="utf-8-sig", newline="") as f: rows = list(csv.DictReader(f))
+    rows = list(csv.DictReader(StringIO(content(path).decode(), newline="")))
     long = [n for n, row in enumerate(rows, 2) if None in row]
     if long: raise DataError(f"{path.name}, line {long[0]}: more cells than the first line has names")
     return [{name.strip(): typed(name.strip(), text.strip()) if text and text.strip() else None for name, text in row.items()} for row in rows]
@@ -60,8 +62,8 @@ def read_toml(
     path: Path,
 ) -> dict:
     "A TOML file; what cannot be read is told with its place"
-    try: return tomllib.loads(path.read_text("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e: raise DataError(f"{path.name} is not valid TOML: {e}") from e
+    try: return tomllib.loads(content(path).decode())
+    except (ValueError, RecursionError) as e: raise DataError(f"{path.name} is not valid TOML: {e}") from e
 
 def _from_toml(path):
     said = read_toml(path)
@@ -76,7 +78,7 @@ def rows(
     if isinstance(plan, (str, Path)):
         path, readers = resolve(plan), {".toml": _from_toml, ".csv": _from_csv}
         if path.suffix not in readers: raise ParameterError(f"a plan is a .toml or .csv file, not '{path.name}'")
-        if not path.is_file(): raise DataError(f"there is no file {plan}")
+        if not path.exists(): raise DataError(f"there is no file {plan}")
         plan = readers[path.suffix](path)
     elif hasattr(plan, "to_dict"): plan = [{k: None if v != v else v for k, v in r.items()} for r in plan.to_dict("records")]
     grids = [plan] if isinstance(plan, (Mapping, Job)) else plan
