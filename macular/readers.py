@@ -72,13 +72,14 @@ def _separated(data, name, wanted, columns, sep):
     quoted, ragged = sep == ",", []
     if not quoted: data = _ends(data, name)
     header = list(columns or _header(data, name, sep))
-    rows = arrow.read_csv(
+    try: rows = arrow.read_csv(
         pa.BufferReader(data),
         arrow.ReadOptions(column_names=header, skip_rows=int(not columns), use_threads=False, block_size=min(len(data) + 1, 2**30)),
         arrow.ParseOptions(delimiter=sep, quote_char='"' if quoted else False, double_quote=quoted, newlines_in_values=quoted,
                            ignore_empty_lines=False, invalid_row_handler=lambda row: ragged.append(row) or "skip"),
         arrow.ConvertOptions(column_types={c: pa.string() for c in header}, strings_can_be_null=False, null_values=[],
                              include_columns=[c for c in wanted if c in header]))
+    except pa.ArrowInvalid as e: raise DataError(f"{name} cannot be read as a table with {sep!r} between its cells: {shown(str(e))[1:-1]}. Is it a table, and are its quotes closed?") from e
     if ragged:
         cases = "; ".join(f"line {row.number} has {row.actual_columns}" for row in ragged[:3])
         raise DataError(f"{name}: {len(ragged):,} rows do not have the {len(header)} cells of the first one. First: {cases}. "
@@ -88,7 +89,8 @@ def _separated(data, name, wanted, columns, sep):
 # %% ../nbs/02_readers.ipynb #eadd121b
 def _header(data, name, sep):
     first = data.split(b"\n", 1)[0].decode().rstrip("\r")
-    header = next(csv.reader([first], delimiter=sep, quoting=csv.QUOTE_MINIMAL if sep == "," else csv.QUOTE_NONE))
+    try: header = next(csv.reader([first], delimiter=sep, quoting=csv.QUOTE_MINIMAL if sep == "," else csv.QUOTE_NONE), [])
+    except csv.Error as e: raise DataError(f"{name}, line 1: {e}. The first line must name the columns.") from e
     twice = [c for c, n in Counter(header).items() if n > 1]
     if twice:
         places = "; ".join(f"columns {' and '.join(str(i) for i, x in enumerate(header, 1) if x == c)}" for c in twice[:3])
