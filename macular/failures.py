@@ -70,7 +70,7 @@ def memory(
     text = str(error).lower()
     if isinstance(error, MacularError) or not (isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in text or "not enough memory" in text): return error
     at = ", ".join(f"{k} {v}" for k, v in where.items()) or "before the training"
-    return EnvironmentProblem(f"memory ran out ({at}). What was trained is kept.\nGive the same command with a shorter max_length, precision=bf16, or accumulation=2; the last has the same mathematics.")
+    return EnvironmentProblem(f"memory ran out ({at}). What was trained is kept.\nGive the same command with a shorter max_length or precision=bf16; where it was training, accumulation=2 does, with the same mathematics.")
 
 # %% ../nbs/43_failures.ipynb #670e7d4d
 def recorded(

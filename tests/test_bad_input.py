@@ -361,7 +361,7 @@ def test_E07_memory_that_runs_out_names_the_setting(tmp_path, monkeypatch, error
         raise kinds[error]
     monkeypatch.setattr(macular.run, "train", train)
     world(tmp_path, {})
-    with pytest.raises(EnvironmentProblem, match="max_length, precision=bf16, or accumulation=2") as raised:
+    with pytest.raises(EnvironmentProblem, match="max_length or precision=bf16; where it was training, accumulation=2") as raised:
         macular.run.run(check({"task": str(tmp_path / "own.toml"), "method": "finetune", "preset": "mini", "backbone": "mini-bert", "out": str(tmp_path)}))
     assert raised.value.__cause__ is kinds[error] and readable(str(raised.value))
 
