@@ -265,6 +265,8 @@ def main(
     arguments=None,  # a list of words; None: those of the command line
 ) -> int:  # the exit code
     "Run a command; what goes wrong on purpose is told without a traceback"
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"): stream.reconfigure(errors="backslashreplace")  # a terminal of few characters is no reason to fail
     try: app(arguments, standalone_mode=True)
     except SystemExit as e: return e.code or 0
     except MacularError as e:

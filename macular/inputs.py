@@ -39,19 +39,27 @@ def digest(
 
 # %% ../nbs/44_inputs.ipynb #57c36dfd
 class _Words:
-    "The word lists of a job, each read once, its origin noted"
+    "The word lists of a job, each read once, its origin noted when it is used"
+
+    @cached_property
+    def lists(self) -> dict: return {}
+
+    def found(self, read) -> Lexicon:
+        "What `read` gives, read once"
+        if read not in self.lists: self.lists[read] = read(self)
+        return self.lists[read]
 
     @cached_property
     def lexicon(self) -> Lexicon:
         "The dictionaries"
-        found = read_lexicon(self)
+        found = self.found(read_lexicon)
         self.origins += [o for o in licensed(found, self.job.lexicon_dir) if o not in self.origins]
         return found
 
     @cached_property
     def neighbours(self) -> Lexicon:
         "The near-synonyms of the source language"
-        found = read_neighbours(self)
+        found = self.found(read_neighbours)
         self.origins += [o for o in found.provenance if o not in self.origins]
         return found
 
@@ -64,6 +72,7 @@ class Data(_Words):
     origins: list = field(default_factory=list)  # where they come from
     read: dict = field(default_factory=dict)  # (task, split, language) -> rows
     trees: ChainMap = field(default_factory=ChainMap)  # text -> its dependency tree, of the rows that were planted
+    odd: list = field(default_factory=list)  # sentences about what is no error and should be known
 
     @cached_property
     def source(self):
@@ -84,14 +93,20 @@ class Data(_Words):
         return tuple(x for x in there if split == "train" or not self.job.langs or x in self.job.langs or x == task.source_lang)
 
     def rows(self, task: Task, split: str, lang: str | None = None):
-        "Rows in a language, by default the source language: read once, training rows cut to `max_train`, hash and origin noted"
+        "Rows in a language, by default the source language; hash and origin are noted"
         lang = lang or task.source_lang
+        rows = self.peek(task, split, lang)
+        if (task.name, split, lang) in self.used: return rows
+        self.used[task.name, split, lang] = digest(rows)
+        self.origins += [o for o in (task.source or self.source).provenance(task, split, lang) if o not in self.origins]
+        return rows
+
+    def peek(self, task: Task, split: str, lang: str):
+        "The same rows, without a note of their use: read once, training rows cut to `max_train`"
         if (task.name, split, lang) in self.read: return self.read[task.name, split, lang]
         rows = load(task, split, lang, self.source)
         if split == "train" and self.job.max_train and len(rows) > self.job.max_train:
             rows = rows.select(sorted(permutation(len(rows), "max_train", number(task.name))[: self.job.max_train]))
-        self.used[task.name, split, lang] = digest(rows)
-        self.origins += [o for o in (task.source or self.source).provenance(task, split, lang) if o not in self.origins]
         self.read[task.name, split, lang] = rows
         return rows
 

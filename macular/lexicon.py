@@ -7,7 +7,7 @@ __all__ = ['CHUNK', 'HIDDEN', 'MUSE', 'split', 'count_words', 'columns', 'group'
            'read_folder', 'Report']
 
 # %% ../nbs/11_lexicon.ipynb #2b3e2c06
-import re, unicodedata
+import os, re, unicodedata
 from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property, lru_cache
@@ -15,6 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from .core import DataError, EnvironmentProblem, ParameterError, key, permutation, resolve, table, unknown
+from .readers import content
 from .store import sha256
 
 # %% ../nbs/11_lexicon.ipynb #21686bef
@@ -82,12 +83,7 @@ def read_pairs(
     path,  # a UTF-8 file of two columns
 ) -> tuple[Mapping, int]:  # lower-case word -> its translations; how many lines the file has
     "The pairs of one dictionary file"
-    data, name = Path(path).read_bytes(), Path(path).name
-    try: text = data.decode("utf-8-sig").replace("\r\n", "\n").removesuffix("\n")
-    except UnicodeDecodeError as e:
-        line = data.count(b"\n", 0, e.start) + 1
-        raise DataError(f"{name} is not UTF-8: line {line}, byte {e.start}.\nConvert it first.") from e
-    if not text.strip(): raise DataError(f"{name} is empty.\nEach line must be a word, a tab or blanks, a translation.")
+    name, text = Path(path).name, content(path).decode().replace("\r\n", "\n").removesuffix("\n")
     lines = text.split("\n")
     pairs = list(map(columns, lines))
     if HIDDEN.search(text.replace("\n", "")) or any(not (w and t) or "\t" in t for w, t in pairs):
@@ -157,7 +153,7 @@ def read_file(
 ) -> Lexicon:
     "A lexicon of one language from one file"
     path = resolve(path)
-    if not path.is_file(): raise DataError(f"no dictionary file {str(path)[-200:]}.\nGive an existing file of two columns.")
+    if not os.path.lexists(path): raise DataError(f"no dictionary file {str(path)[-200:]}.\nGive an existing file of two columns.")
     words, lines = read_pairs(path)
     origin = dict(lang=lang, file=path.name, sha256=sha256(path), lines=lines, merged=lines - sum(map(len, words.values())),
                   licence=licence, noncommercial=bool(re.search(r"\bnc\b|non-?commercial", licence.lower())))
@@ -176,7 +172,7 @@ def read_folder(
         raise DataError(f"no dictionary '{source}-xx.txt' in {str(folder)[-200:]}.\n"
                         "Give the folder that holds them, or get them with: macular data fetch")
     paths = {lang: folder / f"{source}-{lang}.txt" for lang in langs if lang != source}
-    found = [read_file(path, lang, licence) for lang, path in paths.items() if path.is_file()]
+    found = [read_file(path, lang, licence) for lang, path in paths.items() if os.path.lexists(path)]
     origins, n = [o for each in found for o in each.provenance], Counter(o["sha256"] for each in found for o in each.provenance)
     same = [o["file"] for o in origins if n[o["sha256"]] > 1]
     if same: raise DataError(f"the same dictionary under several names: {', '.join(same)[:300]}.\nReplace the wrong one.")

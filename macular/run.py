@@ -23,8 +23,10 @@ from .backbones import backbone_origin, local_backbone, parameters
 from .build import possible
 from .core import DataError, resolve
 from .evaluate import accuracy, collapsed, evaluate
+from .failures import recorded
 from .feed import Recipe
 from .inputs import PAPER, Data, counted, digest, has_trees, plant, resources, trained_on
+from .judge import judge
 from .methods import ADVERSARIES, Method
 from .mini import Mini
 from .objective import terms
@@ -122,6 +124,7 @@ def lines(
     "What is worth a line in a log"
     row = facts["row"].title if "row" in facts else ""
     if event == "start": return [f"{row}: {sum(facts['rows'].values()):,} rows, {facts['steps']:,} steps, in {facts['folder'].name}", *(f"{row}: {n}" for n in facts["notes"])]
+    if event == "data": return [f"note: {n}" for n in facts["notes"]]
     if event == "round": return [f"{row}, round {facts['round']}: dev " + ", ".join(f"{t} {a:.1f} %" for t, a in facts["dev"].items())]
     if event == "found": return [f"{row}: trained before, found in {facts['folder'].name}"]
     if event == "score": return [f"scoring {facts['task'].title} {facts['split']} in {len(facts['languages'])} languages"]
@@ -181,6 +184,7 @@ def refuse(job: Job, data: Data, method):
         raise DataError(f"there are no dev and no test rows of '{target.name}' to score")
 
 # %% ../nbs/46_run.ipynb #462cfe23
+@recorded
 def run(
     job: Job,
     watch: Callable = say,  # (event, facts) -> nothing: start, found, step, round, score, done, already
@@ -191,6 +195,7 @@ def run(
     data, method = Data(job), row(job)
     if source is not None: data.source = source
     refuse(job, data, method)
+    watch("data", {"notes": judge(data, method)})
     with _device(job) as accelerator:
         trainings = [train(method, d, accelerator, watch) for d in members(data, method)]
         folder = resolve(job.out) / job_key("+".join(t.key for t in trainings), data.target.name, examined(data, method), config(job, data))
@@ -236,7 +241,7 @@ def _record(job: Job, data: Data, trainings: list[Training], folder: Path, watch
 
 def notes(job: Job, data: Data, training: Training) -> list[str]:
     "What a reader of the numbers must know"
-    target, found = data.target, []
+    target, found = data.target, list(data.odd)
     if training.row.frozen and job.alpha == presets[job.preset].alpha: found.append(f"alpha is {job.alpha}, not tuned")
     for t in training.chain:
         learned, wanted = t.record["tasks"], [n for n in PAPER if n not in t.row.without]

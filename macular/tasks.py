@@ -7,13 +7,13 @@ __all__ = ['tasks', 'archives', 'hub_layouts', 'Task', 'Files', 'File', 'Folder'
            'Facts', 'facts']
 
 # %% ../nbs/10_tasks.ipynb #9b9597e3
-import re, tomllib
+import os, re, tomllib
 from collections import Counter
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 
 from .core import DataError, EnvironmentProblem, ParameterError, Registry, resolve, table, unknown
-from .readers import Layout, read_columns, read_rows, splits
+from .readers import Layout, content, read_columns, read_rows, splits
 from .store import sha256
 
 # %% ../nbs/10_tasks.ipynb #1ef74bca
@@ -116,7 +116,7 @@ class Files:
 
 # %% ../nbs/10_tasks.ipynb #ce0a9608
 def _is_there(source, task, split, lang):
-    try: return source.paths(task, split, lang)[0].is_file()
+    try: return os.path.lexists(source.paths(task, split, lang)[0])  # a folder or a pipe is there, and reading it says what is wrong
     except (DataError, ParameterError): return False
 
 # %% ../nbs/10_tasks.ipynb #798c7737
@@ -202,6 +202,13 @@ hub_layouts = {  # task -> layouts; the origin is the name of the data set on th
                      **_qadsm | dict(origin="hgissbkh/xglue"))),
 }
 
+# %% ../nbs/10_tasks.ipynb #8767a718
+def _all_shards(paths, what, task):
+    "A data set in several files, of which an interrupted download leaves some"
+    whole = max(int(m[1]) if (m := re.search(r"-of-0*(\d+)\.", p.name)) else 1 for p in paths)
+    if len(paths) < whole:
+        raise EnvironmentProblem(f"of {what} {len(paths)} of {whole} files are in the hub's cache; rows would be missing. Online, `macular data fetch {task}` stores them all.")
+
 # %% ../nbs/10_tasks.ipynb #99b30dbb
 @dataclass(frozen=True)
 class Hub(Files):
@@ -225,7 +232,11 @@ class Hub(Files):
         "The files with the rows of one split in one language"
         wanted = self.name(task, split, lang)
         found = sorted(self.base(task, split, lang).glob(wanted))
-        if not found: raise DataError(f"the data set {self.layout(task, split).origin} has no file {wanted} in this revision")
+        origin = self.layout(task, split).origin
+        if not found:
+            raise DataError(f"the data set {origin} has no file {wanted} in this revision, or it is not in the hub's cache and the network is off. "
+                            f"Online, `macular data fetch {task.name}` stores it.")
+        _all_shards(found, f"{wanted} of the data set {origin}", task.name)
         return found
 
     def langs(self, task, split):
@@ -245,16 +256,17 @@ def _record(cls, values, where):
         if name not in known: raise ParameterError(f"{where}: {unknown('field', name, known)}")
     missing = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING and f.name not in values]
     if missing: raise ParameterError(f"{where}: please say {', '.join(missing)}")
-    return cls(**values)
+    try: return cls(**values)
+    except (TypeError, AttributeError) as e: raise ParameterError(f"{where}: a value has the wrong type: {e}. Lists are written [\"a\", \"b\"], texts \"a\".") from e
 
 def task_from_toml(
     path,  # the file; a relative path starts at the project's root
 ) -> Task:  # with a `File` source, if the file has a [source]
     "A task that was written down in a TOML file"
     path = resolve(path)
-    try: values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as e: raise DataError(f"the task file {path} cannot be read: {e.strerror or e}") from e
-    except ValueError as e: raise DataError(f"the task file {path} is not TOML: {e}") from e
+    try: values = tomllib.loads(content(path).decode())
+    except DataError as e: raise DataError(f"the task file cannot be read: {e}") from e
+    except (ValueError, RecursionError) as e: raise DataError(f"the task file {path} is not TOML: {e}. Correct it there.") from e
     if source := values.pop("source", None):
         source["folder"] = str(path.parent / source.get("folder", "."))
         values["source"] = _record(File, source, f"{path.name} [source]")

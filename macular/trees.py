@@ -16,6 +16,7 @@ import numpy as np
 from .augment import Switched, tally
 from .batches import tokenize
 from .core import DataError, EnvironmentProblem, resolve
+from .readers import content
 from .lexicon import CHUNK
 from .store import write_bytes
 from .tasks import Task
@@ -58,7 +59,7 @@ def read_conllu(
         found.setdefault(bare("".join(doc[0])), tuple(map(list, doc)))
         for part in doc: part.clear()
 
-    for n, line in enumerate([*resolve(path).read_text(encoding="utf-8-sig").split("\n"), ""], 1):
+    for n, line in enumerate([*content(resolve(path)).decode().replace("\r\n", "\n").split("\n"), ""], 1):
         if line.startswith("#"):
             if line.startswith("# newdoc"): close(); documents = True
         elif line.strip(): sentence += _word(line, n, path)

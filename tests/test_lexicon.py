@@ -72,8 +72,8 @@ def test_contents_may_be_shared_but_not_changed(tmp_path):
     ("a b\nc d\u2028e f\n", ["line 2 holds a hidden character"]),
     ("\n".join(["one"] * 5000), ["5,000 of 5,000", "line 1 ", "line 2 ", "line 3 "]),
     ("x" * 100_000, ["line 1 holds one column"]),
-    ("a b\nüber über\n".encode("latin-1"), ["not UTF-8: line 2"]), (b"a b\nc \xed\xa0\x80\n", ["not UTF-8: line 2"]),
-    ("a b\n".encode("utf-16"), ["not UTF-8"])])
+    ("a b\nüber über\n".encode("latin-1"), ["line 2: byte 4 is not UTF-8"]), (b"a b\nc \xed\xa0\x80\n", ["line 2: byte 6 is not UTF-8"]),
+    ("a b\n".encode("utf-16"), ["is UTF-16"])])
 def test_bad_files_name_file_line_and_count(tmp_path, content, said):
     path = write(tmp_path, "en-de.txt", content)
     with pytest.raises(DataError) as error: read_pairs(path)
