@@ -77,6 +77,7 @@ for _known in (
 # %% ../nbs/10_tasks.ipynb #89a92490
 class Files:
     "What sources that read files share: they differ in `layout(task, split)` and `base(task, split, lang)`"
+    advice = "`macular data check` says how to get what is missing."
 
     def name(self, task, split, lang):
         "A file's path below the base"
@@ -99,7 +100,7 @@ class Files:
         if not paths[0].exists():
             there = "; ".join(f"{s} in {', '.join(langs)}" for s in splits if (langs := self.langs(task, s)))
             raise DataError(f"{task.name} {split} in '{lang}': {paths[0]} is not there. There is: {there or 'nothing of this task'}. "
-                            "`macular data check` says how to get what is missing.")
+                            f"{self.advice}")
         rows = read_rows(paths, self.layout(task, split), task.labels, lang)
         _check_size(rows, self.layout(task, split), split, paths[0].name)
         return rows
@@ -146,6 +147,7 @@ def kept_back(
 class File(Layout, Files):
     "Files of your own: a layout and the folder they are in"
     folder: str = "."  # relative ones start at the project's root
+    advice = "The task's record says in `files` what they are called; `macular data check --task` with its path reads them all."
     held_out: float = 0  # share of the training rows that are kept back as dev rows, where there is no dev file
 
     def __post_init__(self):
