@@ -45,9 +45,12 @@ def tasks():
 def check(
     data_dir: Annotated[str, Option(help="The official archives, side by side.")] = "data",
     lexicon_dir: Annotated[str, Option(help="Dictionaries en-xx.txt.")] = "data/dictionaries",
+    task: Annotated[str, Option(help="A task of your own, the path of its TOML file, in place of the paper's four.")] = "",
 ):
     "Read the data sets and dictionaries that are here; say what is missing and the command for it."
-    print(check_data(data_dir, lexicon_dir))
+    found = check_data(data_dir, lexicon_dir, task=task)
+    print(found)
+    if found.problems: raise Exit(3)
 
 # %% ../nbs/62_cli.ipynb #67871592
 @data.command()

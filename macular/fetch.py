@@ -8,7 +8,7 @@ __all__ = ['downloads', 'RECORD', 'Download', 'unpack', 'fetch', 'Report', 'chec
 # %% ../nbs/13_fetch.ipynb #65732513
 import http.client, os, shutil, tarfile, tempfile, urllib.request, zipfile
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -17,7 +17,7 @@ from .core import DataError, EnvironmentProblem, MacularError, ParameterError, S
 from .lexicon import MUSE, Lexicon, read_pairs
 from .readers import read_columns, splits
 from .store import lock, put, read_json, sha256, write_bytes, write_json
-from .tasks import Folder, Hub, archives, facts, load, tasks
+from .tasks import Folder, Hub, archives, facts, find, load, tasks
 
 # %% ../nbs/13_fetch.ipynb #1e498392
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ def _get(name, part, folder):
 # %% ../nbs/13_fetch.ipynb #aa2d35a1
 def _is_here(part, folder):
     files = {f: x for f, x in _record(folder)["files"].items() if _tail(f, part.keep) == f}
-    return bool(files) and all((folder / f).is_file() and sha256(folder / f) == x["sha256"] for f, x in files.items())
+    return bool(files) and all((folder / f).is_file() and sha256(folder / f) == x.get("sha256") for f, x in files.items())
 
 # %% ../nbs/13_fetch.ipynb #915c83c8
 def _terms(licence, noncommercial):
@@ -220,33 +220,34 @@ def _split_row(task, split, source, train):
             found = facts(rows, train if lang == task.source_lang else None)
             odd.update({k: found[k] for k in ("untranslated", "empty", "repeated", "contradictory", "in training") if found.get(k)})
             sizes.add(len(rows))
-    except MacularError as e: return row | {"rows": "unusable", "odd": str(e)[:300], "licence": layout.licence}
+    except MacularError as e: return row | {"rows": "unusable", "odd": str(e)[:300], "licence": layout.licence, "problem": str(e)}
     whole, shown = layout.size(split), " to ".join(f"{n:,}" for n in sorted({min(sizes), max(sizes)}))
     return row | {"rows": shown if not whole or min(sizes) == whole else f"sample: {shown} of {whole:,}",
                   "odd": ", ".join(f"{n:,} {what}" for what, n in odd.items()),
                   "licence": _terms(layout.licence, layout.noncommercial)}
 
 # %% ../nbs/13_fetch.ipynb #41b109aa
-def _data_rows(source):
+def _data_rows(wanted, source):
     rows, texts = [], []
-    for task in (task for task in tasks.values() if task.name in archives):
+    for task in wanted:
         train = None
         for split in splits:
-            rows.append(_split_row(task, split, source, train))
+            rows.append(_split_row(task, split, task.source or source, train))
             if split == "train" and rows[-1]["rows"] not in ("missing", "unusable"):
                 train = load(task, split, source=source)
                 texts += [text for column in ("text_a", "text_b") for text in train[:2000][column]]
     return rows, texts
 
 # %% ../nbs/13_fetch.ipynb #c52a078f
-def _dictionary_rows(folder, texts, word):
-    langs = sorted({lang for task in tasks.values() for lang in task.langs} - {"en"})
-    try: lexicon = Lexicon.read(folder, langs)
+def _dictionary_rows(wanted, folder, texts, word):
+    own = wanted[0].source_lang
+    langs = sorted({lang for task in wanted for lang in task.langs} - {own})
+    try: lexicon = Lexicon.read(folder, langs, source=own)
     except MacularError as e: return [], langs, str(e)
     said, rows = _record(folder)["files"], []
     for row in lexicon.report(texts or None):
         if row["language"] not in lexicon.langs: continue
-        origin = said.get(f"en-{row['language']}.txt", dict(licence="not stated", noncommercial=False))
+        origin = dict(licence="not stated", noncommercial=False) | said.get(f"{own}-{row['language']}.txt", {})
         switched = {f"switched at {word}": round(word * row["changed"], 3)} if "changed" in row else {}
         rows.append(row | switched | {"licence": _terms(origin["licence"], origin["noncommercial"])})
     return rows, list(lexicon.missing), ""
@@ -258,26 +259,51 @@ class Report:
     data: list  # a row for each task and split
     dictionaries: list  # a row for each language
     todo: list  # what is missing, and the command for it
+    problems: list = field(default_factory=list)  # what is wrong with rows of one's own
 
     def _repr_markdown_(self):
-        parts = [table(self.data), table(self.dictionaries) if self.dictionaries else "no dictionaries", *map(literal, self.todo)]
+        parts = [table(self.data), table(self.dictionaries) if self.dictionaries else "no dictionaries", *map(literal, self.problems + self.todo)]
         return "\n\n".join(parts)
 
     def __str__(self):
         def block(rows):
             widths = {c: max(len(c), *(len(str(row.get(c, ""))) for row in rows)) for c in dict.fromkeys(c for row in rows for c in row)}
             return "\n".join("  ".join(str(row.get(c, "")).ljust(w) for c, w in widths.items()).rstrip() for row in [dict(zip(widths, widths)), *rows])
-        return "\n\n".join([block(rows) for rows in (self.data, self.dictionaries) if rows] + ["\n".join(self.todo)])
+        return "\n\n".join([block(rows) for rows in (self.data, self.dictionaries) if rows] + ["\n".join([*self.problems, *self.todo])])
+
+# %% ../nbs/13_fetch.ipynb #1dddac6e
+def _label_counts(task):
+    rows = load(task, "train")
+    return ", ".join(f"{name} {n:,}" for name, n in facts(rows)["labels"].items())
+
+def _check_own(task, lexicon_dir, word):
+    "The report on a task that brings its own files"
+    source, folder, own = task.source, resolve(lexicon_dir), task.source_lang
+    data, texts = _data_rows([task], None)
+    problems = [f"{row['split']}: {p}" for row in data if (p := row.pop("problem", None))]
+    for row in data: row["odd"] = "see below" if row["rows"] == "unusable" else row["odd"]
+    state = {row["split"]: row["rows"] for row in data}
+    if state["train"] == "missing": problems.append(f"train: there is no file {source.name(task, 'train', own)} in {source.folder}; nothing can be learned")
+    todo = [f"{task.name} trains on {state['train']} rows in '{own}': {_label_counts(task)}"] if texts else []
+    if state["dev"] == "missing": todo.append(f"There are no dev rows in '{own}': nothing chooses the round, the last one is taken. held_out = 0.1 in [source] keeps a tenth of the training rows back.")
+    if state["test"] == "missing": todo.append("There are no test rows: dev rows are scored, and what other languages gain or lose stays unknown.")
+    dictionaries, missing, problem = _dictionary_rows([task], folder, texts, word)
+    if missing: todo.append(f"No dictionary for {', '.join(missing)}: two columns, {own}-xx.txt, in {lexicon_dir}. Methods that switch words leave these languages out; finetune needs none.")
+    if problem and "no dictionary" not in problem: problems.append(problem)
+    return Report(data, dictionaries, todo, problems)
 
 # %% ../nbs/13_fetch.ipynb #f93cde8a
 def check(
     data_dir="data",  # the archives, side by side; relative folders start at the project's root
     lexicon_dir="data/dictionaries",  # `en-de.txt`, …
     word: float = 0.5,  # nominal switch rate, to say the real one
+    task: str = "",  # the path of a task's TOML file, or its name; empty: the paper's tasks
 ) -> Report:
     "Read all there is and say what is missing"
-    data, texts = _data_rows(Folder(str(data_dir)))
-    dictionaries, missing, problem = _dictionary_rows(resolve(lexicon_dir), texts, word)
+    wanted = [find(task)] if task else [t for t in tasks.values() if t.name in archives]
+    if wanted[0].source: return _check_own(wanted[0], lexicon_dir, word)
+    data, texts = _data_rows(wanted, Folder(str(data_dir)))
+    dictionaries, missing, problem = _dictionary_rows(wanted, resolve(lexicon_dir), texts, word)
     absent = {row["task"]: None for row in data if row["rows"] == "missing"}
     todo = [f"{name} is not in {data_dir}: {', '.join(r['split'] for r in data if (r['task'], r['rows']) == (name, 'missing'))}. A job without data_dir reads it from "
             f"the Hugging Face hub; for a copy of your own: macular data fetch {name} --to {data_dir}" for name in absent]

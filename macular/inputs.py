@@ -125,7 +125,9 @@ def dictionaries(
     if not given and isinstance(data.source, Mini) and lang == "en": return None
     folder = resolve(given or "data/dictionaries")  # where `macular data fetch dictionaries` puts them
     if any(folder.glob(f"{lang}-*.txt")): return folder
-    raise DataError(f"'{data.job.method}' switches words and needs dictionaries, and there is no {lang}-xx.txt in {given or 'data/dictionaries'}. "
+    others = sorted(p.name for p in folder.glob("*-*.txt"))[:3]
+    raise DataError(f"'{data.job.method}' switches words and needs dictionaries, and there is no {lang}-xx.txt in {given or 'data/dictionaries'}"
+                    f"{f', only {chr(44).join(others)}' if others else ''}. The first column is '{lang}', the language of the training rows. "
                     "A training never fetches them by itself. Say where they are (lexicon_dir)" + (
                     f", or fetch them first: macular data fetch dictionaries{f' --to {given}' if given else ''}" if lang == "en" else "."))
 
@@ -279,4 +281,4 @@ def one_source(
     langs = {t.source_lang for t in tasks}
     if len(langs) > 1:
         raise DataError(f"{', '.join(t.name + ' in ' + t.source_lang for t in tasks)}: tasks that are switched together must have one source language. "
-                        "Name the tasks of stage 1 (stage1), or take a method that does not switch.")
+                        "Name the tasks of stage 1 (stage1), leave a neighbour of another language out of the task's record, or take a method that does not switch.")

@@ -66,12 +66,12 @@ def _ends(data, name):
     raise DataError(f"{name}, line {data.count(bytes([10]), 0, data.index(bytes([13]))) + 1}: a carriage return inside a row. Remove it.")
 
 # %% ../nbs/02_readers.ipynb #7f79c38e
-def _separated(data, name, wanted, columns, sep):
+def _separated(data, name, wanted, columns, sep, quoted):
     import pyarrow as pa
     import pyarrow.csv as arrow
-    quoted, ragged = sep == ",", []
+    ragged = []
     if not quoted: data = _ends(data, name)
-    header = list(columns or _header(data, name, sep))
+    header = list(columns or _header(data, name, sep, quoted))
     try: rows = arrow.read_csv(
         pa.BufferReader(data),
         arrow.ReadOptions(column_names=header, skip_rows=int(not columns), use_threads=False, block_size=min(len(data) + 1, 2**30)),
@@ -83,13 +83,13 @@ def _separated(data, name, wanted, columns, sep):
     if ragged:
         cases = "; ".join(f"line {row.number} has {row.actual_columns}" for row in ragged[:3])
         raise DataError(f"{name}: {len(ragged):,} rows do not have the {len(header)} cells of the first one. First: {cases}. "
-                        f"The separator is taken to be {sep!r}, from the file's name; correct these rows.")
+                        f"The separator is taken to be {sep!r}, from the file's name; a layout's `separator` says another. Correct these rows.")
     return header, {c: rows[c].to_pylist() for c in rows.column_names}
 
 # %% ../nbs/02_readers.ipynb #eadd121b
-def _header(data, name, sep):
+def _header(data, name, sep, quoted):
     first = data.split(b"\n", 1)[0].decode().rstrip("\r")
-    try: header = next(csv.reader([first], delimiter=sep, quoting=csv.QUOTE_MINIMAL if sep == "," else csv.QUOTE_NONE), [])
+    try: header = next(csv.reader([first], delimiter=sep, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE), [])
     except csv.Error as e: raise DataError(f"{name}, line 1: {e}. The first line must name the columns.") from e
     twice = [c for c, n in Counter(header).items() if n > 1]
     if twice:
@@ -133,7 +133,7 @@ def _columns_there(name, wanted, header):
     if not lost: return
     other = next((s for s in ",;|\t" if len(header) == 1 and s in header[0]), None)
     said = unknown("column", lost[0], header) + (f" Also missing: {', '.join(lost[1:])}." if lost[1:] else "")
-    hint = f" Its one column has {shown(other)} in its name: is that the separator? A comma-separated file is called .csv, any other name means tabs." if other else ""
+    hint = f" The header is one cell; if {shown(other)} stands between the cells, the layout must say so: separator = {json.dumps(other)}" if other else ""
     raise DataError(f"{name}: {said}{hint}\nCorrect the first line of the file, or say which columns are meant.")
 
 # %% ../nbs/02_readers.ipynb #1313d8f8
@@ -141,6 +141,7 @@ def read_columns(
     path,  # .parquet, .jsonl, .csv; any other name is tab-separated; `.gz` behind it is fine
     wanted,  # names of the columns
     columns=None,  # names of all columns, for a file without a header line
+    separator=None,  # between the cells; None: a comma in a .csv, else a tab
 ) -> tuple:  # column -> values as they stand there, and the line the first row is on
     "Some columns of one file; labels that a Parquet file numbers come back as their names"
     path, name = Path(path), Path(path).name
@@ -148,13 +149,30 @@ def read_columns(
     if kind in STRANGE: raise DataError(f"{name} is {STRANGE[kind]}. Tables are .tsv, .csv, .jsonl or .parquet.")
     if kind == ".parquet": header, found = _parquet(a_file(path), wanted)
     elif kind == ".jsonl": header, found = _json_lines(content(path), name, wanted)
-    else: header, found = _separated(content(path), name, wanted, columns, "," if kind == ".csv" else "\t")
+    else: header, found = _separated(content(path), name, wanted, columns, separator or ("," if kind == ".csv" else "\t"), kind == ".csv")
     _columns_there(name, wanted, list(header))
     return found, 2 if kind not in (".parquet", ".jsonl") and not columns else 1
 
-# %% ../nbs/02_readers.ipynb #b6a462a9
+# %% ../nbs/02_readers.ipynb #332a20e5
 splits = ("train", "dev", "test")
 
+def _check_layout(layout):
+    "What a person may have written into a task file"
+    def refuse(name, wanted): raise ParameterError(f"{name} is {str(getattr(layout, name))[:80]!r}; {wanted}")
+    for name in ("text_a", "text_b", "columns"):
+        value = getattr(layout, name)
+        if not isinstance(value, (str, list, tuple, type(None))) or not all(isinstance(v, str) for v in value or ()): refuse(name, "a column's name is needed, or a list of them")
+    for name in ("label", "separator", "id", "lang", "written_in", "licence"):
+        if not isinstance(getattr(layout, name), (str, type(None))): refuse(name, "a text is needed")
+    if layout.separator is not None and (len(layout.separator) != 1 or layout.separator in "\"\r\n"): refuse("separator", "one character is needed, which is no quote")
+    if layout.labels is not None and not isinstance(layout.labels, dict): refuse("labels", 'a table is needed, spelling = label name, as {"0" = "no", "1" = "yes"}')
+    if isinstance(layout.files, (str, Path)):
+        if "{split}" not in str(layout.files): refuse("files", "one file cannot be train, dev and test at once: write {split} where their names differ, or a table, as {train = \"…\", test = \"…\"}")
+    elif not isinstance(layout.files, dict): refuse("files", "a path with {split} in it is needed, or a table of paths: train, dev, test")
+    for split in layout.files if isinstance(layout.files, dict) else ():
+        if split not in splits: raise ParameterError(unknown("split", split, splits))
+
+# %% ../nbs/02_readers.ipynb #b6a462a9
 @dataclass(frozen=True)
 class Layout:
     "How the rows of one task lie in files"
@@ -164,6 +182,7 @@ class Layout:
     label: str = "label"  # column of the label
     labels: dict = None  # spelling in the file -> label name; None: the names themselves
     columns: tuple = None  # names of the columns, for files without a header line
+    separator: str = None  # between the cells; None: a comma in a .csv, else a tab
     id: str = None  # column of the item's id; None: the row's number
     lang: str = None  # column that tells the language, where one file holds several
     written_in: str = None  # language of a file whose path names none; None: the task's source language
@@ -174,12 +193,11 @@ class Layout:
     noncommercial: bool = False  # the licence forbids commercial use
 
     def __post_init__(self):
+        _check_layout(self)
         for name in ("text_a", "text_b", "columns"):
             value = getattr(self, name)
             if value is not None: object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
         if isinstance(self.files, (str, Path)): object.__setattr__(self, "files", {s: str(self.files).replace("{split}", s) for s in splits})
-        for split in self.files:
-            if split not in splits: raise ParameterError(unknown("split", split, splits))
 
     def wanted(self):
         "The columns that must be there"
@@ -249,7 +267,7 @@ def read_rows(
     "The rows of some files, with the four columns that the project knows"
     found, lines, name = {c: [] for c in layout.wanted()}, [], Path(paths[0]).name
     for path in paths:
-        part, first = read_columns(path, layout.wanted(), layout.columns)
+        part, first = read_columns(path, layout.wanted(), layout.columns, layout.separator)
         lines += range(first, first + len(part[layout.label]))
         for column in found: found[column] += part[column]
     if layout.lang:

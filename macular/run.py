@@ -25,14 +25,15 @@ from .core import DataError, resolve
 from .evaluate import accuracy, collapsed, evaluate
 from .failures import recorded
 from .feed import Recipe
-from .inputs import PAPER, Data, counted, digest, has_trees, plant, resources, trained_on
+from .inputs import PAPER, Data, counted, digest, has_trees, one_source, plant, resources, trained_on
 from .judge import judge
 from .methods import ADVERSARIES, Method
 from .mini import Mini
 from .objective import terms
+from .readers import splits
 from .settings import ALGORITHM, Job, beneath, check, fill, job_key, presets, row, seeds
 from .store import read_json, write_bytes, write_json
-from .tasks import Task
+from .tasks import File, Task, load
 from .training import Training, environment, train, waiting
 
 # %% ../nbs/46_run.ipynb #21254636
@@ -178,10 +179,15 @@ def refuse(job: Job, data: Data, method):
     target, rows = data.target, [method, *([beneath(method, job)] if method.shared else [])]
     for m in rows:
         for name in m.terms: terms[name]  # raises for a name there is not
-        trained_on(data, m)
+        learned, near = trained_on(data, m)
+        if m.augment or m.synonyms: one_source([*learned, *([near] if near else [])])
         resources(data, m)
     if not data.langs(target, "dev") and not data.langs(target, "test"):
-        raise DataError(f"there are no dev and no test rows of '{target.name}' to score")
+        raise DataError(f"there are no dev and no test rows of '{target.name}' to score" + (
+            ". In its record, held_out = 0.1 below [source] keeps a tenth of the training rows back as dev rows" if isinstance(target.source, File) else ""))
+    if isinstance(target.source, File):  # a spelling mistake in a test file is told now, not after the training
+        for split in splits:
+            for lang in data.langs(target, split): load(target, split, lang)
 
 # %% ../nbs/46_run.ipynb #462cfe23
 @recorded
@@ -248,6 +254,7 @@ def notes(job: Job, data: Data, training: Training) -> list[str]:
         if t.row.tasks == "all" and learned != wanted: found.append(f"{t.row.title} learned {', '.join(learned)}, the paper's {', '.join(wanted)}")
         found += [f"{t.row.title}: {note}" for note in t.record["notes"]]
     if isinstance(target.source or data.source, Mini): found.append("the mini world: a positive control, no evidence about real languages")
+    elif isinstance(target.source, File) and job.backbone.startswith("mini-"): found.append(f"{job.backbone} knows the words of the mini world alone; for real texts name a pretrained encoder (backbone)")
     if not data.langs(target, "dev"): found.append("there are no dev rows: nothing selects, the last round is scored")
     split = "test" if data.langs(target, "test") else "dev"
     if split == "dev": found.append("there is no test set: scored on dev, of which the source language also selects")

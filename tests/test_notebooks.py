@@ -12,7 +12,7 @@ from conftest import ROOT, tool
 from readme import FIGURES, figures, readme
 
 NOTEBOOKS = sorted((ROOT / "nbs").glob("[!_.]*.ipynb"))
-JOBS = {"train", "pretrain", "bench", "study", "80_real", "acceptance", "72_decoupled"}  # run by papermill, with parameters
+JOBS = {"train", "pretrain", "bench", "study", "80_real", "acceptance", "72_decoupled", "howto_own_task"}  # run by papermill, with parameters
 every = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
