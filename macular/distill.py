@@ -75,7 +75,9 @@ class Finished:
 
     def __init__(self, run):  # its folder, its name below runs/, or what `run` returned
         self.of, self.said = result_of(run), {}
-        for name in self.of.values["trainings"]: training_of(self.of, name)  # refuses a run whose weights are gone
+        for name in self.of.values["trainings"]:
+            _, made = training_of(self.of, name)  # refuses a run whose weights are gone
+            if made["row"]["head"] == "cloze": raise ParameterError(f"{self.of.folder.name} cannot teach: {name} scores words at a gap, and a cloze of code-switched texts is not built. Take a run with a linear head.")
         self.data, self.trainings = reopen(self.of.folder)
 
     @cached_property
@@ -209,6 +211,7 @@ def latency(
         return lambda: work
     return race({(name, size): leg(*model, size) for name, model in models.items() for size in sizes}, rounds, clock=perf_counter)
 
+# %% ../nbs/61_distill.ipynb #5c0aed11
 def scored_pairs(
     run: Result,
     n: int = 64,
