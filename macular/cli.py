@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'data', 'sweep', 'Words', 'ENGINES', 'TABLES', 'FORMS', 'tasks', 'check', 'fetch', 'pairs', 'names', 'train',
            'read_table', 'plans', 'plan', 'status', 'engine_of', 'verdict', 'run_plan', 'rerun', 'export_model',
-           'print_table', 'print_comparison', 'main']
+           'distill_run', 'print_table', 'print_comparison', 'main']
 
 # %% ../nbs/62_cli.ipynb #46e90863
 import json, sys
@@ -193,6 +193,22 @@ def export_model(
     made = export(run, folder, task, selection, backbone)
     needs = "import macular.model; " if json.loads((made / "config.json").read_text("utf-8"))["model_type"] == "macular" else ""
     print(f'{needs}pipeline("text-classification", "{made}", truncation=True)')
+
+# %% ../nbs/62_cli.ipynb #97d464c2
+@app.command("distill")
+def distill_run(
+    run: Annotated[str, Argument(metavar="RUN", help="The teacher: the folder of a finished run, or its name below runs/.")],
+    words: Annotated[list[str] | None, Argument(metavar="[NAME=VALUE...]", autocompletion=names, help="The student's own parameters; by default its teacher's: rounds=5 seed=1 …")] = None,
+    out: Annotated[str, Option(help="The folder for the student's run; by default the one of its teacher's.")] = "",
+    plain: Annotated[str, Option(help="A finished run of one encoder without a teacher, such as cosda_ml's, to compare with.")] = "",
+):
+    "Train one encoder to answer as a finished run does; say what it costs in accuracy and gains in time."
+    from macular.distill import distill, report  # torch, which other commands do without
+    from macular.model import model_of
+    changes = {name: typed(name, text) for name, text in pairs(words or [])} | ({"out": out} if out else {})
+    student = distill(run, **changes)
+    print(report(student, run, plain or None, model_of).markdown())
+    print(f"\nThe student's run is {student.folder}; macular export {student.folder} FOLDER makes a model folder of it.")
 
 # %% ../nbs/62_cli.ipynb #a185d714
 from .predictions import kind, read

@@ -6,7 +6,7 @@
 __all__ = ['Material', 'Recipe', 'portioned', 'Feed']
 
 # %% ../nbs/36_feed.ipynb #2f5d4de0
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -31,6 +31,7 @@ class Material:
     accelerator: Accelerator = field(default_factory=lambda: Accelerator(cpu=True))
     neighbours: Mapping = field(default_factory=dict)  # source language -> word -> near-synonyms
     trees: Mapping = field(default_factory=dict)  # text -> its dependency tree
+    teacher: Callable | None = None  # (views, suffixes, round, accelerator) -> outputs of another net for all items, by name: (n, …)
 
 @dataclass(frozen=True)
 class Recipe:
@@ -91,8 +92,9 @@ class Feed:
     def maker(self, views: Views, suffixes, round: int, near: str = ""):
         "(items, rows -> batch) for a round"
         items = views.items(round, suffixes)
-        m = self.frozen(views, items, round)
-        def make(rows): return items.batch(rows, near) | {f"m{near}{n[1:]}": v[rows] for n, v in m.items()}
+        whole = {f"m{near}{n[1:]}": v for n, v in self.frozen(views, items, round).items()}
+        if self.material.teacher and not near: whole |= self.material.teacher(views, tuple(suffixes), round, self.material.accelerator)
+        def make(rows): return items.batch(rows, near) | {n: v[rows] for n, v in whole.items()}
         return items, make
 
     def batches(self, round: int) -> Batches:

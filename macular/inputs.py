@@ -73,6 +73,7 @@ class Data(_Words):
     read: dict = field(default_factory=dict)  # (task, split, language) -> rows
     trees: ChainMap = field(default_factory=ChainMap)  # text -> its dependency tree, of the rows that were planted
     odd: list = field(default_factory=list)  # sentences about what is no error and should be known
+    teacher: object = None  # a finished run that a student learns from, a `Teacher` of macular.distill
 
     @cached_property
     def source(self):
@@ -243,6 +244,7 @@ def digests(
     rows = {f"{t.name}/{split}": row_digest(data, t, split) for t in learned for split in ("train", "dev")}
     found = {"backbone": data.hashes, "rows": rows, "lexicon": data.lexicon.digest if row.augment else None, "extensions": extend(data.job.extensions)}
     if row.synonyms: found["synonyms"] = data.neighbours.digest
+    if data.teacher: found["teacher"] = data.teacher.key
     if row.encoder == "syntax": found["trees"] = {f"{t.name}/{split}": plant(data, t, split) for t in learned for split in ("train", "dev") if data.langs(t, split)}
     return found
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PLACES', 'averaged', 'Answers', 'together', 'selections', 'score', 'scored', 'Result', 'lines', 'say', 'settle',
-           'refuse', 'run', 'members', 'examined', 'config', 'notes', 'plan']
+           'refuse', 'run', 'carry_out', 'members', 'examined', 'config', 'notes', 'plan']
 
 # %% ../nbs/46_run.ipynb #f5571561
 import copy, os, time
@@ -198,8 +198,17 @@ def run(
 ) -> Result:
     "Do a job, or find that it was done"
     job = settle(job)
-    data, method = Data(job), row(job)
+    data = Data(job)
     if source is not None: data.source = source
+    return carry_out(row(job), data, watch)
+
+def carry_out(
+    method: Method,  # as the job changes it; it need not be a registered one
+    data: Data,  # of a settled job
+    watch: Callable = say,
+) -> Result:
+    "Train a row and score it, or find that it was done"
+    job = data.job
     refuse(job, data, method)
     watch("data", {"notes": judge(data, method)})
     with _device(job) as accelerator:
@@ -227,7 +236,8 @@ PLACES = ("out", "data_dir", "lexicon_dir", "synonyms", "tree_dir", "extensions"
 
 def config(job: Job, data: Data) -> dict:
     "The job's parameters as the result keeps them: names, no paths"
-    return {k: v for k, v in asdict(job).items() if k not in PLACES} | {"backbone": Path(job.backbone).name, "task": data.target.name}
+    taught = {"teacher": data.teacher.name} if data.teacher else {}
+    return {k: v for k, v in asdict(job).items() if k not in PLACES} | {"backbone": Path(job.backbone).name, "task": data.target.name} | taught
 
 def _record(job: Job, data: Data, trainings: list[Training], folder: Path, watch: Callable):
     "Score a job's trainings and write its files, the result last"
@@ -242,12 +252,12 @@ def _record(job: Job, data: Data, trainings: list[Training], folder: Path, watch
         "status": "complete", "algorithm": ALGORITHM, "config": config(job, data), "notes": notes(job, data, trainings[0]),
         "trainings": {t.row.name + f" {i + 1}" * (i > 0): {"key": t.key, "tasks": t.record["tasks"], "round": t.best, "dev": [r["dev"] for r in t.record["rounds"]],
                                                            "switch_rates": t.record["switch_rates"]} for i, last in enumerate(trainings) for t in last.chain},
-        "backbone": backbone_origin(job.backbone, data.backbone) | {"sha256": data.hashes}, "origins": data.origins} | scores)
+        "backbone": backbone_origin(job.backbone, data.backbone) | {"sha256": data.hashes}, "origins": data.origins} | (data.teacher.result if data.teacher else {}) | scores)
     watch("done", {"folder": folder})
 
 def notes(job: Job, data: Data, training: Training) -> list[str]:
     "What a reader of the numbers must know"
-    target, found = data.target, list(data.odd)
+    target, found = data.target, [*([data.teacher.note] if data.teacher else []), *data.odd]
     if training.row.frozen and job.alpha == presets[job.preset].alpha: found.append(f"alpha is {job.alpha}, not tuned")
     for t in training.chain:
         learned, wanted = t.record["tasks"], [n for n in PAPER if n not in t.row.without]

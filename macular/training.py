@@ -103,7 +103,7 @@ def train(
     if row.augment or row.synonyms: one_source(everything)
     material = Material(learned, {t.name: data.rows(t, "train") for t in everything}, AutoTokenizer.from_pretrained(data.backbone, trust_remote_code=False), data.backbone,
                         data.lexicon if row.augment else {}, near, shared and deepcopy(shared.net(shared.weights(shared.best)).encoder), accelerator,
-                        data.neighbours if row.synonyms else {}, data.trees)
+                        data.neighbours if row.synonyms else {}, data.trees, data.teacher)
     recipe = Recipe(job.seed, job.rounds, job.batch_size, job.learning_rate, job.discriminator_rate, alpha=job.alpha, max_length=job.max_length, pool=job.pool, accumulation=job.accumulation)
     dev = {t.name: data.rows(t, "dev") for t in learned if t.source_lang in data.langs(t, "dev")}
     found = training_key(row, everything, job, digests(data, row, everything) | {"losses": own_losses(row)}, f"{shared.key}/{shared.best}" if shared else "")

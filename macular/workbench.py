@@ -15,7 +15,7 @@ from markupsafe import Markup, escape
 
 from .core import MacularError, ParameterError, resolve
 from .inputs import Data
-from .jobs import asked
+from .jobs import job_of
 from .lexicon import HIDDEN
 from .settings import Job, check, fill
 
@@ -171,4 +171,4 @@ def data_of(
     if run is None: return Data(fill(check({"task": task, "preset": "mini"})))
     folder = resolve(run)
     if not (folder / "result.json").is_file(): raise ParameterError(f"there is no finished run in {folder.name}: a run's folder holds result.json")
-    return Data(fill(check(asked(folder))))
+    return Data(fill(job_of(folder)))
