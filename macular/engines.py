@@ -16,12 +16,13 @@ from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import wait
 from pathlib import Path
-from signal import SIG_IGN, SIGINT, signal
+from signal import SIG_IGN, SIGINT, SIGTERM, signal
 from socket import create_connection
 
 from .core import EnvironmentProblem, MacularError, ParameterError, StorageError, resolve, root
 from .jobs import Plan, asked, changed, lasting, noted, place, state
 from .settings import Job, fill
+from .signals import Listening
 from .store import lock, write_json
 
 # %% ../nbs/52_engines.ipynb #07cfd912
@@ -45,17 +46,42 @@ def run_notebook(
     output,  # the notebook to write
     to=None,  # an open text file that what the notebook prints is copied to
 ):
-    "Do a job as `train.ipynb`, through papermill; its errors are raised here"
+    "Do a job as `train.ipynb`, through papermill; its errors are raised here. A signal to end goes to the kernel, which saves first"
     notebook = root() / "nbs" / "train.ipynb"
     if not notebook.exists(): raise EnvironmentProblem(f"there is no {notebook}; run this inside a clone of the repository")
     import papermill
-    try: papermill.execute_notebook(notebook, output, changed(job), cwd=root(), stdout_file=to, progress_bar=False)
+    kernels = _Kernels()
+    try:
+        with Listening(kernels.end) as heard:
+            try: papermill.execute_notebook(notebook, output, changed(job), cwd=root(), stdout_file=to, progress_bar=False, kernel_manager_class=kernels.manager())
+            finally:
+                if heard.number: raise SystemExit(128 + heard.number)
     except papermill.PapermillExecutionError as e:
         ours = {c.__name__: c for c in MacularError.__subclasses__()}
         raise ours.get(e.ename, MacularError)(f"{e.evalue}\nThe whole report: {output}") from e
     except RuntimeError as e:
         if "Kernel died" not in str(e): raise
         raise Died("the kernel was killed, often for memory; the same command goes on after the last whole round") from e
+
+# %% ../nbs/52_engines.ipynb #e07b3d92
+class _Kernels:
+    "The kernels that papermill starts"
+    def __init__(self): self.managers = []
+
+    def manager(self):
+        from jupyter_client import AsyncKernelManager
+        noted = self.managers
+        class Noted(AsyncKernelManager):
+            def __init__(self, *args, **options):
+                super().__init__(*args, **options)
+                noted.append(self)
+        return Noted
+
+    def end(self, number):
+        "Ask the kernel to end; where there is none yet, end"
+        found = [m.provisioner.process for m in self.managers if m.provisioner and getattr(m.provisioner, "process", None)]
+        if not found: raise SystemExit(128 + number)
+        for process in found: process.send_signal(SIGTERM)
 
 # %% ../nbs/52_engines.ipynb #9631ca79
 def found(
@@ -134,7 +160,8 @@ class Processes:
         crew = _Staff(work)
         try: yield crew
         finally:
-            for process in crew.processes: process.terminate()
+            for process in crew.processes: process.terminate()  # who trains, saves first
+            for process in crew.processes: process.join(60)
 
 # %% ../nbs/52_engines.ipynb #2bd90a3a
 class _Staff:
