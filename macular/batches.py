@@ -80,10 +80,12 @@ def order(
 class Batches(Sequence):
     "A sequence of batches, each made when asked for"
     def __init__(self, rows: Sequence[np.ndarray],  # the items of each batch
-                 make):  # rows -> batch, a dictionary
-        self.rows, self.make = rows, make
+                 make,  # rows -> batch, a dictionary
+                 names=lambda rows: {"rows": rows.tolist()}):  # rows -> task -> ids
+        self.rows, self.make, self.names = rows, make, names
     def __len__(self): return len(self.rows)
     def __getitem__(self, i): return self.make(self.rows[i])
+    def named(self, i) -> dict: return self.names(self.rows[i])
 
 @dataclass(frozen=True)
 class Items:

@@ -101,7 +101,7 @@ def _discriminator_phase(name, net, D, feed, recipe):
         e = features(net, make, items.lengths, ("e", "e_aug"), accelerator)
         task = torch.from_numpy(items.task).to(accelerator.device)
         rows = order(np.ones(len(items)), recipe.batch_size, recipe.seed, "discriminator", round, pool=1)
-        return Batches(rows, lambda r: {n: v[r] for n, v in e.items()} | {"task": task[r]})
+        return Batches(rows, lambda r: {n: v[r] for n, v in e.items()} | {"task": task[r]}, feed.own.names)
 
     def measure(batches):
         hits, truth = [], []

@@ -23,11 +23,12 @@ from .methods import methods
 from .rerun import rerun as do_rerun
 from .search import read_search
 from .settings import LISTS, Job, check as check_job
+from .signals import ending
 from .tasks import tasks as known_tasks
 
 # %% ../nbs/62_cli.ipynb #fb3b4ceb
 app = Typer(name="macular", help="Macular: zero-shot cross-lingual text classification.", no_args_is_help=True, pretty_exceptions_enable=False,
-            epilog="Exit codes: 0 done, 2 parameters, 3 data, 4 machine, 5 storage, 6 numbers, 1 anything else.")
+            epilog="Exit codes: 0 done, 2 parameters, 3 data, 4 machine, 5 storage, 6 numbers, 130 interrupted, 143 terminated (a training saves first), 1 anything else.")
 data = Typer(help="What data is here, what is missing, how to get it.", no_args_is_help=True)
 sweep = Typer(help="Many jobs: planned, done by one process or many machines, and gone on with.", no_args_is_help=True)
 app.add_typer(data, name="data")
@@ -286,7 +287,8 @@ def main(
     "Run a command; what goes wrong on purpose is told without a traceback"
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"): stream.reconfigure(errors="backslashreplace")  # a terminal of few characters is no reason to fail
-    try: app(arguments, standalone_mode=True)
+    try:
+        with ending(): app(arguments, standalone_mode=True)
     except SystemExit as e: return e.code or 0
     except MacularError as e:
         print(f"{type(e).__name__}: {e}", file=sys.stderr)

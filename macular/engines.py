@@ -16,13 +16,14 @@ from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import wait
 from pathlib import Path
-from signal import SIG_IGN, SIGINT, signal
+from signal import SIG_IGN, SIGINT, SIGTERM, signal
 from socket import create_connection
 
 from .core import EnvironmentProblem, ParameterError, StorageError, error_class, resolve, root
 from .failures import failure, place
 from .jobs import Plan, asked, changed, lasting, noted, state
 from .settings import Job, fill
+from .signals import Listening
 from .store import append_text, lock, write_json
 
 # %% ../nbs/52_engines.ipynb #07cfd912
@@ -44,17 +45,42 @@ def run_notebook(
     output,  # the notebook to write
     to=None,  # an open text file that what the notebook prints is copied to
 ):
-    "Do a job as `train.ipynb`, through papermill; its errors are raised here"
+    "Do a job as `train.ipynb`, through papermill; its errors are raised here. A signal to end goes to the kernel, which saves first"
     notebook = root() / "nbs" / "train.ipynb"
     if not notebook.exists(): raise EnvironmentProblem(f"there is no {notebook}; run this inside a clone of the repository")
     if Path(output).resolve() == notebook.resolve(): raise ParameterError(f"the report would replace {notebook.name} itself. Give it another path, such as runs/{job.task}.ipynb.")
     import papermill
-    try: papermill.execute_notebook(notebook, output, changed(job), cwd=root(), stdout_file=to, progress_bar=False)
+    kernels = _Kernels()
+    try:
+        with Listening(kernels.end) as heard:
+            try: papermill.execute_notebook(notebook, output, changed(job), cwd=root(), stdout_file=to, progress_bar=False, kernel_manager_class=kernels.manager())
+            finally:
+                if heard.number: raise SystemExit(128 + heard.number)
     except papermill.PapermillExecutionError as e:
         raise error_class(e.ename)(f"{e.evalue}\nThe whole report: {output}") from e
     except RuntimeError as e:
         if "Kernel died" not in str(e): raise
         raise Died("the kernel was killed, often for memory; the same command goes on after the last whole round") from e
+
+# %% ../nbs/52_engines.ipynb #e07b3d92
+class _Kernels:
+    "The kernels that papermill starts"
+    def __init__(self): self.managers = []
+
+    def manager(self):
+        from jupyter_client import AsyncKernelManager
+        noted = self.managers
+        class Noted(AsyncKernelManager):
+            def __init__(self, *args, **options):
+                super().__init__(*args, **options)
+                noted.append(self)
+        return Noted
+
+    def end(self, number):
+        "Ask the kernel to end; where there is none yet, end"
+        found = [m.provisioner.process for m in self.managers if m.provisioner and getattr(m.provisioner, "process", None)]
+        if not found: raise SystemExit(128 + number)
+        for process in found: process.send_signal(SIGTERM)
 
 # %% ../nbs/52_engines.ipynb #9631ca79
 def found(
@@ -130,7 +156,8 @@ class Processes:
         crew = _Staff(work)
         try: yield crew
         finally:
-            for process in crew.processes: process.terminate()
+            for process in crew.processes: process.terminate()  # who trains, saves first
+            for process in crew.processes: process.join(60)
 
 # %% ../nbs/52_engines.ipynb #2bd90a3a
 class _Staff:

@@ -102,7 +102,8 @@ class Feed:
         size, seed, pool = self.recipe.batch_size, self.recipe.seed, self.recipe.pool
         items, make = self.maker(self.own, self.suffixes, round)
         rows = order(items.lengths, size, seed, "net", round, pool=pool)
-        if self.near is None: return Batches(rows, portioned(make, self.recipe.accumulation))
+        if self.near is None: return Batches(rows, portioned(make, self.recipe.accumulation), self.own.names)
         near, make_near = self.maker(self.near, self.near_suffixes, round, "_near")
         pairs = [np.stack(pair) for pair in zip(rows, companions(near.lengths, rows, size, round, seed, pool=pool))]
-        return Batches(pairs, portioned(lambda pair: make(pair[0]) | make_near(pair[1]), self.recipe.accumulation))
+        def names(pair): return self.own.names(pair[0]) | self.near.names(pair[1])
+        return Batches(pairs, portioned(lambda pair: make(pair[0]) | make_near(pair[1]), self.recipe.accumulation), names)

@@ -32,9 +32,9 @@ from .mini import Mini
 from .objective import terms
 from .readers import splits
 from .settings import ALGORITHM, Job, beneath, check, fill, job_key, presets, row, seeds
-from .store import read_json, write_bytes, write_json
+from .store import clear, read_json, write_bytes, write_json
 from .tasks import File, Task, load
-from .training import Training, environment, train, waiting
+from .training import Training, environment, loop_of, there, train
 
 # %% ../nbs/46_run.ipynb #21254636
 def averaged(weights: list[dict]) -> dict:
@@ -210,13 +210,12 @@ def carry_out(
     "Train a row and score it, or find that it was done"
     job = data.job
     refuse(job, data, method)
+    loop_of(Recipe())  # raises where this machine's settings are wrong
     watch("data", {"notes": judge(data, method)})
     with _device(job) as accelerator:
         trainings = [train(method, d, accelerator, watch) for d in members(data, method)]
         folder = resolve(job.out) / job_key("+".join(t.key for t in trainings), data.target.name, examined(data, method), config(job, data))
-        with waiting(folder, watch):
-            if (folder / "result.json").exists(): watch("already", {"folder": folder})
-            else: _record(job, data, trainings, folder, watch)
+        if not there(folder / "result.json", watch, lambda: _record(job, data, trainings, folder, watch)): watch("already", {"folder": folder})
     return Result(folder, read_json(folder / "result.json"))
 
 def members(data: Data, method: Method) -> list[Data]:
@@ -241,6 +240,7 @@ def config(job: Job, data: Data) -> dict:
 
 def _record(job: Job, data: Data, trainings: list[Training], folder: Path, watch: Callable):
     "Score a job's trainings and write its files, the result last"
+    clear(folder)
     started, (scores, predictions) = time.monotonic(), score(trainings, data, watch)
     write_json(folder / "config.json", config(job, data))
     write_json(folder / "environment.json", environment(trainings[0].material.accelerator) | {n: getattr(job, n) for n in PLACES}
@@ -282,9 +282,9 @@ def _steps(rows: int, losses: dict, job: Job) -> int:
 
 # %% ../nbs/46_run.ipynb #6b50f05a
 def _disk(job: Job) -> str:
-    "At most: every round's weights, and two states of weights and moments while one is replaced; in single precision"
+    "At most: every round's weights, and three states of weights and moments while the oldest is replaced; in single precision"
     if (folder := local_backbone(job.backbone)) is None: return "known after the download"
-    return f"{4 * parameters(folder) * (job.rounds + 6) / 1e6:,.0f} MB"
+    return f"{4 * parameters(folder) * (job.rounds + 9) / 1e6:,.0f} MB"
 
 def plan(
     job: Job,

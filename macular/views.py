@@ -128,6 +128,11 @@ class Views:
         "The items with the views that are asked for, as they stand in a round"
         return Items({s: self._tokens(s, round) for s in suffixes}, self.y, self.task)
 
+    def names(self, rows: np.ndarray) -> dict:  # task -> ids
+        "What some items are called"
+        first = np.searchsorted(self.task, np.arange(len(self.tasks)))
+        return {t.name: [self.rows[t.name][int(r - first[i])]["id"] for r in rows if self.task[r] == i] for i, t in enumerate(self.tasks) if (self.task[rows] == i).any()}
+
     def turn(self, suffix: str, round: int) -> int:
         "Which draw of a view a round has"
         augment, _ = self.text.drawn(suffix)

@@ -241,7 +241,7 @@ def test_a_finished_training_is_not_trained_again(legs, tmp_path):
     assert run(tmp_path, on_step=lambda line: pytest.fail("a step was taken")) == records and files(tmp_path) == before
 
 def test_a_damaged_state_is_not_trusted(legs, tmp_path):
-    "One flipped bit in the newest state: the training starts again and ends where it should"
+    "One flipped bit in the newest state: the training says so, goes on from the one before, the end of the first round, and ends where it should"
     def ask(line):
         if line["step"] == 12: (tmp_path / "control").write_text("stop")
     with pytest.raises(Stopped): run(tmp_path, on_step=ask)
@@ -249,8 +249,10 @@ def test_a_damaged_state_is_not_trusted(legs, tmp_path):
     weights = bytearray((state / "net.safetensors").read_bytes())
     weights[-3] ^= 1
     (state / "net.safetensors").write_bytes(weights)
-    assert newest(tmp_path, "state") is None
-    run(tmp_path)
+    assert state.name == "state-12" and newest(tmp_path, "state").name == "state-9"
+    lines = []
+    with pytest.warns(UserWarning, match="state-12 is not what was written; the training goes on from state-9"): run(tmp_path, on_step=lines.append)
+    assert [line["step"] for line in lines] == list(range(10, LAST + 1))
     assert files(tmp_path) == files(legs[0] / "whole")
 
 def test_without_a_folder_nothing_is_written(legs, tmp_path, monkeypatch):
