@@ -188,7 +188,7 @@ DATA = [
     ("D49", "a row with too few", train(table("8\tthe dog\t1")), DataError, ("1 rows do not have the 4 cells", "line 10 has 3")),
     ("D49", "a blank line", train(table("", "8\tthe dog\tcat\t1")), DataError, ("line 10",)),
     ("D50", "commas in a .tsv", train(table().replace("\t", ",")), DataError, ("unknown column", "if ',' stands between the cells, the layout must say so: separator")),
-    ("D50", "semicolons in a .csv", other("csv", table().replace("\t", ";")), DataError, ("';' in its name",)),
+    ("D50", "semicolons in a .csv", other("csv", table().replace("\t", ";")), DataError, ("if ';' stands between the cells",)),
     ("D51", "a torn .gz", train(None) | {"train.en.tsv.gz": gzip.compress(table(n=999).encode())[:-20]}, DataError, ("train.en.tsv.gz cannot be read", "Fetch it again")),
     ("D51", "a bomb", train(None) | {"train.en.tsv.gz": gzip.compress(b"\0" * 5_000_000)}, DataError, ("more than 100 times its size",)),
     ("D52", "no training file", train(None), DataError, ("own train in 'en'", "train.en.tsv is not there", "dev in en; test in en, de")),
