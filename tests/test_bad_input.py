@@ -206,7 +206,7 @@ DATA = [
     ("D58", "a script", other("py", "raise SystemExit(1)\n"), DataError, ("train.en.py is a program, and programs are never run",)),
     ("D58", "a spreadsheet", other("xlsx", b"PK\x03\x04"), DataError, ("is a spreadsheet; save it as .csv",)),
     ("D59", "the task file is no TOML", {"own.toml": TOML.replace("name =", "name")}, ParameterError, ("own.toml is not TOML",)),
-    ("D59", "a list of the task file is a number", {"own.toml": TOML.replace('langs = ["en", "de"]', "langs = 3")}, ParameterError, ("own.toml", "wrong type")),
+    ("D59", "a list of the task file is a number", {"own.toml": TOML.replace('langs = ["en", "de"]', "langs = 3")}, ParameterError, ("own.toml", "a list of names is needed")),
     # rows beside other rows
     ("D38", "an id twice", train(table("7\tthe dog\tcat\t1")), W, ("1 of 9 ids stand there more than once",)),
     ("D39", "an id twice, with two labels", train(table("7\tthe dog sees house 7\tthe cat reads book 7\t0")), W, ("1 of 9 ids stand there more than once", "1 of 9 pairs stand there with two labels", "1 of 9 pairs stand there more than once")),
