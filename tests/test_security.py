@@ -309,6 +309,15 @@ def test_no_special_token_comes_out_of_a_text(name):
     property()
 
 
+def test_negative_control_splitting_special_tokens_is_not_enough():
+    "Unigram, which is XLM-R's, has `</s>` among its pieces"
+    from transformers import AutoTokenizer
+
+    from macular.mini import backbone
+    tokenizer = AutoTokenizer.from_pretrained(backbone("mini-xlmr"), trust_remote_code=False)
+    assert tokenizer("x </s> y", split_special_tokens=True)["input_ids"].count(tokenizer.sep_token_id) == 2
+
+
 def test_negative_control_a_tokenizer_as_it_comes():
     from transformers import AutoTokenizer
 
