@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from .augment import reserved
 from .core import permutation
 
 # %% ../nbs/21_batches.ipynb #ac8a8a4f
@@ -32,6 +33,15 @@ class Tokens:
         "(n,) tokens in each pair, special ones included"
         return np.diff(self.starts)
 
+def _neutral(tokenizer, ids, starts, encodings):
+    "Where a text holds `</s>`, Unigram finds it in its vocabulary, special or not: it is an unknown word"
+    special = np.isin(ids, reserved(tokenizer))
+    many = np.add.reduceat(special, starts[:-1]) > tokenizer.num_special_tokens_to_add(pair=True)
+    for i in np.flatnonzero(many):
+        own, text = slice(starts[i], starts[i + 1]), np.array(encodings[i].special_tokens_mask) == 0
+        ids[own][special[own] & text] = tokenizer.unk_token_id
+    return ids
+
 def tokenize(
     tokenizer,  # a fast tokenizer of transformers
     a: Sequence[str],  # n first texts
@@ -44,7 +54,9 @@ def tokenize(
     def flat(rows, dtype): return np.fromiter((v for row in rows for v in row), dtype)
     starts = np.cumsum([0, *map(len, enc["input_ids"])])
     types = flat(enc["token_type_ids"], np.int8) if "token_type_ids" in enc else None
-    return Tokens(flat(enc["input_ids"], np.int32), types, starts, tokenizer.pad_token_id or 0)
+    ids = flat(enc["input_ids"], np.int32)
+    if len(ids): ids = _neutral(tokenizer, ids, starts, enc.encodings)
+    return Tokens(ids, types, starts, tokenizer.pad_token_id or 0)
 
 # %% ../nbs/21_batches.ipynb #efb8ea94
 def cut(

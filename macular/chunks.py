@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .augment import reserved
 from .lexicon import CHUNK
 
 # %% ../nbs/22_chunks.ipynb #814faaf1
@@ -62,7 +63,9 @@ def encode(
                           return_attention_mask=False, return_token_type_ids=False, verbose=False)
         values += [np.array(ids, np.int32) for ids in found["input_ids"]]
         lengths += [np.bincount(np.array(found.word_ids(j), np.int64), minlength=len(part)) for j, part in enumerate(lists)]
-    return Ragged.of(np.concatenate(values or [[]]), np.concatenate(lengths or [[]]))
+    ids = np.concatenate(values or [[]])
+    if (made := np.isin(ids, reserved(tokenizer))).any(): ids[made] = tokenizer.unk_token_id
+    return Ragged.of(ids, np.concatenate(lengths or [[]]))
 
 # %% ../nbs/22_chunks.ipynb #2f06ef4a
 def steps(

@@ -149,10 +149,13 @@ def diff(
 
 _HIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
+def visible(text) -> str:
+    "A text whose hidden characters are shown by number"
+    return _HIDDEN.sub(lambda m: f"⟨U+{ord(m[0]):04X}⟩", str(text))
+
 def literal(text) -> str:
     "A text of others as it may stand in Markdown: no element, no picture, no link but to a file or a web page, nothing hidden"
-    text = _HIDDEN.sub(lambda m: f"⟨U+{ord(m[0]):04X}⟩", str(text))
-    text = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text).replace("![", r"!\[")
+    text = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", visible(text)).replace("![", r"!\[")
     return re.sub(r"\]\((?!https?://[^\s)]|[\w./-]+[)#])", r"]\\(", text)
 
 def table(

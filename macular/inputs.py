@@ -211,7 +211,7 @@ def licensed(
     "Where dictionaries come from; for those that `macular data fetch` got, with the licence it recorded"
     record = resolve(folder or "data/dictionaries") / "fetched.json"
     known = read_json(record)["files"] if record.exists() else {}
-    return [o | {k: known[o["file"]][k] for k in ("licence", "noncommercial") if k in known.get(o["file"], {})} for o in lexicon.provenance]
+    return [o | {k: known[o["file"]][k] for k in ("source", "licence", "noncommercial") if k in known.get(o["file"], {})} for o in lexicon.provenance]
 
 def counted(
     data: Data,

@@ -156,7 +156,7 @@ def read_file(
     if not os.path.lexists(path): raise DataError(f"no dictionary file {str(path)[-200:]}.\nGive an existing file of two columns.")
     words, lines = read_pairs(path)
     origin = dict(lang=lang, file=path.name, sha256=sha256(path), lines=lines, merged=lines - sum(map(len, words.values())),
-                  licence=licence, noncommercial=bool(re.search(r"\bnc\b|non-?commercial", licence.lower())))
+                  source="a file of word pairs", licence=licence, noncommercial=bool(re.search(r"\bnc\b|non-?commercial", licence.lower())))
     return Lexicon({lang: words}, (), [origin])
 
 # %% ../nbs/11_lexicon.ipynb #838fa4ec

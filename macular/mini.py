@@ -196,7 +196,7 @@ def lexicon(
                 absent, itself, other = dice.chance(missing), dice.chance(same), dice.chance(wrong)
                 found = known[dice.pick(concepts) if other else c]
                 if found and not absent: entries[lang][word.lower()] = (*found, word) if itself else found
-    made = dict(file="mini/words.tsv", sha256=sha256(DATA / "mini" / "words.tsv"), lines=len(concepts), merged=0, licence="Apache-2.0", noncommercial=False)
+    made = dict(file="mini/words.tsv", sha256=sha256(DATA / "mini" / "words.tsv"), lines=len(concepts), merged=0, source="the mini world", licence="Apache-2.0", noncommercial=False)
     return Lexicon(entries, ("sw", "ur"), [dict(lang=lang, **made) for lang in entries])
 
 # %% ../nbs/12_mini.ipynb #5e321558
@@ -204,7 +204,7 @@ def lexicon(
 def neighbours() -> Lexicon:
     "The near-synonyms of the mini world's English words"
     same = [[w.lower() for w in found] for found in vocabulary("en").values() if len(found) > 1]
-    made = dict(lang="en", file="mini/words.tsv", sha256=sha256(DATA / "mini" / "words.tsv"), lines=len(same), merged=0, licence="Apache-2.0", noncommercial=False)
+    made = dict(lang="en", file="mini/words.tsv", sha256=sha256(DATA / "mini" / "words.tsv"), lines=len(same), merged=0, source="the mini world", licence="Apache-2.0", noncommercial=False)
     return Lexicon({"en": {w: tuple(x for x in found if x != w) for found in same for w in found}}, (), [made])
 
 # %% ../nbs/12_mini.ipynb #aaf0684e

@@ -66,6 +66,12 @@ def _tokenizer(folder: Path):
     found.encode_special_tokens = True
     return found
 
+def _as_trained(tokenizer, encoding):
+    "Tokens and ids; a special one that came out of a text is an unknown word, as in `macular.batches`"
+    special = {i: t.content for i, t in tokenizer.get_added_tokens_decoder().items() if t.special}
+    unknown = next(i for i, t in special.items() if "unk" in t.lower())
+    return [(t, i) if added or i not in special else (special[unknown], unknown) for t, i, added in zip(encoding.tokens, encoding.ids, encoding.special_tokens_mask)]
+
 def _spans(s: Switched):
     "Where the exchanged words of a text stand, and their languages"
     at = 0
@@ -82,7 +88,7 @@ def token_ids(
     found, spans = _tokenizer(folder).encode(*(s.text for s in switched)), [list(_spans(s)) for s in switched]
     def lang(text, at): return next((x for a, b, x in spans[text] if at[0] < b and a < at[1]), None) if text is not None else None
     box = Markup('<span style="display:inline-block;text-align:center;margin:1px;border:1px solid rgba(128,128,128,.4);border-radius:3px;padding:0 3px">{}<br><small>{}</small></span>')
-    parts = [(t, i, lang(text, at)) for t, i, text, at in zip(found.tokens, found.ids, found.sequence_ids, found.offsets)]
+    parts = [(t, i, lang(text, at)) for (t, i), text, at in zip(_as_trained(_tokenizer(folder), found), found.sequence_ids, found.offsets)]
     return Markup("").join(box.format(_tag(x, t) if x else safe(t), i) for t, i, x in parts)
 
 # %% ../nbs/63_playground.ipynb #3851a8f3

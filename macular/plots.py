@@ -12,6 +12,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
+from .core import visible
 from .lexicon import HIDDEN
 from .store import read_lines
 
@@ -157,7 +158,7 @@ class Progress:
     def _repr_html_(self):
         rows = "".join(f"<tr><td style='text-align:left'><code>{escape(n)}</code></td><td>{sparkline(v)}</td><td>{v[-1]:.3f}</td></tr>" for n, v in self.parts.items())
         bar = f'<progress value="{self.step}" max="{max(1, self.of)}"></progress>'
-        return f"<b>{escape(self.title)}</b> {bar} step {self.step:,} of {self.of:,}<table>{rows}</table>"
+        return visible(f"<b>{escape(self.title)}</b> {bar} step {self.step:,} of {self.of:,}<table>{rows}</table>")
 
     def __repr__(self): return f"{self.title}: step {self.step} of {self.of}"
 

@@ -80,7 +80,7 @@ def reprs() -> dict:
 
     from macular import fetch, lexicon, plots, reports, rerun
     from macular.augment import CodeSwitch, Place
-    from macular.core import Difference, diff
+    from macular.core import DataError, Difference, diff
     from macular.jobs import plan
     from macular.methods import macular
     from macular.search import Search
@@ -89,6 +89,7 @@ def reprs() -> dict:
     from macular.tables import Cell, Table
     from macular.tasks import Facts, Task
     from macular.workbench import Picture
+    def refuse(): raise DataError(" ".join(PAYLOADS))
     one, other = PAYLOADS[:2]
     every = {p: (p, p) for p in PAYLOADS}
     rows = [{p: p for p in PAYLOADS}, dict.fromkeys(PAYLOADS, " ".join(PAYLOADS))]
@@ -100,9 +101,9 @@ def reprs() -> dict:
     parameters = {name: other for name in ("data_dir", "lexicon_dir", "synonyms", "tree_dir")}
     shown = [diff(dict(zip("abcdefghijkl", PAYLOADS)), dict(zip("abcdefghijkl", PAYLOADS[::-1]))), fetch.Report(rows, rows, list(PAYLOADS)), lexicon.Report(rows),
              lexicon.Lexicon({"de": {"dog": PLAIN}}), plan([parameters | {"preset": "mini", "task": "xnli", "method": m} for m in ("finetune", "syn")]),
-             replace(macular, title=one, reference=other) if hasattr(macular, "reference") else replace(macular, title=" ".join(PAYLOADS)), progress,
+             replace(macular, title=" ".join(PAYLOADS)), progress,
              reports.Comparison((one, other), Effect(1.0, 0.5, 1.5, 0.01, " ".join(PAYLOADS)), table, every, PAYLOADS),
              rerun.Comparison((one, other), (1, 2), False, Difference(every), Difference(every)), records()[0], Search({"task": "xnli", "preset": "mini", "method": "finetune"}, ({p: [p] for p in PAYLOADS},)),
-             Job(**parameters), replace(presets["mini"], name=one, backbone=" ".join(PAYLOADS)) if False else presets["mini"], table, Facts(dict(zip(PAYLOADS, PAYLOADS))),
-             Task("odd", PAYLOADS, ("de",), title=" ".join(PAYLOADS), fields=(one, other)), switched, Picture(lambda: " ".join(PAYLOADS))]
+             Job(**parameters), replace(presets["mini"], backbone=" ".join(PAYLOADS)), table, Facts(dict(zip(PAYLOADS, PAYLOADS))),
+             Task("odd", PAYLOADS, ("de",), title=" ".join(PAYLOADS), fields=(one, other)), switched, Picture(refuse)]
     return {f"{type(x).__module__.removeprefix('macular.')}.{type(x).__name__}": x for x in shown}

@@ -239,7 +239,7 @@ def test_what_is_shown_holds_no_element_of_others(name, shown):
     assert not any(c in html for c in HIDDEN)
 
 
-@pytest.mark.parametrize("payload", [p for p in PAYLOADS if "<" in p or "](" in p])
+@pytest.mark.parametrize("payload", [p for p in PAYLOADS if "<" in p and p[0] not in HIDDEN and "&lt;" not in p])
 def test_negative_control_bare_markdown(payload):
     from nbconvert.filters import markdown2html
     from test_workbench import Page
@@ -254,7 +254,7 @@ def test_escaping_cannot_be_undone_by_what_stands_before():
     for text in (r"\<script>", r"\\<script>", "<<script>", r"[a\](javascript:x)", r"!\[x](https://evil)", "![x](https://evil)", "[x](java&#115;cript:x)", "[x]( javascript:x)", "<javascript:x>", "[x](data:text/html,x)",
                  "| <b>", "`<b>"):
         found = Page(str(markdown2html(table([{"a": text}]))))
-        assert found.tags <= ELEMENTS and not any(":" in link and not link.startswith("http") for link in found.links) and "img" not in found.tags, text
+        assert found.tags <= ELEMENTS | {"a"} and not any(":" in link and not link.startswith("http") for link in found.links) and "img" not in found.tags, text
     assert table([{"a": "[00_core](00_core.ipynb)"}]).endswith("| [00_core](00_core.ipynb) |")
 
 
@@ -298,21 +298,24 @@ def test_no_special_token_comes_out_of_a_text(name):
     words = {"de": {"dog": tuple(tokenizer.all_special_tokens)}}
     def specials(tokens): return [sum(int(i) in special for i in tokens.ids[a:b]) for a, b in zip(tokens.starts, tokens.starts[1:])]
 
-    @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(st.lists(st.tuples(*2 * [strange(tokenizer.all_special_tokens)]), min_size=1, max_size=4))
     def property(pairs):
         fields = [list(f) for f in zip(*pairs)]
         assert specials(tokenize(tokenizer, *fields, 200)) == [template] * len(pairs)
         if obstacle(tokenizer): return
         chunked = Chunked(tokenizer, fields, np.arange(len(pairs)), CodeSwitch(("de",), word=1.0), words)
-        for found in (chunked.tokens(200), chunked.switched(Place(), 200)[0]):
-            ids, ends = found.values if hasattr(found, "values") else found.ids, np.cumsum(found.lengths)
-            assert [sum(int(i) in special for i in ids[e - n : e]) for n, e in zip(found.lengths, ends)] == [0] * len(pairs) or specials_of(found) == [template] * len(pairs)
-
-    def specials_of(found):
-        ids, ends = found.ids, np.cumsum(found.lengths)
-        return [sum(int(i) in special for i in ids[e - n : e]) for n, e in zip(found.lengths, ends)]
+        for found in (chunked.tokens(200), chunked.switched(Place(), 200)[0]): assert specials(found) == [template] * len(pairs)
     property()
+
+
+def test_negative_control_splitting_special_tokens_is_not_enough():
+    "Unigram, which is XLM-R's, has `</s>` among its pieces"
+    from transformers import AutoTokenizer
+
+    from macular.mini import backbone
+    tokenizer = AutoTokenizer.from_pretrained(backbone("mini-xlmr"), trust_remote_code=False)
+    assert tokenizer("x </s> y", split_special_tokens=True)["input_ids"].count(tokenizer.sep_token_id) == 2
 
 
 def test_negative_control_a_tokenizer_as_it_comes():

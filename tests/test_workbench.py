@@ -278,11 +278,13 @@ def test_no_languages_change_nothing(): assert "No word was exchanged" in playgr
 
 @pytest.mark.parametrize("name", ["mini-bert", "mini-xlmr"])
 def test_the_ids_are_those_of_training(name):
-    "The project's only call of a tokenizer, also where a text holds special tokens"
+    "Also where a text holds special tokens, none of which comes out"
     from transformers import AutoTokenizer
+
+    from macular.batches import tokenize
     folder, texts = backbone(name), ("<s> the dog </s> [SEP] 犬!", "<pad> never")
     whole = [Switched((Piece(t, t),), 1, 0, 0) for t in texts]
-    wanted = AutoTokenizer.from_pretrained(folder)([texts[0]], [texts[1]], split_special_tokens=True)["input_ids"][0]
+    wanted = tokenize(AutoTokenizer.from_pretrained(folder), [texts[0]], [texts[1]], 200).ids
     shown = Page(str(token_ids(whole, folder)))
     assert shown.texts[1::2] == list(map(str, wanted))
 
