@@ -237,6 +237,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'macular.core.number': ('core.html#number', 'macular/core.py'),
                               'macular.core.permutation': ('core.html#permutation', 'macular/core.py'),
                               'macular.core.pick': ('core.html#pick', 'macular/core.py'),
+                              'macular.core.printable': ('core.html#printable', 'macular/core.py'),
                               'macular.core.resolve': ('core.html#resolve', 'macular/core.py'),
                               'macular.core.root': ('core.html#root', 'macular/core.py'),
                               'macular.core.shown': ('core.html#shown', 'macular/core.py'),
