@@ -13,11 +13,12 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
 from pathlib import Path
 from signal import SIG_IGN, SIGINT, signal
 from socket import create_connection
+from threading import Thread
 
 from .core import EnvironmentProblem, MacularError, ParameterError, StorageError, resolve, root
 from .jobs import Plan, asked, changed, lasting, noted, place, state
@@ -32,8 +33,12 @@ def compute(
     from macular.run import lines, run
     log = place(job) / "log.txt"
     log.parent.mkdir(parents=True, exist_ok=True)
+    log.touch()
     def watch(event, facts):
-        with open(log, "a", encoding="utf-8") as f: f.writelines(line + "\n" for line in lines(event, facts))
+        said = lines(event, facts)
+        if said:
+            with open(log, "a", encoding="utf-8") as f: f.writelines(line + "\n" for line in said)
+        elif time.time() - log.stat().st_mtime > 10: log.touch()  # a step, too, is a sign of life
     return run(job, watch).folder
 
 # %% ../nbs/52_engines.ipynb #76aeff8f
@@ -167,10 +172,15 @@ class _Staff:
 # %% ../nbs/52_engines.ipynb #96ae2410
 def _serve(connection, work):
     signal(SIGINT, SIG_IGN)  # the parent ends it
+    Thread(target=_go_with_the_parent, daemon=True).start()
     os.environ["OMP_NUM_THREADS"] = "1"
     while True:
         try: connection.send(work(connection.recv()))
         except (EOFError, BrokenPipeError): return
+
+def _go_with_the_parent():
+    parent_process().join()
+    os._exit(1)
 
 # %% ../nbs/52_engines.ipynb #76d125d6
 @dataclass(frozen=True)
