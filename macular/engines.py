@@ -13,11 +13,12 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
 from pathlib import Path
 from signal import SIG_IGN, SIGINT, SIGTERM, signal
 from socket import create_connection
+from threading import Thread
 
 from .core import EnvironmentProblem, ParameterError, StorageError, error_class, resolve, root
 from .failures import failure, place
@@ -32,8 +33,10 @@ def compute(
 ) -> Path:  # the result's folder
     "Do a job in this process"
     from macular.run import lines, run
+    log = place(job) / "log.txt"
     def watch(event, facts):
-        if said := lines(event, facts): append_text(place(job) / "log.txt", "\n".join(said))
+        if said := lines(event, facts): append_text(log, "\n".join(said))
+        elif log.exists() and time.time() - log.stat().st_mtime > 10: os.utime(log)  # a step, too, is a sign of life
     return run(job, watch).folder
 
 # %% ../nbs/52_engines.ipynb #76aeff8f
@@ -190,10 +193,15 @@ class _Staff:
 # %% ../nbs/52_engines.ipynb #96ae2410
 def _serve(connection, work):
     signal(SIGINT, SIG_IGN)  # the parent ends it
+    Thread(target=_go_with_the_parent, daemon=True).start()
     os.environ["OMP_NUM_THREADS"] = "1"
     while True:
         try: connection.send(work(connection.recv()))
         except (EOFError, BrokenPipeError): return
+
+def _go_with_the_parent():
+    parent_process().join()
+    os._exit(1)
 
 # %% ../nbs/52_engines.ipynb #76d125d6
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@
 __all__ = ['WORDS', 'NEWEST', 'trainings', 'Status', 'status', 'ask', 'begin', 'wait_for', 'told', 'training_page', 'live']
 
 # %% ../nbs/66_live.ipynb #76c120e8
-import threading
+import threading, time
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -132,16 +132,17 @@ def _seen(folders):
     return [(f, *(stamp(f / name) for name in ("history.jsonl", "training.json", "control")), _state(f)) for f in folders]
 
 def _follow(view, folder, seconds):
-    "Draw again whenever something changed, until the view is closed"
-    done, seen = threading.Event(), None
+    "Draw again whenever something changed, until the view is closed; three quarters of the time it rests"
+    done, seen, took = threading.Event(), None, 0.0
     view.closing.append(done.set)
     def watch():
-        nonlocal seen
-        while not done.wait(seconds):
+        nonlocal seen, took
+        while not done.wait(max(seconds, 3 * took)):
             try: now = _seen(_chosen(folder, view.values["training"]))
             except (OSError, ValueError): continue  # a folder that comes or goes
+            started = time.monotonic()
             if now != seen: view.refresh()
-            seen = now
+            seen, took = now, time.monotonic() - started
     threading.Thread(target=watch, name="macular-live", daemon=True).start()
 
 # %% ../nbs/66_live.ipynb #0a42ba1d

@@ -9,8 +9,8 @@ __all__ = ['makers', 'PART', 'Web', 'AGREE', 'DIFFER', 'infer', 'paraphrase', 'q
 # %% ../nbs/12_mini.ipynb #b5abffb5
 from collections import namedtuple
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from functools import cache
+from dataclasses import dataclass, fields, replace
+from functools import cache, lru_cache
 from pathlib import Path
 
 from .core import EnvironmentProblem, ParameterError, unknown
@@ -155,10 +155,7 @@ class Mini:
 
     def read(self, task, split, lang):
         "The rows of one split in one language, as a `datasets.Dataset`"
-        rows = {"id": [], "text_a": [], "text_b": [], "label": []}
-        for i, a, b, y in told(self, task, split, lang):
-            for column, value in zip(rows.values(), (f"{task.name}-{split}-{i}", plain(a), plain(b), task.labels.index(y))): column.append(value)
-        return as_dataset(task.labels, rows)
+        return _rows(self, replace(task, source=None), split, lang)
 
     def langs(self, task, split) -> tuple:
         "The languages there are rows in"
@@ -177,6 +174,14 @@ class Mini:
 def _check(name, x, whole):
     if isinstance(x, bool) or not isinstance(x, int if whole else (int, float)) or not 0 <= x <= (x if whole else 1):
         raise ParameterError(f"Mini: {name} must be {'a whole number from 0' if whole else 'a share between 0 and 1'}, not {str(x)[:80]!r}")
+
+@lru_cache(256)
+def _rows(world, task, split, lang):
+    "Rows are the same whenever they are asked for: a process makes them once"
+    rows = {"id": [], "text_a": [], "text_b": [], "label": []}
+    for i, a, b, y in told(world, task, split, lang):
+        for column, value in zip(rows.values(), (f"{task.name}-{split}-{i}", plain(a), plain(b), task.labels.index(y))): column.append(value)
+    return as_dataset(task.labels, rows)
 
 # %% ../nbs/12_mini.ipynb #494021a5
 @cache

@@ -8,7 +8,7 @@ __all__ = ['LINE', 'visible', 'safe', 'grid', 'bar', 'picture', 'cell', 'keep', 
 # %% ../nbs/60_workbench.ipynb #5a1825bc
 import base64, sys, threading
 from collections.abc import Callable, Iterable
-from functools import cached_property
+from functools import cached_property, lru_cache
 from io import BytesIO
 
 from markupsafe import Markup, escape
@@ -163,12 +163,23 @@ class View(Picture):
         return bundle | self.box._repr_mimebundle_() if cell() else bundle
 
 # %% ../nbs/60_workbench.ipynb #564fb5b2
+def _once(job: Job): return _read(job, _files(job))
+
+@lru_cache(4)  # dictionaries are large
+def _read(job, files): return Data(job)
+
+def _files(job):
+    "The files a job names, and when each was changed"
+    named = [resolve(p) for p in (job.task, job.data_dir, job.lexicon_dir or "data/dictionaries", job.synonyms, job.tree_dir, *job.extensions) if p]
+    found = sorted(f for p in named for f in (p.rglob("*") if p.is_dir() else [p]) if f.is_file())
+    return tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in found)
+
 def data_of(
     task: str = "xnli",
     run=None,  # folder of a finished run; None: the mini world
 ) -> Data:
     "The rows, dictionaries and backbone a view shows"
-    if run is None: return Data(fill(check({"task": task, "preset": "mini"})))
+    if run is None: return _once(fill(check({"task": task, "preset": "mini"})))
     folder = resolve(run)
     if not (folder / "result.json").is_file(): raise ParameterError(f"there is no finished run in {folder.name}: a run's folder holds result.json")
-    return Data(fill(job_of(folder)))
+    return _once(fill(job_of(folder)))

@@ -61,3 +61,9 @@ def train_killed_once(job):
     def watch(event, facts):
         if first and event == "step" and facts["step"] == 3: os.kill(os.getpid(), signal.SIGKILL)
     return run(job, watch).folder
+
+
+def hang(job):
+    "A job that never ends, and says nothing after its first line"
+    log(job, "asked")
+    time.sleep(600)

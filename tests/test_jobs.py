@@ -265,8 +265,9 @@ def sweeper(out, engine, n):
     return subprocess.Popen([sys.executable, str(path)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize("engine", ["Here()", "Processes(2)"])
-def test_a_plan_whose_parent_is_killed_goes_on(tmp_path, engine):
+def test_a_plan_whose_parent_is_killed_goes_on(tmp_path):
+    "In one process; test_load.py kills the parent of several"
+    engine = "Here()"
     n, rng, killed = 120, random.Random(engine), 0
     while len(pretend.logged(tmp_path, "done")) < 0.7 * n:
         parent, before = sweeper(tmp_path, engine, n), len(pretend.logged(tmp_path, "done"))
