@@ -24,7 +24,7 @@ def _probability(name, p):
 
 @dataclass(frozen=True)
 class CodeSwitch:
-    "How texts are code-switched"
+    "Alg. 1, line 2, and Fig. 2: how texts are code-switched"
     langs: tuple = ()  # the languages to draw from, a set; empty: filled by `over`
     word: float = 0.5  # probability that a word is tried
     sentence: float = 1.0  # probability that a text is augmented at all

@@ -42,7 +42,7 @@ def term(
 # %% ../nbs/32_objective.ipynb #03aa8fbf
 @term("task", eq=3)
 def task(logits, y):
-    "Eq. 3: the labels, from the texts as they are"
+    "Eqs. 3 and 10: the labels, from the texts as they are"
     return task_loss(logits, y)
 
 @term("aug_ce", eq=4)
@@ -83,7 +83,7 @@ def consistency(logits_near_aug, logits_near, as_printed):
 
 # %% ../nbs/32_objective.ipynb #0ea3f653
 class Objective:
-    "The weighted sum of terms, computed from one forward of the net"
+    "Eqs. 7 and 15: the weighted sum of terms, computed from one forward of the net"
 
     def __init__(self, weights: dict,  # term name -> weight; zero leaves the term out
                  net=None,  # (batch, names) -> outputs; None where the batch carries them
