@@ -1,0 +1,401 @@
+"""Kill a whole job anywhere: the same command goes on, to the same weights, predictions and result, byte for byte.
+
+`python tests/test_resume.py FOLDER LEGS` imports everything once and forks a process for every attempt of every leg. An attempt is a real
+job: Macular, both stages, on a few rows of the mini world with a toy encoder. The clock is set to count steps, so that there is a
+checkpoint every three of them, and the process shoots itself with SIGKILL at a place that has a name, or is shot at a random moment.
+`MACULAR_KILLS=200` asks for that many random kills, in place of 20.
+"""
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from macular.store import newest, read_json, read_lines, sha256, verify
+
+ROOT = Path(__file__).resolve().parents[1]
+EVERY = 3  # steps between two checkpoints
+ROUND = {1: 12, 2: 6}  # steps of a round in stage 1, two tasks, and in stage 2
+KILLS = int(os.environ.get("MACULAR_KILLS", 20))
+
+# ------------------------------------------------------------------ where a process dies
+class Point:
+    "A call at which something happens: before it, or after it; the n-th that `where` is true of"
+    def __init__(self, owner, name, n=1, when="before", where=lambda *a, **k: True): self.owner, self.name, self.n, self.when, self.where = owner, name, n, when, where
+
+    def set(self, act):
+        original, left = getattr(self.owner, self.name), [self.n]
+        def patched(*args, **options):
+            hit = False
+            if self.where(*args, **options):
+                left[0] -= 1
+                hit = left[0] == 0
+            if hit and self.when == "before": act()
+            if hit and callable(self.when): self.when(*args)
+            found = original(*args, **options)
+            if hit and self.when == "after": act()
+            return found
+        setattr(self.owner, self.name, patched)
+
+def half(path, data):
+    "The beginning of a file where a writer puts it, and death"
+    path = Path(path)
+    path.with_name(f".{path.name}.{os.getpid()}.tmp").write_bytes(data[: len(data) // 2])
+    die()
+
+def points():
+    "The named places of a job, in its order"
+    import shutil
+    import torch
+    from accelerate import Accelerator
+    from accelerate.optimizer import AcceleratedOptimizer
+    from macular import feed, store, trainer, training, views
+    run = sys.modules["macular.run"]
+    def named(name): return lambda path, *_: Path(path).name == name
+    def to(name): return lambda source, target, *_: Path(target).name.startswith(name)
+    def batch(phase, stage): return lambda self, *_: self.phase.name == phase and self.phase.steps == (4 if stage == 1 else 2)
+    def step(phase, stage, n, when="after"): return Point(trainer._Learner, "step", n, when, batch(phase, stage))
+    def aug(self, what, *_): return what == "_aug"
+    def torn(weights, path):
+        Path(path).write_bytes(b"torn")
+        die()
+    def pruned(path, *_, **__):
+        next(Path(path).glob("*.safetensors")).unlink()
+        die()
+    def torn_line(path, record):
+        with open(path, "ab") as f: f.write(b'{"step": 1')
+        die()
+    def state(path, *_, **__): return Path(path).name.startswith("state-")
+    return {
+        "augmentation, before": Point(views.Views, "_tokens", 1, "before", aug), "augmentation, between two tasks": Point(views.Views, "_part", 1, "after", lambda self, task, s, *_: s == "_aug"),
+        "augmentation, stage 2": Point(views.Views, "_part", 3, "after", lambda self, task, s, *_: s == "_aug"),
+        "features for D": Point(sys.modules["macular.build"], "features", 1, "after"),
+        **{f"D, {name} batch, stage {stage}": step("discriminator", stage, n) for stage, ns in ((1, (1, 5, 8)), (2, (1, 3, 4))) for name, n in zip(("first", "middle", "last"), ns)},
+        "between D and net": Point(feed.Feed, "batches", 1), "between D and net, round 2": Point(feed.Feed, "batches", 2), "between D and net, stage 2": Point(feed.Feed, "batches", 3),
+        "net, after backward": Point(Accelerator, "backward", 8 + 2, "after"), "net, after the optimizer's step": Point(AcceleratedOptimizer, "zero_grad", 8 + 3),
+        "net, round 2": step("net", 1, 6), "net, stage 2": step("net", 2, 3), "net, last step": step("net", 1, 8),
+        "a line of the history half written": Point(trainer, "append", 15, torn_line),
+        "dev, between two tasks": Point(training, "evaluate", 1, "after"), "end of round, weights being written": Point(trainer, "save_file", 1, torn, lambda _, path: ".round-" in str(path)),
+        "end of round, weights written, state not": Point(trainer._Kept, "save", 1, "before", lambda self, step, rounds, record: len(rounds) == 1),
+        "end of round, state written": Point(trainer._Kept, "save", 1, "after", lambda self, step, rounds, record: len(rounds) == 1),
+        "a checkpoint, first file": Point(trainer, "save_file", 1, torn, lambda _, path: ".state-" in str(path)), "a checkpoint, last file": Point(trainer, "save_file", 8, torn, lambda _, path: ".state-" in str(path)),
+        "a checkpoint, before its manifest": Point(store, "write_json", 2, "before", named("manifest.json")), "a checkpoint, before it is renamed": Point(os, "rename", 2, "before", to("state-")),
+        "a checkpoint, renamed": Point(os, "rename", 3, "after", to("state-")), "a checkpoint, an older one half removed": Point(shutil, "rmtree", 1, pruned, state),
+        "between the last state and the training's record": Point(training, "write_json", 1, "before", named("training.json")),
+        "stage 1 done, stage 2 not begun": Point(training, "write_json", 1, "after", named("training.json")),
+        "stage 2's record half written": Point(store, "write_bytes", 2, half, named("training.json")),
+        "scoring, before": Point(run, "evaluate", 1), "scoring, between two rounds": Point(run, "evaluate", 2),
+        "config written": Point(run, "write_json", 1, "after", named("config.json")), "predictions half written": Point(run, "write_bytes", 1, half, named("predictions.parquet")),
+        "between predictions and result": Point(run, "write_json", 1, "before", named("result.json")), "result half written": Point(store, "write_bytes", 1, half, named("result.json")),
+        "result not in place": Point(os, "replace", 1, "before", to("result.json")), "result written": Point(os, "replace", 1, "after", to("result.json"))}
+
+def die(): os.kill(os.getpid(), signal.SIGKILL)
+
+# ------------------------------------------------------------------ what an attempt forgets (negative controls) or meets
+def forget(what):
+    "A resume that leaves something out"
+    from macular import trainer
+    def without(restore):
+        def patched(kept, state):
+            step, rounds, record = restore(kept, state)
+            for l in kept.learners:
+                if what == "moments": l.optimizer.state.clear()
+                if what == "schedule": l.done = 0
+            return (step - 2, rounds, record) if what == "position" else (step, rounds, record)
+        return patched
+    if what == "weights": trainer.load_weights = lambda net, weights: None
+    elif what == "chance":
+        count = iter(range(10**6))
+        trainer.mix = lambda *place: next(count)  # as a generator that nobody restored
+    else: trainer._restore = without(trainer._restore)
+
+def disturb(*_):
+    "Other code draws from every global generator"
+    import numpy
+    import torch
+    random.seed(9), numpy.random.seed(9), torch.manual_seed(9)
+    random.random(), numpy.random.rand(3), torch.rand(3)
+
+def elsewhere():
+    from macular import trainer
+    machine = trainer._machine
+    trainer._machine = lambda accelerator: machine(accelerator) | {"threads": 2}
+
+def setup():
+    "What every attempt needs, made before the first fork"
+    import toy
+    from macular import inputs, trainer
+    from macular.mini import Mini
+    @dataclass(frozen=True)
+    class Few(Mini):
+        train: int = 16
+        dev: int = 10
+        test: int = 10
+    inputs.Mini = Few
+    import macular.cli, macular.run
+    steps, one = [0], trainer._Learner.step
+    def counted(self, *args):
+        found = one(self, *args)
+        steps[0] += 1
+        return found
+    trainer._Learner.step = counted
+    trainer.time = SimpleNamespace(monotonic=lambda: float(steps[0]), sleep=time.sleep)
+    os.environ["MACULAR_CHECKPOINT"] = str(EVERY)
+    os.fsync = lambda handle: None  # which is for a loss of power: what a killed process has written is written
+    return dict(task="pawsx", method="macular", preset="mini", rounds=2, batch_size=8, max_length=32, langs="en,de", stage1="pawsx,xnli", backbone=str(toy.backbone("xlmr", 0.1)))
+
+def attempt(job, out, leg, n):
+    "One process of a leg"
+    last = n == len(leg.get("at", []))
+    if leg.get("forgets") == "chance" or last and "forgets" in leg: forget(leg["forgets"])
+    if leg.get("disturbed"): disturb()
+    if leg.get("elsewhere") and n: elsewhere()
+    if leg.get("inexact") and last: os.environ["MACULAR_INEXACT"] = "1"
+    def act(): os.kill(os.getpid(), getattr(signal, leg.get("signal", "SIGKILL")))
+    if not last and leg["at"][n]: points()[leg["at"][n]].set(act)
+    if leg.get("twice") and not last: Point(sys.modules["macular.trainer"], "_save", 1).set(lambda: (act(), time.sleep(60)))
+    if leg.get("cli"):
+        from macular.cli import main
+        return main(["sweep", "run", *(f"{k}={v}" for k, v in (job | {"out": str(out)}).items())])
+    from macular.core import MacularError
+    from macular.run import run
+    from macular.settings import check
+    said = []
+    try: run(check(job | {"out": str(out)}), lambda event, facts: (said.append(event), leg.get("disturbed") and disturb()))
+    except MacularError as e:
+        (out / "said.txt").write_text(str(e))
+        return e.exit_code
+    (out.parent / f"{out.name}.events.json").write_text(json.dumps(Counter(said)))
+    return 0
+
+def forked(do, log):
+    "A process that does something and ends with its exit code; its words go to a file"
+    pid = os.fork()
+    if pid: return pid
+    code = 1
+    try:
+        with open(log, "ab") as f:
+            for stream in (1, 2): os.dup2(f.fileno(), stream)
+        code = do()
+    except SystemExit as e: code = e.code
+    except KeyboardInterrupt: code = 130
+    except BaseException:
+        import traceback
+        traceback.print_exc()
+        sys.stderr.flush()
+    os._exit(code)
+
+def ended(pid): return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+def walk(job, folder, name, leg):
+    "All attempts of a leg; what each ended with is left beside it"
+    out = folder / name
+    out.mkdir()
+    codes, log = [], folder / f"{name}.log"
+    if "random" in leg:
+        dice, kills = random.Random(leg["random"]), 0
+        while kills < leg["kills"]:
+            pid = forked(lambda: attempt(job, out, leg, 0), log)
+            time.sleep(dice.random() * leg["seconds"])
+            os.kill(pid, signal.SIGKILL)
+            codes.append(ended(pid))
+            kills += codes[-1] == -signal.SIGKILL
+            if codes[-1] != -signal.SIGKILL:
+                if not codes[-1] == 0 or len(codes) > 3 * leg["kills"]: break
+                if kills < leg["kills"]: shutil.move(out, folder / f"{name} {len(list(folder.glob(name + ' *')))}"), out.mkdir()  # done; another one
+        codes.append(ended(forked(lambda: attempt(job, out, {}, 0), log)))
+    else:
+        for n in range(len(leg.get("at", [])) + 1):
+            if leg.get("moved") and n == 1:
+                shutil.copytree(out, folder / f"{name} copy")
+                shutil.rmtree(out)
+                shutil.move(folder / f"{name} copy", out := folder / f"{name} there")
+            codes.append(ended(forked(lambda: attempt(job, out, leg, n), log)))
+    (folder / f"{name}.codes.json").write_text(json.dumps(codes))
+    return 0
+
+def main(folder, legs):
+    job, busy, began = setup(), {}, time.monotonic()
+    walk(job, folder, "whole", {})
+    seconds = time.monotonic() - began
+    for name, leg in json.loads(Path(legs).read_text()).items():
+        if len(busy) >= min(2, os.cpu_count()): busy.pop(os.waitpid(-1, 0)[0])
+        if "random" in leg: leg["seconds"] = seconds * (0.9 if os.cpu_count() > 1 else 1.5)
+        busy[forked(lambda: walk(job, folder, name, leg), folder / "legs.log")] = name
+    while busy: busy.pop(os.waitpid(-1, 0)[0])
+
+# ------------------------------------------------------------------ what is compared
+def files(out):
+    "Every file that must not differ, by its hash"
+    free = ("environment.json", "history.jsonl", ".lock", "said.txt")
+    found = {str(p.relative_to(out)): p for p in sorted(Path(out).rglob("*")) if p.is_file() and p.name not in free and "jobs" not in p.parts}
+    return {name: sha256(p) for name, p in found.items()}
+
+def trainings(out):
+    "Stage 1 and stage 2"
+    return sorted((Path(out) / "trainings").iterdir(), key=lambda p: -len(read_lines(p / "history.jsonl")))
+
+def history(folder):
+    "The log's lines by step; a step that was taken twice went the same way"
+    found = {}
+    for line in read_lines(folder / "history.jsonl"): assert found.setdefault((line["step"], "phase" in line), line) == line
+    return dict(sorted(found.items()))
+
+def again(out): return sum(sum(n - 1 for n in Counter(line["step"] for line in read_lines(f / "history.jsonl") if "phase" in line).values()) for f in trainings(out))
+
+def equal(folder, name):
+    one, two = folder / "whole", folder / name
+    return files(one) == files(two) and all(history(a) == history(b) for a, b in zip(trainings(one), trainings(two), strict=True))
+
+NAMED = ("augmentation, before", "augmentation, between two tasks", "augmentation, stage 2", "features for D", "D, first batch, stage 1", "D, middle batch, stage 1", "D, last batch, stage 1",
+         "D, first batch, stage 2", "D, middle batch, stage 2", "D, last batch, stage 2", "between D and net", "between D and net, round 2", "between D and net, stage 2", "net, after backward",
+         "net, after the optimizer's step", "net, round 2", "net, stage 2", "net, last step", "a line of the history half written", "dev, between two tasks", "end of round, weights being written",
+         "end of round, weights written, state not", "end of round, state written", "a checkpoint, first file", "a checkpoint, last file", "a checkpoint, before its manifest",
+         "a checkpoint, before it is renamed", "a checkpoint, renamed", "a checkpoint, an older one half removed", "between the last state and the training's record", "stage 1 done, stage 2 not begun",
+         "stage 2's record half written", "scoring, before", "scoring, between two rounds", "config written", "predictions half written", "between predictions and result", "result half written",
+         "result not in place", "result written")
+FORGETS = ("moments", "schedule", "position", "weights", "chance")
+SIGNALLED = ("D, middle batch, stage 1", "net, after backward", "features for D", "dev, between two tasks", "a checkpoint, before it is renamed", "scoring, between two rounds")
+MID = "net, round 2"
+LEGS = {**{name: {"at": [name]} for name in NAMED},
+        "three times": {"at": ["D, middle batch, stage 1", "net, round 2", "D, middle batch, stage 2"]}, "twice in one pass": {"at": ["D, first batch, stage 1", "D, middle batch, stage 1"]},
+        "disturbed": {"at": [MID, "net, stage 2"], "disturbed": True}, "moved": {"at": [MID], "moved": True},
+        "elsewhere": {"at": [MID, ""], "elsewhere": True, "inexact": True}, "chance, whole": {"forgets": "chance"},
+        **{f"forgets {what}": {"at": [MID], "forgets": what} for what in FORGETS},
+        **{f"SIGTERM, {name}": {"at": [name], "signal": "SIGTERM", "cli": True} for name in SIGNALLED}, "SIGINT": {"at": [MID], "signal": "SIGINT", "cli": True},
+        "SIGTERM twice": {"at": [MID], "signal": "SIGTERM", "cli": True, "twice": True}, "SIGTERM without a command line": {"at": [MID], "signal": "SIGTERM"},
+        "SIGINT without a command line": {"at": [MID], "signal": "SIGINT"},
+        **{f"random {n}": {"random": n, "kills": 4} for n in range(-(-KILLS // 4))}}
+
+@pytest.fixture(scope="module")
+def legs(tmp_path_factory):
+    "The folder in which all legs were run"
+    folder = tmp_path_factory.mktemp("legs")
+    (folder.parent / "legs.json").write_text(json.dumps(LEGS))
+    done = subprocess.run([sys.executable, __file__, str(folder), str(folder.parent / "legs.json")], capture_output=True, text=True, timeout=3600,
+                          env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)})
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+def codes(legs, name):
+    found = json.loads((legs / f"{name}.codes.json").read_text())
+    assert found[-1] == 0, (found, (legs / f"{name}.log").read_text()[-3000:])
+    return found
+
+# ------------------------------------------------------------------ killed
+def test_the_job_has_the_steps_these_tests_kill_at(legs):
+    assert [len([k for k in history(f) if k[1]]) for f in trainings(legs / "whole")] == [2 * ROUND[1], 2 * ROUND[2]] and again(legs / "whole") == 0
+    [result] = (legs / "whole").glob("*/result.json")
+    assert read_json(result)["status"] == "complete" and not any("bit for bit" in note for note in read_json(result)["notes"])
+    for f in trainings(legs / "whole"): assert len(list(f.glob("state-*"))) == 1 and verify(newest(f, "state"))
+
+@pytest.mark.parametrize("name", [*NAMED, "three times", "twice in one pass"])
+def test_killed_at_a_named_place(legs, name):
+    "SIGKILL there, then the same command: every file has the same bytes, and no more steps are taken again than lie between two checkpoints"
+    kills = len(LEGS[name]["at"])
+    assert codes(legs, name) == [-signal.SIGKILL] * kills + [0]
+    assert equal(legs, name) and again(legs / name) <= EVERY * kills
+    assert not [p for p in (legs / name).rglob(".*") if p.name != ".lock"], "nothing half written stays"
+
+def test_work_was_lost_and_not_much(legs):
+    "Kills between two checkpoints cost steps, at most so many; a kill right after a checkpoint none"
+    lost = {name: again(legs / name) for name in NAMED}
+    assert max(lost.values()) == EVERY and lost["end of round, state written"] == lost["stage 1 done, stage 2 not begun"] == 0 and sum(n > 0 for n in lost.values()) > 10
+
+def test_killed_at_random(legs):
+    names = [name for name in LEGS if name.startswith("random")]
+    kills = {name: sum(code == -signal.SIGKILL for code in codes(legs, name)) for name in names}
+    assert sum(kills.values()) >= KILLS
+    for name in names:
+        done = [name, *(p.name for p in legs.glob(name + " *") if p.is_dir())]
+        assert all(equal(legs, one) for one in done), name
+        assert sum(again(legs / one) for one in done) <= EVERY * kills[name]
+
+@pytest.mark.parametrize("what", FORGETS)
+def test_negative_controls(legs, what):
+    "A resume that leaves something out ends elsewhere, and the comparison sees it"
+    name, whole = f"forgets {what}", legs / ("chance, whole" if what == "chance" else "whole")
+    found = json.loads((legs / f"{name}.codes.json").read_text())
+    assert found[0] == -signal.SIGKILL
+    assert found[1] != 0 or files(legs / name) != files(whole)
+
+def test_disturbed_generators_change_nothing(legs):
+    assert codes(legs, "disturbed") == [-signal.SIGKILL] * 2 + [0] and equal(legs, "disturbed")
+
+def test_a_copy_of_a_half_done_folder_goes_on(legs):
+    assert codes(legs, "moved") == [-signal.SIGKILL, 0] and not (legs / "moved").exists() and equal(legs, "moved there")
+    for p in (legs / "moved there").rglob("*"):
+        if p.is_file() and p.name != "environment.json": assert str(legs).encode() not in p.read_bytes(), p
+
+def test_another_machine_is_refused_unless_asked_for(legs):
+    "By both names; and then the result says so"
+    assert codes(legs, "elsewhere") == [-signal.SIGKILL, 4, 0]
+    said = (legs / "elsewhere" / "said.txt").read_text()
+    assert "threads 1, here 2" in said and "MACULAR_INEXACT=1" in said and "step 18" in said and len(said) <= 1000
+    [result] = (legs / "elsewhere").glob("*/result.json")
+    assert any("Macular-NoTS: gone on with at step 18 elsewhere (threads 1, here 2): not bit for bit" in note for note in read_json(result)["notes"])
+
+# ------------------------------------------------------------------ asked to end
+def state_of(legs, name): return codes(legs, name)[0]
+
+@pytest.mark.parametrize("name", SIGNALLED)
+def test_terminated(legs, name):
+    "Saved first; then the command line ends with 143, and not one step is taken again"
+    leg = f"SIGTERM, {name}"
+    assert codes(legs, leg) == [143, 0] and equal(legs, leg) and again(legs / leg) == 0
+
+def test_interrupted(legs):
+    assert codes(legs, "SIGINT") == [130, 0] and equal(legs, "SIGINT") and again(legs / "SIGINT") == 0
+
+def test_a_second_signal_ends_at_once(legs):
+    "In the midst of saving; what was saved before is gone on with"
+    assert codes(legs, "SIGTERM twice") == [143, 0] and equal(legs, "SIGTERM twice")
+
+def test_a_program_ends_as_the_signal_ends_it(legs):
+    for name, code in (("SIGTERM", -signal.SIGTERM), ("SIGINT", 130)):
+        leg = f"{name} without a command line"
+        assert codes(legs, leg) == [code, 0] and equal(legs, leg) and again(legs / leg) == 0
+
+def test_who_may_listen(monkeypatch):
+    "The main thread; SIGINT not in a notebook; nobody to what is ignored; and all is put back, also by an error"
+    from macular.signals import Listening, _wanted
+    assert set(_wanted()) == {signal.SIGTERM, signal.SIGINT}
+    found = []
+    thread = threading.Thread(target=lambda: found.append(_wanted()))
+    thread.start(), thread.join()
+    assert found == [[]]
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: object()))
+    assert _wanted() == [signal.SIGTERM]
+    monkeypatch.undo()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    assert _wanted() == [signal.SIGTERM]
+    signal.signal(signal.SIGINT, before)
+    stood = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
+    with pytest.raises(ZeroDivisionError), Listening(): 1 / 0
+    with Listening() as heard:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert heard.number == signal.SIGTERM and signal.getsignal(signal.SIGINT) is stood[1]
+    assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == stood
+
+# ------------------------------------------------------------------ done
+def test_started_again_after_the_end_changes_nothing(legs):
+    "Not one file, by content, time or place; and it says so"
+    def tree(): return {str(p.relative_to(legs)): (p.stat().st_mtime_ns, p.stat().st_size, p.is_file() and sha256(p)) for p in sorted((legs / "whole").rglob("*"))}
+    job, before = setup(), tree()
+    pid = forked(lambda: attempt(job | {"backbone": read_json(next((legs / "whole").glob("*/environment.json")))["backbone"]}, legs / "whole", {}, 0), legs / "again.log")
+    code = ended(pid)
+    if code: pytest.fail((legs / "again.log").read_text()[-2000:])
+    assert tree() == before and json.loads((legs / "whole.events.json").read_text()) == {"found": 2, "already": 1}
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])
