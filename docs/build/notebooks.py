@@ -1,0 +1,133 @@
+"""A notebook as a page: its text as it stands, its code without directives, what it shows as it was committed. Nothing is executed."""
+import ast
+import json
+import re
+from base64 import b64decode
+from functools import cache
+from html import escape
+from pathlib import Path
+
+import nbformat
+
+ROOT = Path(__file__).resolve().parents[2]
+FORMULA = re.compile(r"^\$\$[^$]+?\\tag\{([\d, ]+)\}\s*\$\$", re.M)
+CODE_OR_LINK = re.compile(r"(?P<code>^(?P<fence>```+).*?^(?P=fence)|(?P<ticks>`+)(?:(?!`).)+(?P=ticks)(?!`))|(?P<open>\]\()(?P<link>(?!https?:|#|mailto:)[^)\s#]+)", re.M | re.S)
+TUTORIALS, REFERENCE = ("start", "train"), ("errors",)  # by the beginning of a notebook's name; what has no number and is neither is a how-to
+
+
+@cache
+def notebooks():
+    "Name -> notebook, `index` among them"
+    return {path.stem: nbformat.read(path, as_version=4) for path in sorted((ROOT / "nbs").glob("[!_.]*.ipynb"))}
+
+
+def prose():
+    "(notebook, text) of every text cell"
+    return ((name, c.source) for name, nb in notebooks().items() for c in nb.cells if c.cell_type == "markdown")
+
+
+def heading(name):
+    "(title, one idea) of a notebook"
+    lines = notebooks()[name].cells[0].source.splitlines()
+    return lines[0].lstrip("# "), next((line[2:] for line in lines if line.startswith("> ")), "")
+
+
+@cache
+def chapters():
+    "First digit of a notebook's name -> its chapter, as the index says it"
+    for cell in notebooks()["index"].cells:
+        if cell.cell_type == "code" and "chapters = {" in cell.source:
+            found = next(n for n in ast.parse(re.sub(r"^#\|.*", "", cell.source, flags=re.M)).body if isinstance(n, ast.Assign) and n.targets[0].id == "chapters")
+            return ast.literal_eval(found.value)
+    raise ValueError("nbs/index.ipynb no longer says what the chapters are (chapters = {…})")
+
+
+def kind(name):
+    "The part of the site a notebook belongs to: a chapter, or what it is good for"
+    if name[0] in chapters(): return chapters()[name[0]]
+    if name.startswith(TUTORIALS): return "Tutorials"
+    return "Reference" if name.startswith(REFERENCE) else "How-tos"
+
+
+def module_of(nb):
+    "The module a notebook exports, or nothing"
+    return next((m[1] for c in nb.cells if c.cell_type == "code" and (m := re.match(r"#\| *default_exp +(\w+)", c.source))), None)
+
+
+def defined(source):
+    "The names a cell defines"
+    for node in ast.parse(source).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)): yield node.name
+        if isinstance(node, ast.Assign): yield from (t.id for t in node.targets if isinstance(t, ast.Name))
+
+
+class Page:
+    "One notebook on its way to Markdown; `files` are its figures, `raw` the HTML that Markdown must not touch"
+
+    def __init__(self, name, target):
+        self.name, self.nb, self.files, self.raw, self.near = name, notebooks()[name], {}, {}, heading(name)[0]
+        self.target = target  # where a link of the notebook leads in the site
+        self.module, self.anchored = module_of(self.nb), set()
+
+    def markdown(self):
+        parts = [part for i, cell in enumerate(self.nb.cells) for part in self.cell(i, cell)]
+        return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
+
+    def cell(self, i, cell):
+        if cell.cell_type == "markdown": return [self.text(cell.source)]
+        if cell.cell_type != "code" or cell.source.startswith("#| hide"): return []
+        return [*self.code(cell), *(part for n, output in enumerate(cell.outputs) for part in self.output(f"{i}-{n}", cell, output))]
+
+    def text(self, source):
+        "A text cell; formulas with a number get an anchor"
+        prose = re.sub(r"```.*?```|\$\$.*?\$\$|^[#>|].*$", "", source, flags=re.S | re.M).strip()
+        titles = re.findall(r"^#+ (.+)$", source, re.M)
+        if prose or titles: self.near = re.sub(r"[*`$\\{}]|\]\(.*?\)|\[", "", prose.split("\n\n")[-1].replace("\n", " ") or titles[-1])
+        return FORMULA.sub(lambda m: f"{self.anchor('formula.' + '.'.join(re.findall(r'[0-9]+', m[1])))}\n\n{m[0]}\n", self.linked(source))
+
+    def linked(self, markdown):
+        "Markdown whose links lead where the site has their targets; code is no Markdown"
+        return CODE_OR_LINK.sub(lambda m: m[0] if m["code"] else f"{m['open']}{self.target(m['link'])}", markdown)
+
+    def anchor(self, name):
+        "An anchor the rest of the site can point at; the first of a name wins"
+        if name in ANCHORS and ANCHORS[name] != self.name or name in self.anchored: return ""
+        ANCHORS[name] = self.name
+        self.anchored.add(name)
+        return f"[](){{#{name}}}"
+
+    def code(self, cell):
+        "The code of a cell, directives aside; exported code says into which module"
+        source = "\n".join(line for line in cell.source.splitlines() if not line.startswith("#|"))
+        exported = re.match(r"#\| *exporti?s?\b", cell.source)
+        names = [self.anchor(f"cell.{self.module}.{name}") for name in defined(source)] if exported else []
+        if not source.strip() or "#| echo: false" in cell.source: return names
+        return ["".join(names), fence(source.strip("\n"), f'python title="macular/{self.module}.py"' if exported else "python")]
+
+    def output(self, key, cell, output):
+        "What a cell showed, in the richest form that stands still"
+        data = output.get("data", {"text/plain": output.get("text", "")})
+        if "text/markdown" in data: return [self.linked(data["text/markdown"])]
+        if "text/html" in data: return [self.html(key, data["text/html"])]
+        if "image/png" in data: return [self.image(key, cell, data["image/png"])]
+        return [fence(data["text/plain"].rstrip(), "{ .text .output .no-copy data-search-exclude='' }")] if data["text/plain"].strip() else []
+
+    def html(self, key, html):
+        self.raw[token := f"raw-{self.name}-{key}-raw"] = f'<div class="output html" data-search-exclude="">{html}</div>'
+        return token
+
+    def image(self, key, cell, data):
+        "A figure as a file; its text is the cell's `fig-alt`, else the sentence before it"
+        self.files[name := f"{self.name}-{key}.png"] = b64decode(data)
+        said = re.search(r"^#\| fig-alt: (.+)$", cell.source, re.M)
+        alt = said[1] if said else f"Figure: {self.near[-200:].rpartition('. ')[2] or self.near}"
+        return f"![{escape(alt).replace(']', '')}]({self.target(name)}){{ loading=lazy }}"
+
+
+ANCHORS = {}  # anchor -> the notebook that has it
+
+
+def fence(text, info):
+    "A fenced block, with a fence longer than any inside"
+    ticks = "`" * max(3, 1 + max(map(len, re.findall(r"`+", text)), default=0))
+    return f"{ticks} {info}\n{text}\n{ticks}"
