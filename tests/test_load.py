@@ -229,15 +229,19 @@ def long_report(tmp_path_factory):
     import papermill
     folder = tmp_path_factory.mktemp("report")
     (folder / "long.py").write_text(f"import sys\nsys.path.insert(0, {TESTS!r})\n" + LONG)
-    papermill.execute_notebook(ROOT / "nbs" / "train.ipynb", folder / "report.ipynb", progress_bar=False, cwd=ROOT, parameters=dict(
-        task="pawsx", method="finetune", preset="mini", max_train=32, rounds=1, langs="en", extensions=str(folder / "long.py"), out=str(folder / "runs")))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")  # figures are shown, as for a person
+        papermill.execute_notebook(ROOT / "nbs" / "train.ipynb", folder / "report.ipynb", progress_bar=False, cwd=ROOT, parameters=dict(
+            task="pawsx", method="finetune", preset="mini", max_train=32, rounds=1, langs="en", extensions=str(folder / "long.py"), out=str(folder / "runs")))
     return folder / "report.ipynb"
 
 
 def test_the_report_of_a_long_training_is_small(long_report):
     "20,000 steps told to the panel of the job's notebook and 100,000 of each training drawn in its figures"
     assert 50_000 < long_report.stat().st_size < 5_000_000
-    [cell] = [c for c in nbformat.read(long_report, 4).cells if c.source.startswith("result = run(")]
+    cells = [c for c in nbformat.read(long_report, 4).cells if c.cell_type == "code"]
+    assert sum("image/png" in o.get("data", {}) for c in cells for o in c.outputs) == 2, "losses and languages are drawn"
+    [cell] = [c for c in cells if c.source.startswith("result = run(")]
     panels = [o for o in cell.outputs if o.output_type == "display_data"]
     assert len(panels) == 2 and "step 20000 of 20000" in panels[-1].data["text/plain"]
     printed = "".join(o.text for o in cell.outputs if o.output_type == "stream")
