@@ -25,7 +25,7 @@ from .failures import failure, place
 from .jobs import Plan, asked, changed, lasting, noted, state
 from .settings import Job, fill
 from .signals import Listening
-from .store import append_text, lock, write_json
+from .store import append_text, lock, write_bytes, write_json
 
 # %% ../nbs/52_engines.ipynb #07cfd912
 def compute(
@@ -34,9 +34,10 @@ def compute(
     "Do a job in this process"
     from macular.run import lines, run
     log = place(job) / "log.txt"
+    if not log.exists(): write_bytes(log, b"")
     def watch(event, facts):
         if said := lines(event, facts): append_text(log, "\n".join(said))
-        elif log.exists() and time.time() - log.stat().st_mtime > 10: os.utime(log)  # a step, too, is a sign of life
+        elif time.time() - log.stat().st_mtime > 10: os.utime(log)  # a step, too, is a sign of life
     return run(job, watch).folder
 
 # %% ../nbs/52_engines.ipynb #76aeff8f
