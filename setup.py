@@ -9,6 +9,7 @@ here = Path(__file__).parent
 settings = ConfigParser(interpolation=None)
 settings.read(here / "settings.ini", encoding="utf-8")
 ini, lib = settings["DEFAULT"], settings["DEFAULT"]["lib_path"]
+extras = {extra: ini[f"{extra}_requirements"].split() for extra in ("dev", "docs", "zh", "trees", "cluster")}
 
 setup(
     name=ini["lib_name"], description=ini["description"], author=ini["author"], license_expression=ini["license"],
@@ -18,6 +19,6 @@ setup(
     classifiers=[f"Development Status :: {ini['status']}", f"Intended Audience :: {ini['audience']}"],
     packages=find_packages(include=[lib, f"{lib}.*"]), package_data={lib: ["data/**"]}, include_package_data=False,
     install_requires=ini["requirements"].split(),
-    extras_require={extra: ini[f"{extra}_requirements"].split() for extra in ("dev", "zh", "trees", "cluster")},
+    extras_require=extras | {"dev": extras["dev"] + extras["docs"]},
     entry_points={"console_scripts": ["macular = macular.cli:main", "nbdev_test = nbdev.test:nbdev_test"],
                   "nbdev": [f"{lib} = {lib}._modidx:d"]})

@@ -21,7 +21,7 @@ import macular
 INI = ConfigParser(interpolation=None)
 INI.read(ROOT / "settings.ini", encoding="utf-8")
 INI = INI["DEFAULT"]
-RUN, DEV = ([Requirement(r) for r in INI[name].split()] for name in ("requirements", "dev_requirements"))
+RUN, DEV, DOCS = ([Requirement(r) for r in INI[name].split()] for name in ("requirements", "dev_requirements", "docs_requirements"))
 PINS = {canonicalize_name(name): pin for name, pin in (line.split("==") for line in (ROOT / "constraints.txt").read_text().split("\n")
                                                        if line and not line.startswith("#"))}
 
@@ -62,7 +62,7 @@ def test_requirements_are_those_of_settings():
     assert said == {str(r) for r in RUN} and metadata("macular")["Requires-Python"] == f">={INI['min_python']}"
 
 
-@pytest.mark.parametrize("name", ["requirements", "dev_requirements"])
+@pytest.mark.parametrize("name", ["requirements", "dev_requirements", "docs_requirements"])
 def test_every_requirement_stands_under_its_reason(name):
     groups = re.split(r"(?:^|\n)# .+\n", "\n".join(requirement_lines(name)))
     assert groups[0] == "" and all(1 <= len(group.split()) <= 3 for group in groups[1:])
@@ -89,7 +89,7 @@ def test_every_requirement_is_used():
 
 
 def test_constraints_are_exact_and_allowed():
-    for r in RUN + DEV:
+    for r in RUN + DEV + DOCS:
         assert r.specifier.contains(PINS[canonicalize_name(r.name)]), f"{r} against constraints.txt"
     assert all(re.fullmatch(r"[\w.]+", pin) for pin in PINS.values())
 
