@@ -34,6 +34,7 @@ def _told(path, kept=" What stood there before is unchanged."):
 
 def _there(path): return next(p for p in Path(path).absolute().parents if p.is_dir())
 
+# %% ../nbs/01_store.ipynb #66fc06ce
 def put(
     aside,  # a file that is whole, on the same disk
     path,  # what it is to be called; its folder is made when missing
@@ -140,6 +141,7 @@ def _seal(aside, name):
     for p in aside.rglob("*"): _sync(p)
     write_json(aside / MANIFEST, {"format": FORMAT, "name": name, "files": files})
 
+# %% ../nbs/01_store.ipynb #eff5e8be
 def _exchange(a, b):  # whether it was done
     "Let two folders change names, in one step"
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
