@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .core import DataError, ParameterError, mix, number, pick, uniform
+from .core import DataError, ParameterError, mix, number, pick, uniform, visible
 from .lexicon import CHUNK, split
 
 # %% ../nbs/20_augment.ipynb #e4d16c25
@@ -133,7 +133,7 @@ class Switched:
     def _repr_html_(self):
         before = "".join(f"<b>{escape(p.before)}</b>" if p.lang else escape(p.before) for p in self.pieces)
         after = "".join(p.html() for p in self.pieces)
-        return f'<div style="white-space:pre-wrap;margin:.4em 0"><div>{before}</div><div>{after}</div></div>'
+        return visible(f'<div style="white-space:pre-wrap;margin:.4em 0"><div>{before}</div><div>{after}</div></div>')
 
 # %% ../nbs/20_augment.ipynb #7d20c5e2
 def reserved(
