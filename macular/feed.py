@@ -105,5 +105,4 @@ class Feed:
         if self.near is None: return Batches(rows, portioned(make, self.recipe.accumulation), self.own.names)
         near, make_near = self.maker(self.near, self.near_suffixes, round, "_near")
         pairs = [np.stack(pair) for pair in zip(rows, companions(near.lengths, rows, size, round, seed, pool=pool))]
-        def names(pair): return self.own.names(pair[0]) | self.near.names(pair[1])
-        return Batches(pairs, portioned(lambda pair: make(pair[0]) | make_near(pair[1]), self.recipe.accumulation), names)
+        return Batches(pairs, portioned(lambda pair: make(pair[0]) | make_near(pair[1]), self.recipe.accumulation), lambda pair: self.own.names(pair[0]) | self.near.names(pair[1]))

@@ -64,8 +64,17 @@ class _Words:
         return found
 
 # %% ../nbs/44_inputs.ipynb #77cff6be
+class _Backbone:
+    "The encoder of a job, fetched when it is asked for"
+    @cached_property
+    def backbone(self) -> Path: return backbone_folder(self.job.backbone)
+
+    @cached_property
+    def hashes(self) -> dict: return hashes(self.backbone)
+
+# %% ../nbs/44_inputs.ipynb #e2f37d54
 @dataclass
-class Data(_Words):
+class Data(_Words, _Backbone):
     "The rows, dictionaries and backbone of a job"
     job: Job  # filled
     used: dict = field(default_factory=dict)  # (task, split, language) -> digest of the rows read
@@ -110,12 +119,6 @@ class Data(_Words):
             rows = rows.select(sorted(permutation(len(rows), "max_train", number(task.name))[: self.job.max_train]))
         self.read[task.name, split, lang] = rows
         return rows
-
-    @cached_property
-    def backbone(self) -> Path: return backbone_folder(self.job.backbone)
-
-    @cached_property
-    def hashes(self) -> dict: return hashes(self.backbone)
 
 # %% ../nbs/44_inputs.ipynb #ef79bee5
 def dictionaries(

@@ -177,13 +177,12 @@ def remarks(
     return read_json(state / "position.json").get("remarks", []) if state else []
 
 # %% ../nbs/33_trainer.ipynb #b84d20e7
-class _Kept:
+class _States:
     "A training's folder: its history and its states"
 
     def __init__(self, folder: Path, learners, loop: Loop):
         self.folder, self.learners, self.loop, self.remarks, self.at = folder, learners, loop, [], time.monotonic()
         self.machine, self.course = _machine(learners[0].accelerator), _course(learners, loop)
-        self.heard, self.place = Listening(self._answer), None
 
     def states(self): return sorted((p for p in self.folder.glob("state-*") if p.name[6:].isdecimal()), key=lambda p: int(p.name[6:]))
     def note(self, line): append(self.folder / "history.jsonl", line)
@@ -204,6 +203,14 @@ class _Kept:
         _room(self, self.loop.rounds - len(found[1]))
         (self.folder / "nonfinite.json").unlink(missing_ok=True)  # that step is taken again
         return found
+
+# %% ../nbs/33_trainer.ipynb #ed006c89
+class _Kept(_States):
+    "… and what reaches it while it is under way: requests and signals"
+
+    def __init__(self, folder: Path, learners, loop: Loop):
+        super().__init__(folder, learners, loop)
+        self.heard, self.place = Listening(self._answer), None
 
     def asked(self, evaluate: Callable) -> bool: return _asked(self.folder, lambda: self.note(evaluate()), self.heard)
 
@@ -233,6 +240,7 @@ class _Kept:
         self.save(step, rounds, {})
         if self.heard.number: self.heard.act()
 
+# %% ../nbs/33_trainer.ipynb #496d29f2
 class _Nothing:
     "No folder: nothing is kept, and nothing is heard"
     heard = nullcontext()

@@ -120,6 +120,7 @@ def train(
     if not there(training.folder / "training.json", watch, lambda: _make(training, dev, watch)): watch("found", {"row": row, "folder": training.folder})
     return training
 
+# %% ../nbs/45_training.ipynb #760f4939
 def own_losses(row: Method) -> dict:
     "A hash of the text of every loss the row has that is not the library's"
     found = {name: terms[name].loss for name in row.active()}
