@@ -113,7 +113,7 @@ def test_german_is_the_source(german):
 def test_tasks_of_two_source_languages_are_refused_before_anything_is_trained(german):
     job = given(german, "laden", method="macular", lexicon_dir=str(german / "words"))
     with pytest.raises(DataError, match="must have one source language"): run(job)
-    assert not (german / "runs").exists()
+    assert not (german / "runs" / "trainings").exists()
 
 
 def test_a_dictionary_the_wrong_way_round_is_named(german):
@@ -125,7 +125,7 @@ def test_a_label_in_a_test_file_is_told_before_training(shop, capsys):
     path = shop / "test.de.csv"
     path.write_text(path.read_text("utf-8").replace(",fits\n", ",Fits\n", 1), encoding="utf-8")
     with pytest.raises(DataError, match="Did you mean 'fits'"): run(given(shop, "shop", method="finetune"))
-    assert not (shop / "runs").exists() and main(["data", "check", "--task", str(shop / "shop.toml")]) == 3
+    assert not (shop / "runs" / "trainings").exists() and main(["data", "check", "--task", str(shop / "shop.toml")]) == 3
     assert "test: test.de.csv: 1 of 24 rows" in capsys.readouterr().out
 
 
@@ -141,7 +141,7 @@ def test_without_dev_and_test_rows_the_way_out_is_said(shop):
     ('label = "verdict"', "label = 3", "label is '3'; a text is needed"), ('label = "verdict"', 'label = "verdict"\nlabels = ["misses", "fits"]', "spelling = label name"),
     ('label = "verdict"', 'label = "verdict"\nseparator = ";;"', "one character"), ('label = "verdict"', 'label = "verdict"\nheld_out = 1.5', "held_out is 1.5"),
     ('text_a = "search"', "text_a = 1", "a column's name"), ("[source]", 'source = "x"\n[other]', "write its fields below"),
-    ('labels = ["misses", "fits"]', "labels = 2", "a list of names is needed"), ('name = "shop"', "name = 5", "task name '5'")])
+    ('labels = ["misses", "fits"]', "labels = 2", "a list of names is needed"), ('name = "shop"', "name = 5", "is 5; a text is needed")])
 def test_a_record_with_a_mistake(shop, old, new, message):
     assert old in RECORD
     (shop / "shop.toml").write_text(RECORD.replace(old, new, 1))

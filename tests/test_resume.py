@@ -227,7 +227,9 @@ def walk(job, folder, name, leg):
 def main(folder, legs):
     job, busy, began = setup(), {}, time.monotonic()
     walk(job, folder, "whole", {})
-    seconds = time.monotonic() - began
+    seconds, before = time.monotonic() - began, tree(folder / "whole")
+    code = ended(forked(lambda: attempt(job, folder / "whole", {}, 0), folder / "again.log"))
+    (folder / "again.json").write_text(json.dumps({"code": code, "same": tree(folder / "whole") == before, "said": read_json(folder / "whole.events.json")}))
     for name, leg in json.loads(Path(legs).read_text()).items():
         if len(busy) >= min(2, os.cpu_count()): busy.pop(os.waitpid(-1, 0)[0])
         if "random" in leg: leg["seconds"] = seconds * (0.9 if os.cpu_count() > 1 else 1.5)
@@ -235,6 +237,8 @@ def main(folder, legs):
     while busy: busy.pop(os.waitpid(-1, 0)[0])
 
 # ------------------------------------------------------------------ what is compared
+def tree(out): return {str(p.relative_to(out)): (p.stat().st_mtime_ns, p.stat().st_size, p.is_file() and sha256(p)) for p in sorted(out.rglob("*"))}
+
 def files(out):
     "Every file that must not differ, by its hash"
     free = ("environment.json", "history.jsonl", ".lock", "said.txt")
@@ -272,7 +276,7 @@ LEGS = {**{name: {"at": [name]} for name in NAMED},
         "disturbed": {"at": [MID, "net, stage 2"], "disturbed": True}, "moved": {"at": [MID], "moved": True},
         "elsewhere": {"at": [MID, ""], "elsewhere": True, "inexact": True}, "chance, whole": {"forgets": "chance"},
         **{f"forgets {what}": {"at": [MID], "forgets": what} for what in FORGETS},
-        **{f"SIGTERM, {name}": {"at": [name], "signal": "SIGTERM", "cli": True} for name in SIGNALLED}, "SIGINT": {"at": [MID], "signal": "SIGINT", "cli": True},
+        **{f"SIGTERM {n}": {"at": [name], "signal": "SIGTERM", "cli": True} for n, name in enumerate(SIGNALLED)}, "SIGINT": {"at": [MID], "signal": "SIGINT", "cli": True},
         "SIGTERM twice": {"at": [MID], "signal": "SIGTERM", "cli": True, "twice": True}, "SIGTERM without a command line": {"at": [MID], "signal": "SIGTERM"},
         "SIGINT without a command line": {"at": [MID], "signal": "SIGINT"},
         **{f"random {n}": {"random": n, "kills": 4} for n in range(-(-KILLS // 4))}}
@@ -341,17 +345,15 @@ def test_another_machine_is_refused_unless_asked_for(legs):
     "By both names; and then the result says so"
     assert codes(legs, "elsewhere") == [-signal.SIGKILL, 4, 0]
     said = (legs / "elsewhere" / "said.txt").read_text()
-    assert "threads 1, here 2" in said and "MACULAR_INEXACT=1" in said and "step 18" in said and len(said) <= 1000
+    assert "threads 1, here 2" in said and "MACULAR_INEXACT=1" in said and "step 21" in said and len(said) <= 1000
     [result] = (legs / "elsewhere").glob("*/result.json")
-    assert any("Macular-NoTS: gone on with at step 18 elsewhere (threads 1, here 2): not bit for bit" in note for note in read_json(result)["notes"])
+    assert any("Macular-NoTS: gone on with at step 21 elsewhere (threads 1, here 2): not bit for bit" in note for note in read_json(result)["notes"])
 
 # ------------------------------------------------------------------ asked to end
-def state_of(legs, name): return codes(legs, name)[0]
-
 @pytest.mark.parametrize("name", SIGNALLED)
 def test_terminated(legs, name):
     "Saved first; then the command line ends with 143, and not one step is taken again"
-    leg = f"SIGTERM, {name}"
+    leg = f"SIGTERM {SIGNALLED.index(name)}"
     assert codes(legs, leg) == [143, 0] and equal(legs, leg) and again(legs / leg) == 0
 
 def test_interrupted(legs):
@@ -390,12 +392,200 @@ def test_who_may_listen(monkeypatch):
 # ------------------------------------------------------------------ done
 def test_started_again_after_the_end_changes_nothing(legs):
     "Not one file, by content, time or place; and it says so"
-    def tree(): return {str(p.relative_to(legs)): (p.stat().st_mtime_ns, p.stat().st_size, p.is_file() and sha256(p)) for p in sorted((legs / "whole").rglob("*"))}
-    job, before = setup(), tree()
-    pid = forked(lambda: attempt(job | {"backbone": read_json(next((legs / "whole").glob("*/environment.json")))["backbone"]}, legs / "whole", {}, 0), legs / "again.log")
-    code = ended(pid)
-    if code: pytest.fail((legs / "again.log").read_text()[-2000:])
-    assert tree() == before and json.loads((legs / "whole.events.json").read_text()) == {"found": 2, "already": 1}
+    assert read_json(legs / "again.json") == {"code": 0, "same": True, "said": {"found": 2, "already": 1}}, (legs / "again.log").read_text()[-2000:]
+
+# ------------------------------------------------------------------ two states, one of them whole
+def trained(folder, stop=None, rounds=2, **loop):
+    "A small training in this process, stopped after a step; the steps it took"
+    from test_trainer import ready
+    from macular.trainer import Loop, Stopped, fit
+    built, numbers = ready()
+    steps = []
+    def on_step(line):
+        steps.append(line["step"])
+        if line["step"] == stop: (folder / "control").write_text("stop")
+    try: fit(built.phases, Loop(rounds, numbers.seed, **loop), folder=folder, on_step=on_step)
+    except Stopped: pass
+    return steps
+
+def names(folder): return sorted(p.name for p in folder.glob("state-*"))
+
+def damage(state):
+    path = state / "net.optimizer.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 4
+    path.write_bytes(data)
+
+def test_two_states_are_kept_and_one_in_the_end(tmp_path):
+    trained(tmp_path, stop=14, every=0)
+    assert names(tmp_path) == ["state-13", "state-14"] and all(verify(tmp_path / n) for n in names(tmp_path))
+    assert trained(tmp_path)[0] == 15 and names(tmp_path) == ["state-18"]
+
+def test_a_damaged_state_gives_way_to_the_one_before_and_two_to_the_beginning(tmp_path):
+    trained(tmp_path, stop=14, every=0)
+    damage(tmp_path / "state-14")
+    with pytest.warns(UserWarning, match="state-14 is not what was written; the training goes on from state-13"): assert trained(tmp_path, stop=15)[0] == 14
+    assert verify(newest(tmp_path, "state")) and newest(tmp_path, "state").name == "state-15"
+    for n in names(tmp_path): damage(tmp_path / n)
+    with pytest.warns(UserWarning, match="the training begins anew"): assert trained(tmp_path)[0] == 1
+    trained(tmp_path / "whole")
+    assert files(tmp_path / "whole") == {k: v for k, v in files(tmp_path).items() if not k.startswith("whole")}
+
+@pytest.mark.parametrize("before", [0, 1, 2, 3])
+def test_never_less_than_one_whole_state(tmp_path, monkeypatch, before):
+    "At every removal there is a newer state that is what was written"
+    from macular import trainer
+    seen, remove = [], shutil.rmtree
+    def watched(path, **options):
+        if Path(path).name.startswith("state-"): seen.append(int(newest(tmp_path, "state").name[6:]) > int(Path(path).name[6:]))
+        remove(path, **options)
+    monkeypatch.setattr(trainer.shutil, "rmtree", watched)
+    trained(tmp_path, stop=5 + before, every=0)
+    assert seen and all(seen)
+
+def test_another_trainings_state_is_neither_read_nor_removed(tmp_path):
+    from macular.core import StorageError
+    trained(tmp_path, stop=8)
+    before = files(tmp_path)
+    with pytest.raises(StorageError, match="another training: rounds 2, here 3"): trained(tmp_path, rounds=3)
+    assert files(tmp_path) == before
+
+def test_another_number_of_threads(tmp_path):
+    "Two instead of one: refused by both numbers; asked for, it is remarked on, and the remark stays"
+    import torch
+    from macular.core import EnvironmentProblem
+    from macular.trainer import remarks
+    trained(tmp_path, stop=8)
+    before, threads = files(tmp_path), torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        with pytest.raises(EnvironmentProblem, match=f"threads {threads}, here {threads + 1}.*MACULAR_INEXACT"): trained(tmp_path)
+        assert files(tmp_path) == before and remarks(tmp_path) == []
+        assert trained(tmp_path, stop=12, exact=False)[0] == 9
+    finally: torch.set_num_threads(threads)
+    trained(tmp_path, exact=False)
+    assert [r[:26] for r in remarks(tmp_path)] == ["gone on with at step 8 els", "gone on with at step 12 el"]
+
+def test_a_state_of_an_older_version_is_read(tmp_path):
+    "It says neither course nor machine"
+    from macular.store import staged, write_json
+    trained(tmp_path, stop=8)
+    with staged(tmp_path / "state-8") as aside:
+        for p in (tmp_path / "state-8").glob("*.safetensors"): shutil.copy(p, aside)
+        write_json(aside / "position.json", {k: v for k, v in read_json(tmp_path / "state-8" / "position.json").items() if k not in ("course", "machine")})
+    assert trained(tmp_path)[0] == 9
+    trained(tmp_path / "whole")
+    assert files(tmp_path / "whole") == {k: v for k, v in files(tmp_path).items() if not k.startswith("whole")}
+
+def test_no_room(tmp_path, monkeypatch):
+    "Told before the first step, with both numbers; what is there already is not counted again"
+    from macular import trainer
+    from macular.core import StorageError
+    usage = shutil.disk_usage(tmp_path)
+    def left(free): monkeypatch.setattr(trainer.shutil, "disk_usage", lambda path: usage._replace(free=free))
+    left(1000)
+    with pytest.raises(StorageError, match="needs .* MB .* there are 0 MB. Nothing was begun"): trained(tmp_path)
+    assert not list(tmp_path.iterdir())
+    left(10**9)
+    trained(tmp_path, stop=17, every=0)
+    state = sum(p.stat().st_size for p in (tmp_path / "state-17").iterdir())
+    left(2 * state)
+    assert trained(tmp_path) == [18]
+
+@pytest.mark.parametrize("said,problem", [("soon", "a number of seconds"), ("-1", "0 or more"), ("nan", "0 or more"), ("inf", "0 or more")])
+def test_the_environment_is_checked_first(tmp_path, monkeypatch, said, problem):
+    from macular import inputs
+    from macular.core import ParameterError
+    from macular.run import run
+    from macular.settings import Job
+    monkeypatch.setenv("MACULAR_CHECKPOINT", said)
+    monkeypatch.setattr(inputs, "load", lambda *a, **k: pytest.fail("rows were read"))
+    with pytest.raises(ParameterError, match=problem): run(Job(preset="mini", task="pawsx", out=str(tmp_path)))
+
+# ------------------------------------------------------------------ papermill and its kernel
+OWN = """name = "own"
+labels = ["no", "yes"]
+langs = ["en"]
+
+[source]
+files = {train = "train.tsv", dev = "dev.tsv"}
+text_a = "a"
+text_b = "b"
+label = "label"
+"""
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    "A job of a hundred steps on a task of one's own, and what it leaves when nothing happens to it"
+    import toy
+    from macular.run import run
+    from macular.settings import check
+    folder = tmp_path_factory.mktemp("small")
+    (folder / "own.toml").write_text(OWN)
+    for split, n in (("train", 64), ("dev", 12)):
+        (folder / f"{split}.tsv").write_text("a\tb\tlabel\n" + "".join(f"{x}\t{y}\t{'yes' if i % 2 else 'no'}\n" for i, (x, y) in enumerate(zip(toy.rows("toy2", n)["text_a"], toy.rows("toy2", n)["text_b"]))))
+    shutil.copytree(toy.backbone("xlmr", 0.1), folder / "backbone")
+    job = dict(task=str(folder / "own.toml"), method="finetune", preset="mini", rounds=6, batch_size=4, max_length=32, backbone=str(folder / "backbone"))
+    run(check(job | {"out": str(folder / "whole")}), lambda event, facts: None)
+    return folder, job
+
+def lines_in(out): return sum(len(read_lines(p)) for p in Path(out).glob("trainings/*/history.jsonl"))
+
+def kernel_of(process):
+    import psutil
+    return [c.pid for c in psutil.Process(process.pid).children() if "ipykernel" in " ".join(c.cmdline())][0]
+
+def test_papermill_and_its_kernel_are_killed(small, tmp_path):
+    """`macular train` is asked to end; papermill's kernel is killed; papermill is killed, and started again at once, while the old kernel may
+    still be at it; both are killed. What is left is a whole job."""
+    folder, job = small
+    words, out, here = job | {"out": str(tmp_path / "runs")}, tmp_path / "runs", Path(sys.executable).parent
+    mill = [here / "papermill", ROOT / "nbs" / "train.ipynb", tmp_path / "report.ipynb", *(w for k, v in words.items() for w in ("-p", k, str(v)))]
+    typed = [here / "macular", "train", *(f"{k}={v}" for k, v in words.items()), "--report", tmp_path / "report.ipynb"]
+    def start(command, until=None):
+        process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                                   env=os.environ | {"MACULAR_CHECKPOINT": "0", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)})
+        threading.Thread(target=lambda: said.append(process.stdout.read()), daemon=True).start()
+        before = lines_in(out)
+        while until and lines_in(out) < before + until and process.poll() is None: time.sleep(0.005)
+        assert not until or process.poll() is None, said
+        return process
+    def numbered(): return max(int(p.name[6:]) for p in out.glob("trainings/*/state-*"))
+    said = []
+    asked = start(typed, 10)
+    asked.send_signal(signal.SIGTERM)
+    assert asked.wait(120) == 143
+    assert numbered() == max(line["step"] for p in out.glob("trainings/*/history.jsonl") for line in read_lines(p)), "saved where it stood"
+    first = start(mill, 12)
+    os.kill(kernel_of(first), signal.SIGKILL)
+    assert first.wait(120) not in (0, None)
+    second = start(mill, 12)
+    os.kill(second.pid, signal.SIGKILL)
+    third = start(mill, 12)
+    pair = [kernel_of(third), third.pid]
+    for pid in pair: os.kill(pid, signal.SIGKILL)
+    assert third.wait(120) == -signal.SIGKILL and not list(out.glob("*/result.json"))
+    last = start(mill)
+    assert last.wait(300) == 0, said[-1][-3000:]
+    whole = files(folder / "whole")
+    assert files(out) == whole and history(trainings(out)[0]) == history(trainings(folder / "whole")[0])
+    assert again(out) <= 3, "a step for each kill"
+
+def test_a_sweep_of_processes_saves_before_it_ends(small, tmp_path):
+    folder, job = small
+    out = tmp_path / "runs"
+    command = [Path(sys.executable).parent / "macular", "sweep", "run", *(f"{k}={v}" for k, v in (job | {"out": str(out)}).items()), "--engine", "processes", "--workers", "1"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"MACULAR_CHECKPOINT": "3600", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)})
+    while lines_in(out) < 10 and process.poll() is None: time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 143, said[-2000:]
+    [training] = trainings(out)
+    assert newest(training, "state").name == f"state-{max(line['step'] for line in read_lines(training / 'history.jsonl'))}"
+    from macular.run import run
+    from macular.settings import check
+    run(check(job | {"out": str(out)}), lambda event, facts: None)
+    assert files(out) == files(folder / "whole") and again(out) == 0
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), sys.argv[2])
