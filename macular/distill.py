@@ -21,7 +21,7 @@ from .augment import CodeSwitch
 from .bench import Spread, machine, race, ratio
 from .build import text_of
 from .card import result_of, take, training_of
-from .core import ParameterError, diff, key
+from .core import ParameterError, diff, literal, key
 from .inputs import Data, plant
 from .jobs import ALIKE, asked, job_of
 from .methods import Method
@@ -247,7 +247,7 @@ class Report:
     serving: Table | None
     notes: tuple
 
-    def markdown(self) -> str: return "\n\n".join([*self.notes, self.accuracies.markdown(), *([self.serving.markdown()] if self.serving else [])])
+    def markdown(self) -> str: return "\n\n".join([*map(literal, self.notes), self.accuracies.markdown(), *([self.serving.markdown()] if self.serving else [])])
     def _repr_markdown_(self): return self.markdown()
 
 def _unlike(a: Record, b: Record) -> str:

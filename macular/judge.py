@@ -146,9 +146,10 @@ def odd_tokens(
 ) -> list[str]:
     "Languages the backbone's tokenizer does not know"
     from transformers import AutoTokenizer
+    folder = data.backbone  # which may be refused
     try:
-        config = json.loads((data.backbone / "config.json").read_bytes())
-        tokenizer = AutoTokenizer.from_pretrained(data.backbone, trust_remote_code=False)
+        config = json.loads((folder / "config.json").read_bytes())
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as e:
         raise EnvironmentProblem(f"the tokenizer or config.json of the backbone '{Path(data.job.backbone).name}' cannot be read: {str(e).strip().splitlines()[0][:300]}\nGive a folder made with save_pretrained, or fetch it again.") from e
     if len(tokenizer) > (n := config.get("vocab_size", len(tokenizer))):

@@ -78,7 +78,7 @@ def reprs() -> dict:
     "One of every class that shows itself in a notebook, of payloads wherever it takes a text; its markup by class"
     from dataclasses import replace
 
-    from macular import fetch, lexicon, plots, reports, rerun
+    from macular import distill, fetch, lexicon, plots, reports, rerun
     from macular.augment import CodeSwitch, Place
     from macular.core import DataError, Difference, diff
     from macular.jobs import plan
@@ -105,5 +105,5 @@ def reprs() -> dict:
              reports.Comparison((one, other), Effect(1.0, 0.5, 1.5, 0.01, " ".join(PAYLOADS)), table, every, PAYLOADS),
              rerun.Comparison((one, other), (1, 2), False, Difference(every), Difference(every)), records()[0], Search({"task": "xnli", "preset": "mini", "method": "finetune"}, ({p: [p] for p in PAYLOADS},)),
              Job(**parameters), replace(presets["mini"], backbone=" ".join(PAYLOADS)), table, Facts(dict(zip(PAYLOADS, PAYLOADS))),
-             Task("odd", PAYLOADS, ("de",), title=" ".join(PAYLOADS), fields=(one, other)), switched, Picture(refuse)]
+             Task("odd", PAYLOADS, ("de",), title=" ".join(PAYLOADS), fields=(one, other)), switched, Picture(refuse), distill.Report(table, table, PAYLOADS)]
     return {f"{type(x).__module__.removeprefix('macular.')}.{type(x).__name__}": x for x in shown}

@@ -57,7 +57,9 @@ def test_notebooks_load_what_ships_or_say_so():
     "Lessons load the mini world's encoders, or what they have just saved"
     found = {(p.stem, call) for p in NOTEBOOKS for c in cells(p) if not c.source.startswith("#| export") for call in loads(python(c)) if "backbone('mini-" not in call and "backbone(f'mini-" not in call}
     assert found == {("61_model", "MacularConfig.from_pretrained(folder)"), ("61_model", "AutoModelForSequenceClassification.from_pretrained(folder)"),
-                     ("61_model", "pipeline('text-classification', str(folders['macular_nots']), truncation=True)")}
+                     ("61_model", "pipeline('text-classification', str(folders['macular_nots']), truncation=True)"),
+                     ("61_distill", "AutoModelForSequenceClassification.from_pretrained(export(student, Path(tempfile.mkdtemp()) / 'model'))"),
+                     ("howto_own_task", "pipeline('text-classification', str(model))"), ("howto_own_task", "pipeline('text-classification', str(model), truncation=True)")}
 
 
 @pytest.mark.parametrize("source,n", [("A.from_pretrained(x)", 2), ("A.from_pretrained(x, trust_remote_code=False)", 1), ("AutoTokenizer.from_pretrained(x, trust_remote_code=flag)", 1),

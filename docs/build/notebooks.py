@@ -94,7 +94,7 @@ class Page:
         if name in ANCHORS and ANCHORS[name] != self.name or name in self.anchored: return ""
         ANCHORS[name] = self.name
         self.anchored.add(name)
-        return f"[](){{#{name}}}"
+        return f"[](){{#{name}}}&#8203;"  # text between it and the next heading, which would else take its place
 
     def code(self, cell):
         "The code of a cell, directives aside; exported code says into which module"
