@@ -115,7 +115,7 @@ def test_the_cards_command_on_the_hubs_data(tmp_path):
     words = {w: f"{w}x" for w in "the number is".split()}
     dictionaries = project / "data" / "dictionaries"
     dictionaries.mkdir(parents=True)
-    for lang in ("de", "fr", "es", "zh"): (dictionaries / f"en-{lang}.txt").write_text("".join(f"{w}\t{'\u4e2d' if lang == 'zh' else lang}{t}\n" for w, t in words.items()))
+    for lang in ("de", "fr", "es", "zh"): (dictionaries / f"en-{lang}.txt").write_text("".join(f"{w}\t{'中' if lang == 'zh' else lang}{t}\n" for w, t in words.items()))
     with serve(fill(tmp_path / "hub")) as hub:
         done = shell("papermill nbs/train.ipynb runs/xnli.ipynb -p task xnli", project, HF_ENDPOINT=hub.url, HF_HUB_OFFLINE=0,
                      HF_HOME=tmp_path / "cache", MACULAR_PRESET="quick")
