@@ -199,6 +199,7 @@ class _States:
         state, there = newest(self.folder, "state"), self.states()
         if there and there[-1] != state:
             warnings.warn(f"{there[-1]} is not what was written; the training {f'goes on from {state.name}' if state else 'begins anew'}", stacklevel=3)
+            for damaged in there[there.index(state) + 1 if state else 0 :]: shutil.rmtree(damaged, ignore_errors=True)
         found = _restore(self, state) if state else (0, [], {})
         _room(self, self.loop.rounds - len(found[1]))
         (self.folder / "nonfinite.json").unlink(missing_ok=True)  # that step is taken again
