@@ -36,7 +36,7 @@ def killed_once(job):
     "The job of seed 2 dies at its first attempt, as if for memory"
     log(job, "asked")
     if job.seed == 2 and len([x for x in logged(job.out, "asked") if x["seed"] == 2]) == 1: os.kill(os.getpid(), signal.SIGKILL)
-    return wait(job)
+    return wait(job, 0.3)  # long enough that several workers have something to do
 
 
 def killed_always(job):
