@@ -531,9 +531,14 @@ def small(tmp_path_factory):
 
 def lines_in(out): return sum(len(read_lines(p)) for p in Path(out).glob("trainings/*/history.jsonl"))
 
-def kernel_of(process):
+def kernel_of(process, patience=60):
+    "The kernel papermill starts, waited for: the lines counted may be an older kernel's"
     import psutil
-    return [c.pid for c in psutil.Process(process.pid).children() if "ipykernel" in " ".join(c.cmdline())][0]
+    until = time.monotonic() + patience
+    while time.monotonic() < until:
+        if found := [c.pid for c in psutil.Process(process.pid).children() if "ipykernel" in " ".join(c.cmdline())]: return found[0]
+        time.sleep(0.01)
+    raise AssertionError(f"{process.pid} started no kernel in {patience} s")
 
 def test_papermill_and_its_kernel_are_killed(small, tmp_path):
     """`macular train` is asked to end; papermill's kernel is killed; papermill is killed, and started again at once, while the old kernel may
