@@ -147,7 +147,7 @@ def diff(
         elif x != y: found[name] = (x, y)
     return found
 
-_HIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_HIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 
 def visible(text) -> str:
     "A text whose hidden characters are shown by number"

@@ -14,7 +14,6 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 from .core import DataError, visible
-from .lexicon import HIDDEN
 
 # %% ../nbs/49_plots.ipynb #94faedb7
 MOST = 20_000  # steps that are read of a history, about
@@ -49,7 +48,7 @@ def history(
 # %% ../nbs/49_plots.ipynb #33e64a45
 def label(text) -> str:
     "A text of others as a label of a figure"
-    return HIDDEN.sub(lambda m: f"⟨U+{ord(m[0]):04X}⟩", str(text)).replace("$", r"\$")
+    return visible(text).replace("\n", " ").replace("$", r"\$")
 
 # %% ../nbs/49_plots.ipynb #096001e4
 def rounds_of(

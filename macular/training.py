@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from .build import build, build_net, text_of
+from .checkpoints import load_weights, remarks
 from .core import ParameterError, StorageError, key, resolve
 from .evaluate import Exam, accuracy, evaluate
 from .feed import Material, Recipe
@@ -30,7 +31,7 @@ from .objective import terms
 from .settings import beneath, training_key
 from .store import lock, read_json, verify, write_json
 from .tasks import Task
-from .trainer import Loop, fit, load_weights, remarks
+from .trainer import Loop, fit
 
 # %% ../nbs/45_training.ipynb #42ec917c
 @dataclass

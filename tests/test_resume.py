@@ -59,7 +59,7 @@ def points():
     import torch
     from accelerate import Accelerator
     from accelerate.optimizer import AcceleratedOptimizer
-    from macular import feed, store, trainer, training, views
+    from macular import checkpoints, feed, store, trainer, training, views
     run = sys.modules["macular.run"]
     def named(name): return lambda path, *_: Path(path).name == name
     def to(name): return lambda source, target, *_: Path(target).name.startswith(name)
@@ -84,11 +84,11 @@ def points():
         "between D and net": Point(feed.Feed, "batches", 1), "between D and net, round 2": Point(feed.Feed, "batches", 2), "between D and net, stage 2": Point(feed.Feed, "batches", 3),
         "net, after backward": Point(Accelerator, "backward", 8 + 2, "after"), "net, after the optimizer's step": Point(AcceleratedOptimizer, "zero_grad", 8 + 3),
         "net, round 2": step("net", 1, 6), "net, stage 2": step("net", 2, 3), "net, last step": step("net", 1, 8),
-        "a line of the history half written": Point(trainer, "append", 15, torn_line),
-        "dev, between two tasks": Point(training, "evaluate", 1, "after"), "end of round, weights being written": Point(trainer, "save_file", 1, torn, lambda _, path: ".round-" in str(path)),
-        "end of round, weights written, state not": Point(trainer._Kept, "save", 1, "before", lambda self, step, rounds, record: len(rounds) == 1),
-        "end of round, state written": Point(trainer._Kept, "save", 1, "after", lambda self, step, rounds, record: len(rounds) == 1),
-        "a checkpoint, first file": Point(trainer, "save_file", 1, torn, lambda _, path: ".state-" in str(path)), "a checkpoint, last file": Point(trainer, "save_file", 8, torn, lambda _, path: ".state-" in str(path)),
+        "a line of the history half written": Point(checkpoints, "append", 15, torn_line),
+        "dev, between two tasks": Point(training, "evaluate", 1, "after"), "end of round, weights being written": Point(checkpoints, "save_file", 1, torn, lambda _, path: ".round-" in str(path)),
+        "end of round, weights written, state not": Point(checkpoints.Checkpoints, "save", 1, "before", lambda self, step, rounds, record: len(rounds) == 1),
+        "end of round, state written": Point(checkpoints.Checkpoints, "save", 1, "after", lambda self, step, rounds, record: len(rounds) == 1),
+        "a checkpoint, first file": Point(checkpoints, "save_file", 1, torn, lambda _, path: ".state-" in str(path)), "a checkpoint, last file": Point(checkpoints, "save_file", 8, torn, lambda _, path: ".state-" in str(path)),
         "a checkpoint, before its manifest": Point(store, "write_json", 2, "before", named("manifest.json")), "a checkpoint, before it is renamed": Point(os, "rename", 2, "before", to("state-")),
         "a checkpoint, renamed": Point(os, "rename", 3, "after", to("state-")), "a checkpoint, an older one half removed": Point(shutil, "rmtree", 1, pruned, state),
         "between the last state and the training's record": Point(training, "write_json", 1, "before", named("training.json")),
@@ -104,7 +104,7 @@ def die(): os.kill(os.getpid(), signal.SIGKILL)
 # ------------------------------------------------------------------ what an attempt forgets (negative controls) or meets
 def forget(what):
     "A resume that leaves something out"
-    from macular import trainer
+    from macular import checkpoints, trainer
     def without(restore):
         def patched(kept, state):
             step, rounds, record = restore(kept, state)
@@ -113,11 +113,11 @@ def forget(what):
                 if what == "schedule": l.done = 0
             return (step - 2, rounds, record) if what == "position" else (step, rounds, record)
         return patched
-    if what == "weights": trainer.load_weights = lambda net, weights: None
+    if what == "weights": checkpoints.load_weights = lambda net, weights: None
     elif what == "chance":
         count = iter(range(10**6))
         trainer.mix = lambda *place: next(count)  # as a generator that nobody restored
-    else: trainer._restore = without(trainer._restore)
+    else: checkpoints._restore = without(checkpoints._restore)
 
 def disturb(*_):
     "Other code draws from every global generator"
@@ -127,14 +127,14 @@ def disturb(*_):
     random.random(), numpy.random.rand(3), torch.rand(3)
 
 def elsewhere():
-    from macular import trainer
-    machine = trainer._machine
-    trainer._machine = lambda accelerator: machine(accelerator) | {"threads": 2}
+    from macular import checkpoints
+    machine = checkpoints._machine
+    checkpoints._machine = lambda accelerator: machine(accelerator) | {"threads": 2}
 
 def setup():
     "What every attempt needs, made before the first fork"
     import toy
-    from macular import inputs, trainer
+    from macular import checkpoints, inputs, trainer
     from macular.mini import Mini
     @dataclass(frozen=True)
     class Few(Mini):
@@ -149,7 +149,7 @@ def setup():
         steps[0] += 1
         return found
     trainer._Learner.step = counted
-    trainer.time = SimpleNamespace(monotonic=lambda: float(steps[0]), sleep=time.sleep)
+    checkpoints.time = SimpleNamespace(monotonic=lambda: float(steps[0]))
     os.environ["MACULAR_CHECKPOINT"] = str(EVERY)
     os.fsync = lambda handle: None  # which is for a loss of power: what a killed process has written is written
     return dict(task="pawsx", method="macular", preset="mini", rounds=2, batch_size=8, max_length=32, langs="en,de", stage1="pawsx,xnli", backbone=str(toy.backbone("xlmr", 0.1)))
@@ -163,7 +163,7 @@ def attempt(job, out, leg, n):
     if leg.get("inexact") and last: os.environ["MACULAR_INEXACT"] = "1"
     def act(): os.kill(os.getpid(), getattr(signal, leg.get("signal", "SIGKILL")))
     if not last and leg["at"][n]: points()[leg["at"][n]].set(act)
-    if leg.get("twice") and not last: Point(sys.modules["macular.trainer"], "_save", 1).set(lambda: (act(), time.sleep(60)))
+    if leg.get("twice") and not last: Point(sys.modules["macular.checkpoints"], "_save", 1).set(lambda: (act(), time.sleep(60)))
     if leg.get("cli"):
         from macular.cli import main
         return main(["sweep", "run", *(f"{k}={v}" for k, v in (job | {"out": str(out)}).items())])
@@ -434,12 +434,12 @@ def test_a_damaged_state_gives_way_to_the_one_before_and_two_to_the_beginning(tm
 @pytest.mark.parametrize("before", [0, 1, 2, 3])
 def test_never_less_than_one_whole_state(tmp_path, monkeypatch, before):
     "At every removal there is a newer state that is what was written"
-    from macular import trainer
+    from macular import checkpoints
     seen, remove = [], shutil.rmtree
     def watched(path, **options):
         if Path(path).name.startswith("state-"): seen.append(int(newest(tmp_path, "state").name[6:]) > int(Path(path).name[6:]))
         remove(path, **options)
-    monkeypatch.setattr(trainer.shutil, "rmtree", watched)
+    monkeypatch.setattr(checkpoints.shutil, "rmtree", watched)
     trained(tmp_path, stop=5 + before, every=0)
     assert seen and all(seen)
 
@@ -454,7 +454,7 @@ def test_another_number_of_threads(tmp_path):
     "Two instead of one: refused by both numbers; asked for, it is remarked on, and the remark stays"
     import torch
     from macular.core import EnvironmentProblem
-    from macular.trainer import remarks
+    from macular.checkpoints import remarks
     trained(tmp_path, stop=8)
     before, threads = files(tmp_path), torch.get_num_threads()
     torch.set_num_threads(threads + 1)
@@ -479,10 +479,10 @@ def test_a_state_of_an_older_version_is_read(tmp_path):
 
 def test_no_room(tmp_path, monkeypatch):
     "Told before the first step, with both numbers; what is there already is not counted again"
-    from macular import trainer
+    from macular import checkpoints
     from macular.core import StorageError
     usage = shutil.disk_usage(tmp_path)
-    def left(free): monkeypatch.setattr(trainer.shutil, "disk_usage", lambda path: usage._replace(free=free))
+    def left(free): monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda path: usage._replace(free=free))
     left(1000)
     with pytest.raises(StorageError, match="needs .* MB .* there are 0 MB. Nothing was begun"): trained(tmp_path)
     assert not list(tmp_path.iterdir())

@@ -613,7 +613,7 @@ def test_a_clock_that_jumps_back(tmp_path, monkeypatch):
 WRITES = {"to_parquet", "to_csv", "to_json", "to_excel", "to_pickle", "savefig", "write_text", "write_bytes", "save_pretrained", "save_file", "save", "savez", "dump", "write_table", "save_to_disk",
           "replace", "rename", "copy", "copy2", "copyfile", "copytree", "move", "symlink_to", "extract", "extractall", "writestr", "urlretrieve"}
 ALLOWED = {  # module, function, call -> why
-    ("trainer", "_save", "save_file"): "into a staged folder", ("trainer", "close", "save_file"): "into a staged folder",
+    ("checkpoints", "_save", "save_file"): "into a staged folder", ("checkpoints", "keep", "save_file"): "into a staged folder",
     ("model", "export", "model.save_pretrained"): "into a staged folder", ("model", "export", "tokenizer.save_pretrained"): "into a staged folder",
     ("run", "_record", "predictions.to_parquet"): "into memory", ("workbench", "picture", "figure.savefig"): "into memory",
     ("fetch", "unpack", "open"): "into a scratch folder; `put` gives the files their names", ("fetch", "_download", "open"): "into a scratch folder",

@@ -160,6 +160,8 @@ def test_costs():
     run = study("macular", 60, 1)[0]
     timed = [replace(run, seed=s, trainings={"macular_nots": "k", "macular": f"m{s}"}, cost={"seconds": {"macular_nots": 100.0, "macular": 30.0 + s}, "encoders": 2}) for s in (0, 10)]
     assert cost(timed) == ["2", "2 min", "2"] and cost([run]) == ["1", "", ""]
+    slow = replace(timed[0], seed=20, cost={"seconds": {"macular_nots": 9000.0, "macular": 9000.0}, "encoders": 2})
+    assert cost([*timed, slow])[1] == "2 min", "one busy hour is no cost of the method"
     partly = replace(timed[0], cost={"seconds": {"macular": 50.0}})
     assert cost([partly]) == ["1", "", ""], "a time that leaves stage 1 out is none"
     assert [duration(s) for s in (5, 99, 600, 7200)] == ["5 s", "99 s", "10 min", "2.0 h"]

@@ -18,7 +18,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import toy
-from macular import trainer
+from macular import checkpoints
 from macular.core import NumericError
 from macular.methods import methods
 from macular.store import newest, read_lines, sha256, verify
@@ -59,14 +59,14 @@ def attempt(folder, leg, kill):
     options = {"on_step": at_step}
     if kill == "round": options["on_round"] = lambda round: die()
     if str(kill).startswith("save-"):
-        left, save = [int(kill[5:])], trainer.save_file
+        left, save = [int(kill[5:])], checkpoints.save_file
         def save_or_die(*args):
             left[0] -= 1
             if left[0] == 0:
                 Path(args[1]).write_bytes(b"torn")
                 die()
             save(*args)
-        trainer.save_file = save_or_die
+        checkpoints.save_file = save_or_die
     records = run(folder, name=leg.get("row", "macular"), seed=leg.get("seed", 3), **options)
     (folder.parent / f"{folder.name}.json").write_text(json.dumps(records))
 
