@@ -514,6 +514,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'macular.judge._odd_numbers': ('judge.html#_odd_numbers', 'macular/judge.py'),
                                'macular.judge._told': ('judge.html#_told', 'macular/judge.py'),
                                'macular.judge._where': ('judge.html#_where', 'macular/judge.py'),
+                               'macular.judge.crowded': ('judge.html#crowded', 'macular/judge.py'),
                                'macular.judge.judge': ('judge.html#judge', 'macular/judge.py'),
                                'macular.judge.odd_dictionaries': ('judge.html#odd_dictionaries', 'macular/judge.py'),
                                'macular.judge.odd_rows': ('judge.html#odd_rows', 'macular/judge.py'),

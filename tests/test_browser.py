@@ -218,6 +218,7 @@ def test_buttons_reach_a_training_elsewhere(lab, browser):
     says("running", "step")
     press("pause")
     says("paused", "asked to pause")
+    page.wait_for_timeout(3000)  # a step under way ends
     before = out.inner_text()
     page.wait_for_timeout(1500)
     assert out.inner_text() == before
