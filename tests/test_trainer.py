@@ -18,7 +18,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import toy
-from macular import checkpoints
+from macular import checkpoints, trainer
 from macular.core import NumericError
 from macular.methods import methods
 from macular.store import newest, read_lines, sha256, verify
