@@ -62,7 +62,7 @@ class DataError(MacularError, ValueError):
 class EnvironmentProblem(MacularError, RuntimeError):
     "The machine lacks something: network, device, memory, a package"
     exit_code = 4
-    hint = "Supply what is missing and give the same command again; it goes on after the last whole round."
+    hint = "Supply what is missing and give the same command again; it goes on from the last checkpoint."
 
 class StorageError(MacularError, OSError):
     "A file of ours cannot be written, or is not what was written"
@@ -72,7 +72,7 @@ class StorageError(MacularError, OSError):
 class NumericError(MacularError, ArithmeticError):
     "A number that must be finite is not"
     exit_code = 6
-    hint = "Take a smaller learning rate, or precision fp32; the last whole round is kept."
+    hint = "Take a smaller learning rate, or precision fp32; the last checkpoint is kept."
 
 def error_class(
     name: str,  # as in a record or a notebook's traceback

@@ -64,7 +64,7 @@ def run_notebook(
         raise error_class(e.ename)(f"{e.evalue}\nThe whole report: {output}") from e
     except RuntimeError as e:
         if "Kernel died" not in str(e): raise
-        raise Died("the kernel was killed, often for memory; the same command goes on after the last whole round") from e
+        raise Died("the kernel was killed, often for memory; the same command goes on from the last checkpoint") from e
 
 # %% ../nbs/52_engines.ipynb #e07b3d92
 class _Kernels:
