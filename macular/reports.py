@@ -14,7 +14,8 @@ from functools import cache
 import numpy as np
 
 from .core import diff, literal, root, table
-from .results import Record, from_lines, published
+from .paper import published
+from .results import Record, from_lines
 from .statistics import (LEVEL, Effect, alike, by_language, by_seed, common, design, detectable, difference, holm, item_part, parallel,
                                 resampled, same_task, select, student, summary)
 from .tables import SELECTED, Cell, Table, View, caption, duration, listed, rows_of, task_title, title

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from .core import DataError, ParameterError, diff, unknown
-from .results import SELECTIONS, Record, average
+from .paper import average
+from .results import SELECTIONS, Record
 
 # %% ../nbs/56_statistics.ipynb #5e6069ac
 def select(

@@ -15,7 +15,8 @@ import numpy as np
 
 from .core import ParameterError, literal, table, unknown
 from .methods import methods
-from .results import SELECTIONS, Record, average, paper, published, sources
+from .paper import average, paper, published, sources
+from .results import SELECTIONS, Record
 from .statistics import LEVEL, common, difference, holm, summary
 from .tasks import tasks
 

@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 
 MODULES = sorted(p for p in (ROOT / "macular").glob("*.py") if p.stem not in ("__init__", "_modidx"))
-TORCH_FREE = {"core", "store", "readers", "tasks", "halves", "lexicon", "mini", "fetch", "augment", "chunks", "switch", "methods", "settings", "results", "jobs",
+TORCH_FREE = {"core", "store", "readers", "tasks", "halves", "paper", "lexicon", "mini", "fetch", "augment", "chunks", "switch", "methods", "settings", "results", "jobs",
               "predictions", "statistics", "coverage", "tables", "reports", "engines", "search", "rerun"}
 HEAVY = {"torch", "transformers", "tokenizers", "accelerate", "datasets", "pandas", "pyarrow", "scipy", "statsmodels", "sklearn", "huggingface_hub",
          "matplotlib", "seaborn", "ipywidgets", "IPython", "papermill", "ray"}

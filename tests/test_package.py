@@ -147,7 +147,7 @@ def test_the_wheel_holds_every_file_of_the_package(wheel):
 
 def test_the_wheel_works_away_from_the_repository(wheel, tmp_path):
     ZipFile(wheel).extractall(tmp_path / "site")
-    code = "import macular, macular.core, macular.results; print(macular.__file__); print(macular.results.published('macular', 'qam'))"
+    code = "import macular, macular.core, macular.paper; print(macular.__file__); print(macular.paper.published('macular', 'qam'))"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path / "site")},
                           capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and done.stdout.startswith(str(tmp_path)), done.stderr

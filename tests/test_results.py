@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from macular.core import DataError, ParameterError
 from macular.mini import Mini
 from macular.predictions import kind, read, runs
-from macular.results import Record, average, from_dict, from_lines, marked, paper, published, read_averages, read_blocks, record, recomputed, save, sources
+from macular.paper import average, paper, published, read_averages, read_blocks, recomputed, sources
+from macular.results import Record, from_dict, from_lines, marked, record, save
 from macular.store import append
 from macular.tasks import load
 

@@ -16,7 +16,8 @@ from macular.cli import main
 from macular.core import DataError, ParameterError
 from macular.coverage import simulate
 from macular.reports import checklist, compare
-from macular.results import Record, from_lines, published, save
+from macular.paper import published
+from macular.results import Record, from_lines, save
 from macular.statistics import difference, select
 from macular.tables import Cell, Table, View, as_csv, beside_paper, caption, cost, duration, harmless, languages, overview, rows_of, selections, tex
 

@@ -91,8 +91,8 @@ def headings():
 
 
 def printed():
-    "The tables whose numbers are data: the keys of `macular.results.paper`"
-    for node in ast.parse((ROOT / "macular" / "results.py").read_text("utf-8")).body:
+    "The tables whose numbers are data: the keys of `macular.paper.paper`"
+    for node in ast.parse((ROOT / "macular" / "paper.py").read_text("utf-8")).body:
         if isinstance(node, ast.Assign) and node.targets[0].id == "paper": return {int(k.value.removeprefix("table")) for k in node.value.keys}
 
 

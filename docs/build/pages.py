@@ -99,7 +99,7 @@ def heading_of(place, at="."):
 def place_links(index, ref, at="."):
     "The headings that show a table or figure, and a table's numbers as data"
     found = [f"[{p.text}]({heading_of(p, at)}) in {p.notebook}" for p in index.headings.get(ref, ())]
-    return found + ([f"[`results.paper[\"table{ref[1]}\"]`][cell.results.paper]"] if ref[0] == "Table" else [])
+    return found + ([f"[`paper[\"table{ref[1]}\"]`][cell.paper.paper]"] if ref[0] == "Table" else [])
 
 
 def part(index, ref, explained):
