@@ -193,7 +193,7 @@ def refuse(job: Job, data: Data, method):
 @recorded
 def run(
     job: Job,
-    watch: Callable = say,  # (event, facts) -> nothing: start, found, step, round, score, done, already
+    watch: Callable = say,  # (event, facts) -> nothing: data, waiting, start, found, step, round, score, done, already
     source=None,  # of the rows, in place of the job's: a mini world with its knobs turned, say
 ) -> Result:
     "Do a job, or find that it was done"
