@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['printable', 'shown', 'brief', 'MacularError', 'ParameterError', 'DataError', 'EnvironmentProblem', 'StorageError',
-           'NumericError', 'error_class', 'unknown', 'Registry', 'Difference', 'diff', 'visible', 'literal', 'table',
-           'canonical', 'key', 'number', 'mix', 'uniform', 'pick', 'permutation', 'root', 'resolve']
+           'NumericError', 'Stopped', 'error_class', 'unknown', 'Registry', 'Difference', 'diff', 'visible', 'literal',
+           'table', 'canonical', 'key', 'number', 'mix', 'uniform', 'pick', 'permutation', 'root', 'resolve']
 
 # %% ../nbs/00_core.ipynb #c7e687a5
 import hashlib, json, re
@@ -73,6 +73,10 @@ class NumericError(MacularError, ArithmeticError):
     "A number that must be finite is not"
     exit_code = 6
     hint = "Take a smaller learning rate, or precision fp32; the last checkpoint is kept."
+
+class Stopped(MacularError):
+    "A training was asked to stop"
+    hint = "Its state is saved; the same command goes on from there."
 
 def error_class(
     name: str,  # as in a record or a notebook's traceback

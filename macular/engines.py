@@ -10,7 +10,7 @@ __all__ = ['compute', 'Died', 'run_notebook', 'found', 'report', 'attempt', 'Her
 import json, os, platform, sys, time
 from collections import Counter, deque
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing import get_context, parent_process
@@ -20,7 +20,7 @@ from signal import SIG_IGN, SIGINT, SIGTERM, signal
 from socket import create_connection
 from threading import Thread
 
-from .core import EnvironmentProblem, ParameterError, StorageError, error_class, resolve, root
+from .core import EnvironmentProblem, MacularError, ParameterError, StorageError, error_class, resolve, root
 from .failures import failure, place
 from .jobs import Plan, asked, changed, lasting, noted, state
 from .settings import Job, fill
@@ -36,8 +36,9 @@ def compute(
     log = place(job) / "log.txt"
     if not log.exists(): write_bytes(log, b"")
     def watch(event, facts):
-        if said := lines(event, facts): append_text(log, "\n".join(said))
-        elif time.time() - log.stat().st_mtime > 10: os.utime(log)  # a step, too, is a sign of life
+        with suppress(OSError):  # a log is no reason to end
+            if said := lines(event, facts): append_text(log, "\n".join(said))
+            elif time.time() - log.stat().st_mtime > 10: os.utime(log)  # a step, too, is a sign of life
     return run(job, watch).folder
 
 # %% ../nbs/52_engines.ipynb #76aeff8f
@@ -53,6 +54,9 @@ def run_notebook(
     notebook = root() / "nbs" / "train.ipynb"
     if not notebook.exists(): raise EnvironmentProblem(f"there is no {notebook}; run this inside a clone of the repository")
     if Path(output).resolve() == notebook.resolve(): raise ParameterError(f"the report would replace {notebook.name} itself. Give it another path, such as runs/{job.task}.ipynb.")
+    if Path(output).is_dir(): raise ParameterError(f"{output} is a folder; give the report a name in it, such as {Path(output) / 'report.ipynb'}")
+    try: Path(output).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise StorageError(f"cannot make the folder of {output}: {e.strerror}. Give the report another path.") from e
     import papermill
     kernels = _Kernels()
     try:
@@ -189,6 +193,7 @@ class _Staff:
                 outcome = connection.recv()
                 self.idle.append(connection)
             except (EOFError, OSError): pass
+            if isinstance(outcome, MacularError): raise outcome  # an error of ours: state cannot be written, say
             yield job, outcome
 
 # %% ../nbs/52_engines.ipynb #96ae2410
@@ -197,8 +202,13 @@ def _serve(connection, work):
     Thread(target=_go_with_the_parent, daemon=True).start()
     os.environ["OMP_NUM_THREADS"] = "1"
     while True:
-        try: connection.send(work(connection.recv()))
+        try: connection.send(_said(work, connection.recv()))
         except (EOFError, BrokenPipeError): return
+
+def _said(work, job):
+    "A state, or the error that kept it from being noted"
+    try: return work(job)
+    except MacularError as e: return e
 
 def _go_with_the_parent():
     parent_process().join()
@@ -232,7 +242,7 @@ def _connected(engine):
     try:
         if engine.address and engine.address.count(":") == 1: create_connection(engine.address.split(":"), timeout=5).close()  # Ray would try for minutes
         if not before: ray.init(address=engine.address, log_to_driver=False, logging_level="error", **own)
-    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as e: raise EnvironmentProblem(f"cannot reach a Ray cluster: {str(e).splitlines()[0][:300]}") from e
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as e: raise EnvironmentProblem(f"cannot reach a Ray cluster: {next(iter(str(e).splitlines()), type(e).__name__)[:300]}") from e
     return ray, before
 
 # %% ../nbs/52_engines.ipynb #3f09a271

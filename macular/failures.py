@@ -13,7 +13,7 @@ from functools import wraps
 from inspect import signature
 from pathlib import Path
 
-from .core import EnvironmentProblem, MacularError, ParameterError, brief, key, resolve, root
+from .core import EnvironmentProblem, MacularError, ParameterError, Stopped, brief, key, resolve, root
 from .settings import ALGORITHM, Job, check, extend, fill
 from .store import read_json, sha256, write_json
 
@@ -104,7 +104,6 @@ def note(
 ):
     "Write a job's `error.json`, or take it away; whatever happens here, it is the job's own error that is raised"
     import torch
-    from macular.trainer import Stopped
     if isinstance(error, (ParameterError, Stopped)): return
     with suppress(Exception):
         path = place(fill(check(vars(job)), gpu=torch.cuda.is_available())) / "error.json"

@@ -18,13 +18,13 @@ from itertools import product
 from pathlib import Path
 from statistics import median
 
-from .core import DataError, MacularError, ParameterError, StorageError, key, literal, resolve, table
+from .core import DataError, MacularError, ParameterError, key, literal, resolve, table
 from .failures import identity, place
 from .inputs import Data, resources, trained_on
 from .methods import Method
 from .readers import content
 from .settings import LISTS, RANGES, Job, beneath, check, extend, fill, presets, row, seeds, training_key
-from .store import lock, read_json
+from .store import held, read_json
 
 # %% ../nbs/51_jobs.ipynb #a393166c
 def combinations(
@@ -135,7 +135,7 @@ def state(
 ) -> dict:  # state: waiting, running, failed or done; of an attempt: attempts, started, seconds, folder or error and message
     "How far a job is, from its folder"
     found = noted(job)
-    if found["state"] in ("running", "died") and not _held(place(job)): return found | {"state": "waiting"}
+    if found["state"] in ("running", "died") and not held(place(job)): return found | {"state": "waiting"}
     return found
 
 def noted(
@@ -145,11 +145,6 @@ def noted(
     path, out = place(job) / "state.json", resolve(job.out)
     found = read_json(path) if path.exists() else {"state": "waiting"}
     return {"state": "waiting"} if found["state"] == "done" and not (out / found["folder"] / "result.json").exists() else found
-
-def _held(folder):
-    try:
-        with lock(folder): return False
-    except StorageError: return True
 
 def silence(
     job: Job,  # one that runs

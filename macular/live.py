@@ -13,11 +13,11 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from .core import ParameterError, StorageError, resolve, unknown
+from .core import ParameterError, resolve, unknown
 from .engines import attempt
 from .plots import curves, history, rounds_of
 from .settings import Job
-from .store import lock, read_json, write_bytes
+from .store import held, read_json, write_bytes
 from .workbench import View, picture
 
 # %% ../nbs/66_live.ipynb #1d4ab4a8
@@ -47,9 +47,8 @@ class Status:
 
 def _state(folder):
     if (folder / "training.json").is_file(): return "finished"
-    try:
-        with lock(folder): return "stopped"
-    except StorageError: return "paused" if _control(folder).endswith(b"pause") else "running"
+    if not held(folder): return "stopped"
+    return "paused" if _control(folder).endswith(b"pause") else "running"
 
 def _control(folder):
     try: return (folder / "control").read_bytes().strip()

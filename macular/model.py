@@ -21,7 +21,7 @@ from .card import Taken, card, eval_results, kept, take
 from .core import DataError, ParameterError, StorageError, resolve, unknown
 from .losses import task_loss
 from .modules import LABELS, aggregate, behead
-from .store import MANIFEST, read_json, staged, write_bytes
+from .store import MANIFEST, read_json, staged, verify, write_bytes
 
 # %% ../nbs/61_model.ipynb #438f5ead
 class MacularConfig(PreTrainedConfig):
@@ -125,7 +125,8 @@ def export(
 ) -> Path:
     "A finished run as a model folder that transformers loads"
     folder, taken = resolve(folder), take(run, task, selection)
-    if folder.exists() and not _replaceable(folder): raise StorageError(f"{folder} holds something else; give the name of a new folder")
+    if folder.is_dir(): _replaceable(folder)
+    elif folder.exists(): raise StorageError(f"{folder} is a file; give the name of a new one")
     model, tokenizer = model_of(taken, backbone)
     with staged(folder, movable=True) as aside:
         model.save_pretrained(aside)
@@ -134,7 +135,12 @@ def export(
         if found := eval_results(taken): write_bytes(aside / ".eval_results" / f"{taken.task.name}.yaml", yaml_dump(found).encode())
     return folder
 
-def _replaceable(folder): return folder.is_dir() and (not any(folder.iterdir()) or {MANIFEST, "config.json"} <= {p.name for p in folder.iterdir()})
+def _replaceable(folder):
+    "Only an earlier export may be replaced, and only as it was written: somebody may have edited its card, or keep other files in it"
+    if not any(folder.iterdir()): return
+    if not {MANIFEST, "config.json"} <= {p.name for p in folder.iterdir()}: raise StorageError(f"{folder} holds something else; give the name of a new folder")
+    try: verify(folder)
+    except StorageError as e: raise StorageError(f"{e}. It is not replaced; move it away, or give the name of a new folder.") from None
 
 # %% ../nbs/61_model.ipynb #0dc1c210
 def predict(

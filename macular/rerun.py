@@ -8,6 +8,7 @@ __all__ = ['SWITCHED', 'Comparison', 'compare_runs', 'finished', 'refuse_student
 # %% ../nbs/54_rerun.ipynb #d1e73906
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -80,13 +81,17 @@ def refuse_student(
 
 def rerun(
     folder,  # of a finished run; a name is looked for in runs/
-    out="runs/again",  # where it is done again; what a killed rerun left there is gone on with
+    out="runs/again",  # where it is done again, in a folder of the run's name, with a number when it was done again before; what a killed rerun left there is gone on with
 ) -> Comparison:
     "Repeat a run from its record and compare"
     folder = finished(folder)
     refuse_student(folder)
-    job = check(asked(folder) | {"out": str(Path(out) / folder.name)})
-    return compare_runs(folder, compute(job))
+    return compare_runs(folder, compute(check(asked(folder) | {"out": str(_unfinished(Path(out) / folder.name))})))
+
+def _unfinished(place):
+    "A folder, or the first of its name and a number, in which no run is finished: what is done is not done again, only found"
+    named = (place.with_name(f"{place.name}-{n}") if n > 1 else place for n in count(1))
+    return next(p for p in named if not any(resolve(p).glob("*/result.json")) and not (resolve(p) / "result.json").exists())
 
 # %% ../nbs/54_rerun.ipynb #0fcb4c6a
 def reopen(

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from io import BytesIO
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -293,11 +294,11 @@ def plan(
     job = settle(job)
     data, method, found = Data(job), row(job), []
     refuse(job, data, method)
-    for m in [*([beneath(method, job)] if method.shared else []), method]:
+    for seed, m in product(seeds(job, method), [*([beneath(method, job)] if method.shared else []), method]):
         learned, near = trained_on(data, m)
         sizes = {t.name: counted(data, t) for t in learned}
         rows = sum(n for n, _ in sizes.values())
-        found.append({"training": m.title, "tasks": ", ".join(sizes), "neighbour": near.name if near else "", "rows": rows,
+        found.append({"training": m.title + f", seed {seed}" * (method.ensemble > 1), "tasks": ", ".join(sizes), "neighbour": near.name if near else "", "rows": rows,
                       "steps": _steps(rows, possible(m, learned, near)[0], job), "rows from": ", ".join(dict.fromkeys(w for _, w in sizes.values())),
                       "backbone": ("" if local_backbone(job.backbone) else "hub: ") + Path(job.backbone).name, "disk": _disk(job)})
     return found

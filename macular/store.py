@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MANIFEST', 'FORMAT', 'READS', 'put', 'write_bytes', 'write_json', 'read_json', 'append_text', 'append', 'read_lines',
-           'sha256', 'staged', 'Foreign', 'verify', 'newest', 'clear', 'lock']
+           'sha256', 'staged', 'Foreign', 'verify', 'newest', 'clear', 'held', 'lock']
 
 # %% ../nbs/01_store.ipynb #af23ccf7
 import ctypes, errno, hashlib, json, os, platform, re, secrets, shutil, time, warnings
@@ -244,6 +244,18 @@ def _holder(folder):
         if (said["pid"], said["host"]) == (os.getpid(), platform.node()): return "this process already"
         return f"another process, {said['pid']} on {said['host']}, for {max(0, time.time() - said['since']):,.0f} s"
     except (OSError, ValueError, TypeError, KeyError): return "another process"
+
+def held(
+    folder,
+) -> bool:
+    "Whether a process holds a folder; who looks leaves no trace"
+    from filelock import FileLock, Timeout
+    path = Path(folder) / ".lock"
+    if not path.exists(): return False
+    try:
+        with FileLock(path, timeout=0): return False
+    except Timeout: return True
+    except OSError: return False  # not ours to hold
 
 @contextmanager
 def lock(

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from .build import build, build_net, text_of
-from .checkpoints import load_weights, remarks
+from .checkpoints import load_weights, remarks, seconds
 from .core import ParameterError, StorageError, key, resolve
 from .evaluate import Exam, accuracy, evaluate
 from .feed import Material, Recipe
@@ -29,7 +29,7 @@ from .inputs import Data, digests, one_source, trained_on
 from .methods import Method
 from .objective import terms
 from .settings import beneath, training_key
-from .store import lock, read_json, verify, write_json
+from .store import held, lock, read_json, verify, write_json
 from .tasks import Task
 from .trainer import Loop, fit
 
@@ -138,14 +138,15 @@ def there(file: Path, watch: Callable, make: Callable) -> bool:  # whether it wa
 @contextmanager
 def waiting(folder: Path, watch: Callable):
     "Hold a folder; where another process holds it, say so and wait"
-    held = lock(folder)
-    try: held.__enter__()
+    holding = lock(folder, wait=0.2)
+    try: holding.__enter__()
     except StorageError:
+        if not held(folder): raise
         watch("waiting", {"folder": folder})
-        held = lock(folder, wait=-1)
-        held.__enter__()
+        holding = lock(folder, wait=-1)
+        holding.__enter__()
     try: yield
-    finally: held.__exit__(None, None, None)
+    finally: holding.__exit__(None, None, None)
 
 # %% ../nbs/45_training.ipynb #e5be0fdf
 def _make(training: Training, dev: dict, watch: Callable):
@@ -164,10 +165,10 @@ def _make(training: Training, dev: dict, watch: Callable):
         return {"dev": scores}
 
     about = {"row": training.row.name, "title": training.row.title, "tasks": [t.name for t in material.tasks], "steps": total}
-    before, started = environment(accelerator) | about, time.monotonic()
+    before = environment(accelerator) | about
     write_json(training.folder / "environment.json", before)
     rounds = fit(built.phases, loop_of(training.recipe), accelerator, training.folder, on_round, lambda line: watch("step", line | {"of": total}))
-    write_json(training.folder / "environment.json", before | {"seconds": round(time.monotonic() - started, 1)})
+    write_json(training.folder / "environment.json", before | {"seconds": seconds(training.folder)})
     write_json(training.folder / "training.json", {
         "row": asdict(training.row), "tasks": [t.name for t in material.tasks], "rounds": rounds, "notes": built.notes + remarks(training.folder),
         "switch_rates": built.switch_rates(training.recipe.rounds - 1)})

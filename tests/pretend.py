@@ -53,6 +53,15 @@ def refused(job):
     return wait(job)
 
 
+def blocked(job):
+    "The place of the job's state becomes one that cannot be written"
+    path = place(job) / "state.json"
+    path.unlink()
+    path.mkdir()
+    (path / "x").write_text("")
+    return wait(job)
+
+
 def train_killed_once(job):
     "A real job whose process dies in the middle of its training, once"
     from macular.run import run

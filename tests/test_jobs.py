@@ -229,6 +229,24 @@ def test_a_state_that_cannot_be_written_is_an_error_of_its_own(tmp_path):
     with pytest.raises(StorageError, match="cannot write"): sweep(many(tmp_path / "file" / "runs", 1), do=pretend.wait)
 
 
+@pytest.mark.parametrize("engine", [Here(), Processes(1)], ids=["here", "processes"])
+def test_a_storage_error_of_a_worker_keeps_its_class(tmp_path, engine, capfd):
+    "It is neither tried again nor taken for a death"
+    jobs = many(tmp_path, 2)
+    with pytest.raises(StorageError, match="cannot write"): sweep(jobs, engine, do=pretend.blocked)
+    assert len(pretend.logged(tmp_path, "asked")) == 1 and "Traceback" not in capfd.readouterr().err
+
+
+def test_whoever_looks_leaves_no_trace(tmp_path):
+    "Asking for a state makes no folder, clears nothing, and names no writer"
+    from macular.store import held, lock
+    assert not held(tmp_path / "gone") and not (tmp_path / "gone").exists()
+    with lock(tmp_path / "job"):
+        assert held(tmp_path / "job")
+        (tmp_path / "job" / ".x.0123456789abcdef.tmp").write_text("half")
+    assert not held(tmp_path / "job") and (tmp_path / "job" / ".x.0123456789abcdef.tmp").exists()
+
+
 def test_processes_do_each_job_once_though_one_is_killed(tmp_path):
     jobs = many(tmp_path, 12)
     sweep(jobs, Processes(3), do=pretend.killed_once, say=print)
@@ -433,6 +451,15 @@ def test_a_run_again_is_the_same_bytes(once, tmp_path):
     again = rerun(once, str(tmp_path))
     assert again.equal and again.folders == (once.name, once.name) and again.predictions == (0, 1500) and not again.machine
     assert (tmp_path / once.name / "trainings").is_dir(), "it was trained anew"
+
+
+def test_a_run_again_and_again_is_done_each_time(once, tmp_path):
+    "What is done is found, not done; so a second repetition has a folder of its own"
+    made = []
+    for _ in range(2):
+        rerun(once, str(tmp_path))
+        made.append(sorted(p.parent.parent.name for p in tmp_path.glob("*/*/result.json")))
+    assert made == [[once.name], [once.name, f"{once.name}-2"]]
 
 
 def test_what_differs_is_told(once, tmp_path):

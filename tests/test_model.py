@@ -255,10 +255,19 @@ def test_another_folder_is_never_replaced(done, folder, tmp_path):
     with pytest.raises(StorageError, match="holds something else"): export(done("finetune"), tmp_path / "letters")
     assert (tmp_path / "letters" / "mother.txt").read_text() == "dear"
     (tmp_path / "file").write_text("x")
-    with pytest.raises(StorageError, match="holds something else"): export(done("finetune"), tmp_path / "file")
+    with pytest.raises(StorageError, match="is a file"): export(done("finetune"), tmp_path / "file")
     export(done("finetune"), tmp_path / "model")
     export(done("cosda_ml"), tmp_path / "model")
     assert toy.same(load_file(tmp_path / "model" / "model.safetensors"), load_file(folder("cosda_ml") / "model.safetensors"))
+
+
+@pytest.mark.parametrize("name, text", [("notes.md", "keep me"), (".git/HEAD", "ref: refs/heads/main"), ("README.md", "# My own card")])
+def test_what_somebody_added_to_an_export_is_not_lost(done, tmp_path, name, text):
+    model = export(done("finetune"), tmp_path / "model")
+    (model / name).parent.mkdir(exist_ok=True)
+    (model / name).write_text(text)
+    with pytest.raises(StorageError, match=f"{name}.*It is not replaced; move it away"): export(done("cosda_ml"), model)
+    assert (model / name).read_text() == text
 
 
 # the card

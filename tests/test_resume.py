@@ -241,7 +241,7 @@ def tree(out): return {str(p.relative_to(out)): (p.stat().st_mtime_ns, p.stat().
 
 def files(out):
     "Every file that must not differ, by its hash"
-    free = ("environment.json", "history.jsonl", ".lock", ".writer", "said.txt")
+    free = ("environment.json", "history.jsonl", "seconds.json", ".lock", ".writer", "said.txt")
     found = {str(p.relative_to(out)): p for p in sorted(Path(out).rglob("*")) if p.is_file() and p.name not in free and "jobs" not in p.parts}
     return {name: sha256(p) for name, p in found.items()}
 

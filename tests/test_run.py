@@ -23,7 +23,7 @@ def run(out, watch=quiet, **changes):
 
 def record(folder):
     "Every file of a job or training that must not differ between two runs"
-    free = ("environment.json", "history.jsonl", ".lock")
+    free = ("environment.json", "history.jsonl", "seconds.json", ".lock")
     return {str(p.relative_to(folder)): sha256(p) for p in sorted(Path(folder).rglob("*")) if p.is_file() and p.name not in free}
 
 
@@ -76,6 +76,7 @@ def test_the_plan_counts_the_steps_that_are_taken(finished):
         history = read_lines(finished.folder.parent / "trainings" / training["key"] / "history.jsonl")
         assert line["steps"] == max(step["step"] for step in history)
     assert [line["steps"] for line in plan(Job(preset="mini", stage1="xnli", task="xnli"))][0] == 3 * 38, "one task has no task adversary"
+    assert [line["training"] for line in plan(Job(preset="mini", task="xnli", method="finetune_x2"))] == ["Fine-tuning ×2, seed 0", "Fine-tuning ×2, seed 1000"]
 
 
 def test_hashes_do_not_depend_on_what_was_read_before():

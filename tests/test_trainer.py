@@ -12,6 +12,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -39,8 +40,8 @@ def run(folder, built=None, numbers=None, **options):
     return fit(built.phases, Loop(numbers.rounds, numbers.seed), folder=folder, on_round=options.pop("on_round", on_round), **options)
 
 def files(folder):
-    "Every file a training keeps for later, by its hash; the log apart, and what a killed writer left aside"
-    names = {str(p.relative_to(folder)): p for p in sorted(Path(folder).rglob("*")) if p.is_file() and p.name != "history.jsonl"}
+    "Every file a training keeps for later, by its hash; log and time apart, and what a killed writer left aside"
+    names = {str(p.relative_to(folder)): p for p in sorted(Path(folder).rglob("*")) if p.is_file() and p.name not in ("history.jsonl", "seconds.json")}
     return {name: sha256(p) for name, p in names.items() if not name.startswith(".")}
 
 def history(folder):
@@ -182,6 +183,54 @@ def test_paused_and_released(legs, tmp_path):
     run(tmp_path, on_step=ask)
     waits = [b - a for (_, a), (_, b) in zip(seen, seen[1:])]
     assert waits[7] >= 0.6 and [s for s, _ in seen] == list(range(1, LAST + 1))
+    assert files(tmp_path) == files(legs[0] / "whole")
+
+def test_a_pause_saves_and_ends_with_its_process(legs, tmp_path):
+    "Killed while it waits: nothing is lost, and the same command does not wait again"
+    folder = tmp_path / "killed"
+    pid = os.fork()
+    if pid == 0:
+        def ask(line):
+            if line["step"] == 8: (folder / "control").write_text("pause")
+        run(folder, on_step=ask)
+        os._exit(1)
+    until = time.monotonic() + 60
+    while not (folder / "state-8").exists() and time.monotonic() < until: time.sleep(0.02)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert (folder / "control").read_text() == "pause"
+    lines = []
+    run(folder, on_step=lines.append)
+    assert [line["step"] for line in lines] == list(range(9, LAST + 1)) and files(folder) == files(legs[0] / "whole")
+
+def test_the_time_of_a_training_is_that_of_all_its_processes(tmp_path, monkeypatch):
+    "A second a step; the pause of an hour is none of it"
+    clock = [0.0]
+    monkeypatch.setattr(checkpoints, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=lambda s: (clock.__setitem__(0, clock[0] + 3600), (tmp_path / "control").unlink(missing_ok=True))))
+    def tick(line):
+        clock[0] += 1
+        if line["step"] in (7, 12): (tmp_path / "control").write_text({7: "pause", 12: "stop"}[line["step"]])
+    with pytest.raises(Stopped): run(tmp_path, on_step=tick)
+    assert checkpoints.seconds(tmp_path) == pytest.approx(12, abs=0.3)
+    clock[0] += 5000
+    run(tmp_path, on_step=tick)
+    assert checkpoints.seconds(tmp_path) == pytest.approx(LAST, abs=0.5)
+
+@pytest.mark.parametrize("where", ["measured", "counted"])
+def test_a_signal_at_the_end_of_a_round_finds_the_round_kept(legs, tmp_path, where, monkeypatch):
+    "As it ends, and after it has ended and before its weights are kept"
+    class Ended(Exception): pass
+    def end(self): raise Ended
+    monkeypatch.setattr(trainer.Listening, "act", end)
+    if where == "measured":
+        def on_round(round): signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(Ended): run(tmp_path, on_round=on_round)
+    else:
+        monkeypatch.setattr(trainer._Kept, "keep", lambda self, round: (signal.raise_signal(signal.SIGTERM), checkpoints.Checkpoints.keep(self, round)))
+        with pytest.raises(Ended): run(tmp_path)
+    monkeypatch.undo()
+    run(tmp_path)
     assert files(tmp_path) == files(legs[0] / "whole")
 
 def test_paused_then_stopped(tmp_path):
