@@ -111,8 +111,9 @@ class Files:
         if not found: return ()
         layout = self.layout(task, split)
         if layout.lang:
-            inside = set(read_columns(self.paths(task, split, found[0])[0], [layout.lang], layout.columns)[0][layout.lang])
-            found = [x for x in found if x in inside]
+            files = {x: tuple(self.paths(task, split, x)) for x in found}
+            inside = {paths: {x for p in paths for x in read_columns(p, [layout.lang], layout.columns, layout.separator)[0][layout.lang]} for paths in dict.fromkeys(files.values())}
+            found = [x for x in found if x in inside[files[x]]]
         return tuple(x for x in found if split != "train" or x == task.source_lang)
 
     def provenance(self, task, split, lang):
@@ -303,7 +304,7 @@ def task_from_toml(
     except (ValueError, RecursionError) as e: raise DataError(f"the task file {path} is not TOML: {e}. Correct it there.") from e
     if source := values.pop("source", None):
         if not isinstance(source, dict): raise ParameterError(f"{path.name}: source is {str(source)[:80]!r}; write its fields below a line [source]")
-        source["folder"] = str(path.parent / str(source.get("folder", ".")))
+        source["folder"] = str(path.parent / os.path.expanduser(str(source.get("folder", "."))))
         values["source"] = _record(File, source, f"{path.name} [source]")
     return _record(Task, values, path.name)
 
