@@ -61,7 +61,7 @@ def fetch(
     yes: Annotated[bool, Option("--yes", help="The licences shown are accepted.")] = False,
 ):
     "Show the licence of data sets and, when it is accepted, download them."
-    for name in names: fetch_data(name, to or ("data/dictionaries" if name == "dictionaries" else "data"), yes)
+    fetch_data(names, to, yes)
 
 # %% ../nbs/62_cli.ipynb #3c5823b1
 def pairs(
