@@ -1133,6 +1133,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'macular.tasks._all_shards': ('tasks.html#_all_shards', 'macular/tasks.py'),
                                'macular.tasks._check_size': ('tasks.html#_check_size', 'macular/tasks.py'),
                                'macular.tasks._check_task': ('tasks.html#_check_task', 'macular/tasks.py'),
+                               'macular.tasks._inside': ('tasks.html#_inside', 'macular/tasks.py'),
                                'macular.tasks._is_there': ('tasks.html#_is_there', 'macular/tasks.py'),
                                'macular.tasks._pick': ('tasks.html#_pick', 'macular/tasks.py'),
                                'macular.tasks._record': ('tasks.html#_record', 'macular/tasks.py'),
