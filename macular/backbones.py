@@ -10,7 +10,7 @@ __all__ = ['FILES', 'CODE', 'lacking', 'local_backbone', 'packaged', 'backbone_f
 import json, math
 from pathlib import Path
 
-from .core import DataError, EnvironmentProblem, resolve
+from .core import DataError, EnvironmentProblem, first_line, resolve
 from .mini import backbone as mini_backbone
 from .store import sha256
 
@@ -53,7 +53,7 @@ def backbone_folder(
     from huggingface_hub import snapshot_download
     try: folder = Path(snapshot_download(name, allow_patterns=[*FILES, "README.md"]))  # where the licence stands
     except Exception as e:
-        raise EnvironmentProblem(f"cannot fetch the backbone '{name}': {str(e).strip().splitlines()[0][:300]}\n"
+        raise EnvironmentProblem(f"cannot fetch the backbone '{name}': {first_line(e)}\n"
                                  "Check the name and the network, or give a folder with its files.") from e
     if lost := lacking(folder): raise EnvironmentProblem(f"of the backbone '{name}' the hub's cache has a part only; it lacks {', '.join(lost)}.\nGo online once to fetch the rest, or give a folder with its files.")
     return refuse_code(folder)
@@ -73,14 +73,22 @@ def refuse_code(
     return folder
 
 # %% ../nbs/14_backbones.ipynb #964a0d1b
+def _head(path):
+    "What the head of a .safetensors file says of its numbers"
+    with open(path, "rb") as f:
+        length, size = int.from_bytes(f.read(8), "little"), path.stat().st_size
+        try: head = json.loads(f.read(length)) if length + 8 <= size else None
+        except (ValueError, RecursionError): head = None
+    if isinstance(head, dict): return head
+    raise EnvironmentProblem(f"{path.parent.name}/{path.name} ({size:,} bytes) is no safetensors file; is it a Git LFS pointer? Fetch it with git lfs pull, or fetch the backbone again.")
+
 def parameters(
     folder,  # with model.safetensors
 ) -> int:  # numbers in it
     "How large a backbone is, from the head of its file alone"
     total = 0
     for path in Path(folder).glob("*.safetensors"):
-        with open(path, "rb") as f: head = json.loads(f.read(int.from_bytes(f.read(8), "little")))
-        total += sum(math.prod(tensor["shape"]) for name, tensor in head.items() if name != "__metadata__")
+        total += sum(math.prod(tensor["shape"]) for name, tensor in _head(path).items() if name != "__metadata__")
     if not total: raise EnvironmentProblem(f"the backbone {Path(folder).name} has no .safetensors file; other formats are not read")
     return total
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from .core import DataError, ParameterError, resolve, table, unknown
-from .results import record
+from .core import DataError, ParameterError, table, unknown
+from .results import located, record
 from .run import Result, averaged
 from .statistics import LEVEL, summary
 from .store import read_json, verify
@@ -27,7 +27,7 @@ def result_of(
 ) -> Result:
     "A finished run"
     if isinstance(run, Result): return run
-    folder = next((f for f in (resolve(run), resolve("runs") / run) if (f / "result.json").exists()), None)
+    folder = located(run)
     if folder is None: raise DataError(f"there is no finished run in {run}; it needs result.json, which is written last")
     return Result(folder, read_json(folder / "result.json"))
 

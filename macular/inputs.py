@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PAPER', 'digest', 'Data', 'dictionaries', 'read_lexicon', 'neighbour_file', 'read_neighbours', 'tree_file',
-           'has_trees', 'resources', 'plant', 'licensed', 'counted', 'row_digest', 'digests', 'stage1_tasks',
-           'trained_on', 'one_source']
+           'has_trees', 'resources', 'plant', 'counted', 'row_digest', 'digests', 'stage1_tasks', 'trained_on',
+           'one_source']
 
 # %% ../nbs/44_inputs.ipynb #31813a50
 import hashlib
@@ -16,13 +16,14 @@ from pathlib import Path
 
 from .backbones import backbone_folder, hashes
 from .core import DataError, number, permutation, resolve
+from .fetch import licensed
 from .lexicon import Lexicon, read_file
 from .methods import Method
 from .mini import Mini
 from .mini import lexicon as mini_lexicon
 from .mini import neighbours as mini_neighbours
 from .settings import Job, extend, presets
-from .store import read_json, sha256
+from .store import sha256
 from .tasks import Folder, Hub, Task, find, load, tasks
 
 # %% ../nbs/44_inputs.ipynb #22ae2579
@@ -53,7 +54,7 @@ class _Words:
     def lexicon(self) -> Lexicon:
         "The dictionaries"
         found = self.found(read_lexicon)
-        self.origins += [o for o in licensed(found, self.job.lexicon_dir) if o not in self.origins]
+        self.origins += [o for o in licensed(found, self.job.lexicon_dir or "data/dictionaries") if o not in self.origins]
         return found
 
     @cached_property
@@ -207,15 +208,6 @@ def plant(
     return "the grammar of the mini world"
 
 # %% ../nbs/44_inputs.ipynb #64274e83
-def licensed(
-    lexicon: Lexicon,
-    folder: str,  # where it was read
-) -> list[dict]:  # its origins
-    "Where dictionaries come from; for those that `macular data fetch` got, with the licence it recorded"
-    record = resolve(folder or "data/dictionaries") / "fetched.json"
-    known = read_json(record)["files"] if record.exists() else {}
-    return [o | {k: known[o["file"]][k] for k in ("source", "licence", "noncommercial") if k in known.get(o["file"], {})} for o in lexicon.provenance]
-
 def counted(
     data: Data,
     task: Task,

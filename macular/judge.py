@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .core import DataError, EnvironmentProblem, shown
+from .core import DataError, EnvironmentProblem, first_line, shown
 from .inputs import Data, dictionaries, read_lexicon, read_neighbours, tree_file, trained_on
 from .lexicon import count_words
 from .methods import Method
@@ -159,7 +159,7 @@ def odd_tokens(
         config = json.loads((folder / "config.json").read_bytes())
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as e:
-        raise EnvironmentProblem(f"the tokenizer or config.json of the backbone '{Path(data.job.backbone).name}' cannot be read: {str(e).strip().splitlines()[0][:300]}\nGive a folder made with save_pretrained, or fetch it again.") from e
+        raise EnvironmentProblem(f"the tokenizer or config.json of the backbone '{Path(data.job.backbone).name}' cannot be read: {first_line(e)}\nGive a folder made with save_pretrained, or fetch it again.") from e
     if len(tokenizer) > (n := config.get("vocab_size", len(tokenizer))):
         raise EnvironmentProblem(f"the backbone '{Path(data.job.backbone).name}' has embeddings for {n:,} tokens, and its tokenizer gives {len(tokenizer):,}; they do not belong together.\nGive a folder with the network and its own tokenizer.")
     rates = {}

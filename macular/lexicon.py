@@ -170,7 +170,7 @@ def read_folder(
     folder, langs = resolve(folder), [_code(lang) for lang in ([langs] if isinstance(langs, str) else langs)]
     if not any(folder.glob(f"{_code(source)}-*.txt")):
         raise DataError(f"no dictionary '{source}-xx.txt' in {str(folder)[-200:]}.\n"
-                        "Give the folder that holds them, or get them with: macular data fetch")
+                        "Give the folder that holds them, or get them with: macular data fetch dictionaries")
     paths = {lang: folder / f"{source}-{lang}.txt" for lang in langs if lang != source}
     found = [read_file(path, lang, licence) for lang, path in paths.items() if os.path.lexists(path)]
     origins, n = [o for each in found for o in each.provenance], Counter(o["sha256"] for each in found for o in each.provenance)

@@ -11,11 +11,12 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
 from transformers.utils import logging
 
-from .core import EnvironmentProblem, ParameterError, mix
+from .core import EnvironmentProblem, ParameterError, first_line, mix
 from .packing import HOST, filler, pack, packable, pad, prepare, start
 
 # %% ../nbs/30_modules.ipynb #e1624022
@@ -107,8 +108,8 @@ def _pretrained(kind, backbone, seed, **options):
     try:
         with seeded(seed, "encoder"), _quiet():
             return kind.from_pretrained(backbone, output_loading_info=True, trust_remote_code=False, use_safetensors=True, dtype=torch.float32, **options)
-    except (OSError, ValueError) as err:
-        raise EnvironmentProblem(f"cannot load the backbone '{backbone}': {str(err).strip().splitlines()[0][:300]}\n"
+    except (OSError, ValueError, SafetensorError) as err:
+        raise EnvironmentProblem(f"cannot load the backbone '{backbone}': {first_line(err)}\n"
                                  "Give a folder with config.json, model.safetensors and tokenizer files, or a hub name.") from err
 
 def load_encoder(

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from .core import DataError, ParameterError, resolve, unknown
 from .results import Record, from_lines, marked, record
-from .tasks import archives, find
+from .tasks import archives, find, tasks
 
 # %% ../nbs/55_predictions.ipynb #e3a7ba1a
 def spellings(
@@ -35,7 +35,7 @@ def _named(labels, task, where):
 COLUMNS, ABOUT = ("item", "language", "label", "prediction"), ("method", "task", "seed", "backbone")
 def from_table(
     path,  # CSV, TSV or Parquet
-    about: dict,  # what the file does not say
+    about: dict,  # what the file does not say; what it says counts
 ) -> list[Record]:  # one for each run in the file
     "Runs from a table of predictions"
     import pandas as pd
@@ -46,9 +46,9 @@ def from_table(
     if absent or not len(frame):
         raise DataError(f"{path.name}: {len(frame)} rows, no column {', '.join(absent) or 'missing'}. There is: {', '.join(map(str, frame))}. "
                         f"Needed are {', '.join(COLUMNS)}, a row for each item and language.")
-    said = [c for c in ABOUT if c in frame and c not in about]
-    parts = frame.groupby(said, sort=False) if said else [((), frame)]
-    return [_run(part, path.name, about | dict(zip(said, names))) for names, part in parts]
+    said = [c for c in ABOUT if c in frame]
+    parts = frame.groupby(said, sort=False, dropna=False) if said else [((), frame)]
+    return [_run(part, path.name, about | {k: v for k, v in zip(said, names) if v == v and v not in (None, "")}) for names, part in parts]
 
 # %% ../nbs/55_predictions.ipynb #2bf9a445
 def _run(frame, name, about):
@@ -152,7 +152,8 @@ def from_harness(
     for path in paths:
         name = re.fullmatch(r"samples_(.+)_([a-z]{2,3})_\d{4}-.*", path.stem)
         if not name: raise DataError(f"{path.name}: the task's name does not end in a language, as xnli_de does")
-        task, lang = find(about.get("task") or HARNESS.get(name[1], name[1])), name[2]
+        named, lang = HARNESS.get(name[1], name[1]), name[2]
+        task = find(named if named in tasks else about.get("task") or named)
         if lang in frames.setdefault(task.name, {}): raise DataError(f"{path.parent.name} has several files of {name[1]}_{lang}; keep one")
         frames[task.name][lang] = _frame(path, lang, task, gold)
     in_order = {task: pd.concat([f[x] for x in sorted(f, key=lambda x: (x != "en", x))]) for task, f in frames.items()}
@@ -186,6 +187,7 @@ def runs(
 # %% ../nbs/55_predictions.ipynb #eb99ca4f
 def read(
     path,  # a run, a folder of runs, records or a folder of them, or predictions of another program
+    /,
     gold: Mapping | None = None,  # language -> rows, from `load`: what XTREME's files are answers to
     **about,  # what a foreign file does not say: method, task, seed, and any tag
 ) -> list[Record]:

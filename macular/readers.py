@@ -161,16 +161,22 @@ def _check_layout(layout):
     def refuse(name, wanted): raise ParameterError(f"{name} is {str(getattr(layout, name))[:80]!r}; {wanted}")
     for name in ("text_a", "text_b", "columns"):
         value = getattr(layout, name)
-        if not isinstance(value, (str, list, tuple, type(None))) or not all(isinstance(v, str) for v in value or ()): refuse(name, "a column's name is needed, or a list of them")
+        columns = [value] if isinstance(value, str) else value
+        if not isinstance(columns, (list, tuple, type(None))) or not all(isinstance(v, str) for v in columns or ()): refuse(name, "a column's name is needed, or a list of them")
+        if name != "columns" and not (columns and all(columns)): refuse(name, "a row has two texts: a column's name is needed, or a list of them")
     for name in ("label", "separator", "id", "lang", "written_in", "licence"):
         if not isinstance(getattr(layout, name), (str, type(None))): refuse(name, "a text is needed")
+    if not layout.label: refuse("label", "the name of the column with the labels is needed")
     if layout.separator is not None and (len(layout.separator) != 1 or layout.separator in "\"\r\n"): refuse("separator", "one character is needed, which is no quote")
     if layout.labels is not None and not isinstance(layout.labels, dict): refuse("labels", 'a table is needed, spelling = label name, as {"0" = "no", "1" = "yes"}')
     if isinstance(layout.files, (str, Path)):
         if "{split}" not in str(layout.files): refuse("files", "one file cannot be train, dev and test at once: write {split} where their names differ, or a table, as {train = \"…\", test = \"…\"}")
     elif not isinstance(layout.files, dict): refuse("files", "a path with {split} in it is needed, or a table of paths: train, dev, test")
-    for split in layout.files if isinstance(layout.files, dict) else ():
+    for split, path in layout.files.items() if isinstance(layout.files, dict) else ():
         if split not in splits: raise ParameterError(unknown("split", split, splits))
+        if not isinstance(path, str): refuse("files", f"of {split} one path is needed, a text, in which {{lang}} stands for the language")
+    if not isinstance(layout.rows, dict) or not all(type(n) is int for each in layout.rows.values() for n in (each if isinstance(each, (list, tuple)) else [each])):
+        refuse("rows", "a table is needed, split = how many rows, or how many of each label, as {train = 4000, test = [500, 500]}")
 
 # %% ../nbs/02_readers.ipynb #b6a462a9
 @dataclass(frozen=True)
@@ -197,6 +203,7 @@ class Layout:
         for name in ("text_a", "text_b", "columns"):
             value = getattr(self, name)
             if value is not None: object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+        object.__setattr__(self, "rows", {split: tuple(n) if isinstance(n, list) else n for split, n in self.rows.items()})
         if isinstance(self.files, (str, Path)): object.__setattr__(self, "files", {s: str(self.files).replace("{split}", s) for s in splits})
 
     def wanted(self):
@@ -241,10 +248,13 @@ def _texts(columns, found, name, lines, published):
 
 # %% ../nbs/02_readers.ipynb #96396b3b
 def _ids(values):
-    seen, ids = Counter(), []
-    for v in map(str, values):
+    values = list(map(str, values))
+    seen, used, ids = Counter(), set(values), []
+    for v in values:
         seen[v] += 1
+        while seen[v] > 1 and f"{v}.{seen[v]}" in used: seen[v] += 1
         ids.append(v if seen[v] == 1 else f"{v}.{seen[v]}")
+        used.add(ids[-1])
     return ids
 
 # %% ../nbs/02_readers.ipynb #8bb654fb

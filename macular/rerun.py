@@ -13,11 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import DataError, Difference, ParameterError, diff, literal, number, permutation, resolve, table
+from .core import DataError, Difference, ParameterError, diff, literal, number, permutation, table
 from .engines import compute
 from .inputs import Data, plant
 from .jobs import asked
 from .readers import as_dataset
+from .results import located
 from .settings import beneath, check, row
 from .store import read_json
 
@@ -68,9 +69,10 @@ def finished(
     folder,  # a name is looked for in runs/
 ) -> Path:
     "The folder of a finished run"
-    folder = resolve(folder) if (resolve(folder) / "config.json").exists() else resolve("runs") / folder
-    if not (folder / "result.json").exists(): raise DataError(f"there is no finished run in {folder}; it needs config.json, environment.json and result.json")
-    return folder
+    found = located(folder)
+    if found is None or not (found / "config.json").exists():
+        raise DataError(f"there is no finished run in {folder}, a folder or a name below runs/; it needs config.json, environment.json and result.json")
+    return found
 
 def refuse_student(
     folder: Path,  # of a finished run

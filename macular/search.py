@@ -87,7 +87,7 @@ def read_search(
     said = read_toml(resolve(path))
     if "stage" not in said: return None
     grids = said.pop("stage")
-    if not isinstance(grids, list) or any(not isinstance(value, list) or not value for grid in grids for value in grid.values()):
-        raise ParameterError("each [[stage]] of a search gives lists of values, as in learning_rate = [1e-5, 2e-5]")
+    if not isinstance(grids, list) or not grids or not all(isinstance(grid, dict) and grid and all(isinstance(value, list) and value for value in grid.values()) for grid in grids):
+        raise ParameterError(f"{resolve(path).name}: a search has one [[stage]] or more, and each [[stage]] of a search gives lists of values, as in learning_rate = [1e-5, 2e-5]")
     if "grid" in said: raise ParameterError("a file has [[grid]] or [[stage]], not both: a plan, or a search")
     return Search(said, tuple(grids))

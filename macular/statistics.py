@@ -20,6 +20,7 @@ from .results import SELECTIONS, Record
 # %% ../nbs/56_statistics.ipynb #5e6069ac
 def select(
     records: Iterable[Record],
+    /,
     **where,  # method="macular", task="xnli", dictionary="own"; a list allows several values
 ) -> list[Record]:
     "The records that are meant"

@@ -110,9 +110,7 @@ class Files:
         found = [x for x in dict.fromkeys((task.source_lang, *task.langs)) if _is_there(self, task, split, x)]
         if not found: return ()
         layout = self.layout(task, split)
-        if layout.lang:
-            inside = set(read_columns(self.paths(task, split, found[0])[0], [layout.lang], layout.columns)[0][layout.lang])
-            found = [x for x in found if x in inside]
+        if layout.lang: found = _inside({x: tuple(self.paths(task, split, x)) for x in found}, layout)
         return tuple(x for x in found if split != "train" or x == task.source_lang)
 
     def provenance(self, task, split, lang):
@@ -122,6 +120,11 @@ class Files:
                      noncommercial=layout.noncommercial) for p in self.paths(task, split, lang)]
 
 # %% ../nbs/10_tasks.ipynb #ce0a9608
+def _inside(files, layout):
+    "The languages that a column of their files tells of"
+    told = {paths: {x for p in paths for x in read_columns(p, [layout.lang], layout.columns, layout.separator)[0][layout.lang]} for paths in dict.fromkeys(files.values())}
+    return [x for x, paths in files.items() if x in told[paths]]
+
 def _is_there(source, task, split, lang):
     try: return os.path.lexists(source.paths(task, split, lang)[0])  # a folder or a pipe is there, and reading it says what is wrong
     except (DataError, ParameterError): return False
@@ -303,7 +306,7 @@ def task_from_toml(
     except (ValueError, RecursionError) as e: raise DataError(f"the task file {path} is not TOML: {e}. Correct it there.") from e
     if source := values.pop("source", None):
         if not isinstance(source, dict): raise ParameterError(f"{path.name}: source is {str(source)[:80]!r}; write its fields below a line [source]")
-        source["folder"] = str(path.parent / str(source.get("folder", ".")))
+        source["folder"] = str(path.parent / os.path.expanduser(str(source.get("folder", "."))))
         values["source"] = _record(File, source, f"{path.name} [source]")
     return _record(Task, values, path.name)
 

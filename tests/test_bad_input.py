@@ -306,6 +306,35 @@ def test_P38_a_backbone_folder_with_a_part_missing(outcome, tmp_path, lost, said
     judge(outcome, {"net": without(*lost)}, dict(backbone=str(tmp_path / "net")), ParameterError, (said, "save_pretrained"))
 
 
+def pointer(path):
+    "A backbone as git clones it without Git LFS"
+    without()(path)
+    (path / "model.safetensors").write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 440449768\n")
+
+
+def test_P38_a_pointer_in_place_of_the_weights(tmp_path):
+    from macular.backbones import parameters
+    from macular.mini import backbone
+    from macular.modules import load_encoder
+    pointer(tmp_path / "net")
+    with pytest.raises(EnvironmentProblem, match=r"net/model.safetensors \(13\d bytes\) is no safetensors file; is it a Git LFS pointer\? Fetch it with git lfs pull"): parameters(tmp_path / "net")
+    with pytest.raises(EnvironmentProblem, match="cannot load the backbone"): load_encoder(tmp_path / "net", 0)
+    for head in (b"", b"\x02", (2).to_bytes(8, "little") + b"[]", (2).to_bytes(8, "little") + b"{x"):
+        (tmp_path / "net" / "model.safetensors").write_bytes(head)
+        with pytest.raises(EnvironmentProblem, match="is no safetensors file"): parameters(tmp_path / "net")
+    assert parameters(backbone("mini-bert")) > 1_000_000
+
+
+@pytest.mark.parametrize("where", ["huggingface_hub.snapshot_download", "transformers.AutoTokenizer.from_pretrained", "transformers.AutoModelForSequenceClassification.from_pretrained"])
+def test_P38_an_error_without_a_text(outcome, monkeypatch, where):
+    from macular.modules import load_encoder
+    def fails(*a, **k): raise TimeoutError
+    monkeypatch.setattr(where, fails)
+    with pytest.raises(EnvironmentProblem, match="TimeoutError"):
+        if "Model" in where: load_encoder("some/net", 0)
+        else: raise outcome({}, dict(backbone="some/net") if "hub" in where else {})[0]
+
+
 def test_P38_a_tokenizer_of_another_network(outcome, tmp_path):
     def make(path):
         without()(path)

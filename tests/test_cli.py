@@ -83,7 +83,7 @@ def test_tasks_are_listed(capsys):
 
 @pytest.mark.parametrize("words,code", [
     (["sweep", "plan", *TINY], 0), (["sweep"], 2), (["sweep", "plan"], 2), (["swep"], 2), (["sweep", "run", *TINY, "--workers", "two"], 2),
-    (["sweep", "run", *TINY, "--engine", "rya"], 2), (["sweep", "run", *TINY, "--gpus", "1"], 2), (["sweep", "run", *TINY, "--only", "7"], 2),
+    (["sweep", "run", *TINY, "--workers", "8"], 2), (["sweep", "run", *TINY, "--engine", "ray", "--workers", "8"], 2), (["sweep", "run", *TINY, "--engine", "rya"], 2), (["sweep", "run", *TINY, "--gpus", "1"], 2), (["sweep", "run", *TINY, "--only", "7"], 2),
     (["sweep", "run", *TINY, "--engine", "processes", "--workers", "0"], 2), (["sweep", "plan", "task=xnli"], 2), (["sweep", "plan", "plan.yaml"], 2),
     (["sweep", "plan", "gone.toml"], 3), (["rerun", "gone"], 3), (["train", "task=gone.toml"], 2), (["train", "data_dir"], 2)])
 def test_exit_codes(words, code, tmp_path, no_kernel):
@@ -188,6 +188,17 @@ def test_a_search_is_done_a_stage_at_a_time(tmp_path, monkeypatch, capsys):
     assert "2 jobs: 2 done." in said and "3 jobs: 3 done." in said
     jobs = [json.loads(p.read_text())["job"] for p in tmp_path.glob("jobs/*/state.json")]
     assert {j["learning_rate"] for j in jobs if "batch_size" in j} == {0.2}
+
+
+def test_two_processes_unless_said_otherwise():
+    from macular.cli import engine_of
+    assert [engine_of("processes", n, None, None).slots for n in (None, 8)] == [2, 8]
+
+
+def test_a_students_rival_is_looked_up_before_it_is_trained(monkeypatch, capsys):
+    import macular.distill
+    monkeypatch.setattr(macular.distill, "distill", lambda *a, **k: pytest.fail("a student was trained"))
+    assert main(["distill", "teacher", "--plain", "typo"]) == 3 and "there is no finished run in typo" in capsys.readouterr().err
 
 
 def test_slurms_form_does_one_job(tmp_path):

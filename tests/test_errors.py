@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 import macular.failures
-from macular.core import (DataError, EnvironmentProblem, MacularError, NumericError, ParameterError, StorageError, brief, error_class, key,
-                          shown, unknown, visible)
+from macular.core import (DataError, EnvironmentProblem, MacularError, NumericError, ParameterError, StorageError, brief, error_class, first_line,
+                          key, shown, unknown, visible)
 from macular.engines import Died, attempt
 from macular.failures import anonymous, failure, note, place, recorded
 from macular.readers import read_columns
@@ -52,6 +52,10 @@ def test_any_value_is_shown_in_80_characters(value):
     said = shown(value)
     assert len(said) <= 80 and said.isprintable()
     assert visible(said) == said
+
+
+@pytest.mark.parametrize("error, said", [(TimeoutError(), "TimeoutError"), (OSError(" \n"), "OSError"), (ValueError("\n what\nmore"), "what"), (ValueError("x" * 999), "x" * 300)])
+def test_the_first_line_of_an_error(error, said): assert first_line(error) == said
 
 
 def test_what_cannot_be_written_is_named_by_its_type():

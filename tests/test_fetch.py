@@ -122,6 +122,22 @@ def test_nothing_is_asked_for_before_the_licence_is_accepted(tmp_path, capsys):
     with pytest.raises(ParameterError, match="Did you mean 'xnli'"): fetch("xnlii", tmp_path, yes=True)
 
 
+def test_all_names_are_known_and_all_licences_shown_before_anything_is_asked_for(site, tmp_path, offer, capsys, monkeypatch):
+    for name in ("one", "two"): (site / f"en-{name}.txt").write_text(WORDS + f"{name} wort\n")
+    monkeypatch.chdir(tmp_path)
+    with served(site) as (url, asked):
+        for name in ("one", "two"): offer(name, Download((f"{url}/en-{name}.txt",), (f"en-{name}.txt",), f"licence {name}"))
+        assert main(["data", "fetch", "one", "twoo", "--yes"]) == 2
+        assert "unknown download 'twoo'" in (told := capsys.readouterr()).err and told.out == ""
+        assert main(["data", "fetch", "one", "two"]) == 2
+        assert capsys.readouterr().out == "one: licence one\ntwo: licence two\n" and asked == [] and not list(tmp_path.glob("data*"))
+        assert main(["data", "fetch", "one", "two", "one", "--yes"]) == 0
+        assert capsys.readouterr().out.startswith("one: licence one\ntwo: licence two\nen-one.txt: ") and asked == ["/en-one.txt", "/en-two.txt"]
+        offer("dictionaries", Download((f"{url}/en-one.txt",), ("en-one.txt",), "CC0"))
+        assert fetch("dictionaries", yes=True)[0]["files"] == ["en-one.txt"]
+    assert everything(tmp_path / "data") == {"en-one.txt", "en-two.txt", "fetched.json", "dictionaries/en-one.txt", "dictionaries/fetched.json"}
+
+
 def test_sources_are_tried_in_turn(site, tmp_path, offer):
     (site / "en-xx.txt").write_text(WORDS)
     (site / "page.html").write_text("<!DOCTYPE html>\n<p>moved</p>\n")
@@ -248,9 +264,37 @@ def test_a_broken_file_is_told_and_the_rest_is_read(tmp_path):
     (tmp_path / "en-de.txt").write_text("cat katze\n\ndog\n")
     report = check(tmp_path, tmp_path)
     row = {row["split"]: row for row in report.data if row["task"] == "pawsx"}
-    assert row["train"]["rows"] == "sample: 2 of 49,401" and row["dev"]["rows"] == "unusable" and "hidden" in row["dev"]["odd"]
-    assert row["test"]["languages"] == "1 of 7: de" and any("2 of 3 lines cannot be used" in line for line in report.todo)
-    assert "unusable" in str(report) and "| unusable |" in report._repr_markdown_()
+    assert row["train"]["rows"] == "sample: 2 of 49,401" and row["dev"]["rows"] == "unusable" and row["dev"]["odd"] == "see below"
+    assert row["test"]["languages"] == "1 of 7: de" and len(report.problems) == 2 and "2 of 3 lines cannot be used" in report.problems[1]
+    assert report.problems[0].startswith("pawsx dev in 'en': dev_2k.tsv: 1 of 2 rows") and "hidden" in report.problems[0]
+    assert "unusable" in str(report) and "| unusable |" in report._repr_markdown_() and "hidden" in str(report) and "problem" not in str(report)
+
+
+@pytest.mark.parametrize("name, said", [("x-final/de/test_2k.tsv", "pawsx test in 'de': test_2k.tsv, line 2: byte"), ("XNLI-1.0/xnli.dev.tsv", "xnli dev: xnli.dev.tsv, line 2: byte")])
+def test_a_damaged_file_ends_with_the_code_of_data(tmp_path, capsys, monkeypatch, name, said):
+    "Though nothing is missing"
+    path = tmp_path / name
+    path.parent.mkdir(parents=True)
+    path.write_bytes("language\tgold_label\tid\tsentence1\tsentence2\tpairID\tlabel\nde\tneutral\t1\tüber\tb\t1\t1\n".encode("latin-1"))
+    assert main(["data", "check", "--data-dir", str(tmp_path), "--lexicon-dir", str(tmp_path)]) == 3
+    assert said in (told := capsys.readouterr().out) and "Everything is here" not in told and "problem" not in told
+    monkeypatch.setattr(module, "_dictionary_rows", lambda *a: ([], [], ""))
+    monkeypatch.setattr(module, "_data_rows", lambda *a: ([{"task": "pawsx", "split": "dev", "rows": "unusable", "problem": ("de", "damaged")}], ["text"]))
+    report = check(tmp_path, tmp_path)
+    assert report.problems == ["pawsx dev in 'de': damaged"] and report.todo == []
+
+
+def test_a_licence_is_known_by_what_a_file_holds_and_not_by_its_name(site, tmp_path, offer):
+    from macular.inputs import Data
+    from macular.settings import check as check_job, fill
+    for lang in ("de", "fr"): (site / f"en-{lang}.txt").write_text("".join(f"word{i} {lang}{i}\n" for i in range(12_000)))
+    with served(site) as (url, _):
+        offer("words", *(Download((f"{url}/en-{lang}.txt",), (f"en-{lang}.txt",), "CC BY-NC 4.0 (MUSE)", True) for lang in ("de", "fr")))
+        fetch("words", tmp_path, yes=True)
+    (tmp_path / "en-de.txt").write_text("cat Katze\n")  # one's own
+    assert {row["language"]: row["licence"] for row in check(tmp_path, tmp_path).dictionaries} == {"de": "not stated", "fr": "CC BY-NC 4.0 (MUSE) [NON-COMMERCIAL]"}
+    data = Data(fill(check_job({"task": "pawsx", "method": "cosda_ml", "preset": "mini", "lexicon_dir": str(tmp_path)})))
+    assert data.lexicon.langs and {o["lang"]: (o["licence"], o["noncommercial"], o["source"][:4]) for o in data.origins} == {"de": ("not stated", False, "a fi"), "fr": ("CC BY-NC 4.0 (MUSE)", True, "http")}
 
 
 def test_seen_in_training_is_counted(tmp_path):

@@ -434,6 +434,9 @@ def test_a_search_from_a_file_goes_on(tmp_path):
     assert {s["state"] for s in next(second).states} == {"done"}
     path.write_text("[[stage]]\nalpha = 0.3\n")
     with pytest.raises(ParameterError, match="lists of values"): read_search(path)
+    for nothing in ("stage = []\n", "[[stage]]\n", "stage = [1]\n", "[[stage]]\nalpha = []\n"):
+        path.write_text(nothing)
+        with pytest.raises(ParameterError, match=r"search.toml: a search has one \[\[stage\]\] or more"): read_search(path)
     path.write_text("[[stage]]\nalpha = [0.3]\n[[grid]]\nseed = [1]\n")
     with pytest.raises(ParameterError, match="not both"): read_search(path)
 

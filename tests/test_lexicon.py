@@ -93,7 +93,7 @@ def test_a_folder(tmp_path):
 def test_a_folder_without_any(tmp_path):
     for folder in (tmp_path, tmp_path / "absent"):
         with pytest.raises(DataError, match="en-xx.txt") as error: Lexicon.read(folder, ["de"])
-        assert "macular data fetch" in check_message(error)
+        assert "macular data fetch dictionaries" in check_message(error)
     with pytest.raises(DataError, match="no dictionary file"): read_file(tmp_path / "absent.txt", "de")
 
 def test_same_bytes_twice(tmp_path):

@@ -140,13 +140,50 @@ def test_without_dev_and_test_rows_the_way_out_is_said(shop):
     ('files = "{split}.{lang}.csv"', 'files = "train.en.csv"', "one file cannot be train, dev and test at once"),
     ('label = "verdict"', "label = 3", "label is '3'; a text is needed"), ('label = "verdict"', 'label = "verdict"\nlabels = ["misses", "fits"]', "spelling = label name"),
     ('label = "verdict"', 'label = "verdict"\nseparator = ";;"', "one character"), ('label = "verdict"', 'label = "verdict"\nheld_out = 1.5', "held_out is 1.5"),
-    ('text_a = "search"', "text_a = 1", "a column's name"), ("[source]", 'source = "x"\n[other]', "write its fields below"),
+    ('text_a = "search"', "text_a = 1", "a column's name"), ('text_b = "offer"', 'text_b = ""', "text_b is ''; a row has two texts"), ('text_b = "offer"', "text_b = []", r"text_b is '\[\]'; a row has two texts"),
+    ('text_b = "offer"', 'text_b = ["offer", ""]', "a row has two texts"), ('label = "verdict"', 'label = ""', "column with the labels"),
+    ('files = "{split}.{lang}.csv"', 'files = {train = ["a.csv", "b.csv"]}', "files is .*of train one path is needed"), ('label = "verdict"', 'label = "verdict"\nrows = {train = ["2"]}', "rows is .*how many of each label"),
+    ('label = "verdict"', 'label = "verdict"\nrows = 64', "rows is '64'; a table is needed"), ("[source]", 'source = "x"\n[other]', "write its fields below"),
     ('labels = ["misses", "fits"]', "labels = 2", "a list of names is needed"), ('name = "shop"', "name = 5", "is 5; a text is needed")])
 def test_a_record_with_a_mistake(shop, old, new, message):
     assert old in RECORD
     (shop / "shop.toml").write_text(RECORD.replace(old, new, 1))
     with pytest.raises(ParameterError, match=message) as raised: find(shop / "shop.toml")
     assert "shop.toml" in str(raised.value)
+
+
+def test_rows_of_each_label_are_a_list(shop):
+    one = (shop / "train.en.csv").read_text("utf-8").count("fits")
+    (shop / "shop.toml").write_text(RECORD + f"rows = {{train = [{64 - one}, {one}]}}\n")
+    assert len(load(find(shop / "shop.toml"), "train")) == 64 and find(shop / "shop.toml").source.size("train") == 64
+    (shop / "shop.toml").write_text(RECORD + f"rows = {{train = [{63 - one}, {one + 1}]}}\n")
+    with pytest.raises(DataError, match="were published; it is another file"): load(find(shop / "shop.toml"), "train")
+
+
+def test_a_folder_at_home(shop, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (shop / "records").mkdir()
+    (shop / "records" / "shop.toml").write_text(RECORD + 'folder = "~"\n')
+    assert len(load(find(shop / "records" / "shop.toml"), "train")) == 64
+
+
+def test_a_column_of_languages_between_semicolons(shop):
+    text = "search;offer;verdict;language\n" + "".join(f"a {i};b;{('misses', 'fits')[i % 2]};{lang}\n" for lang in ("en", "de") for i in range(4))
+    for split in ("train", "test"): (shop / f"{split}.csv").write_text(text)
+    (shop / "shop.toml").write_text(RECORD.replace("{split}.{lang}.csv", "{split}.csv") + 'lang = "language"\nseparator = ";"\n')
+    task = find(shop / "shop.toml")
+    assert task.source.langs(task, "test") == ("en", "de") and task.source.langs(task, "train") == ("en",) and len(load(task, "test", "de")) == 4
+    found = check_data(lexicon_dir=shop, task=str(shop / "shop.toml"))
+    assert [row["rows"] for row in found.data] == ["4", "missing", "4"] and not found.problems
+
+
+def test_a_column_of_languages_in_a_file_of_each(shop):
+    "German rows are in the German file alone; the English file does not speak for it, nor the French one for itself"
+    for lang, inside in (("en", "en"), ("de", "de"), ("fr", "en")):
+        (shop / f"test.{lang}.csv").write_text("search,offer,verdict,language\n" + "".join(f"a {i},b,{('misses', 'fits')[i % 2]},{inside}\n" for i in range(4)))
+    (shop / "shop.toml").write_text(RECORD + 'lang = "language"\n')
+    task = find(shop / "shop.toml")
+    assert task.source.langs(task, "test") == ("en", "de")
 
 
 def test_semicolons_are_recognised(shop):

@@ -12,7 +12,7 @@ from macular.core import DataError, ParameterError
 from macular.mini import Mini
 from macular.predictions import kind, read, runs
 from macular.paper import average, paper, published, read_averages, read_blocks, recomputed, sources
-from macular.results import Record, from_dict, from_lines, marked, record, save
+from macular.results import Record, from_dict, from_lines, located, marked, record, save
 from macular.store import append
 from macular.tasks import load
 
@@ -208,6 +208,21 @@ def test_our_predictions_as_a_table_are_the_same_items(job):
     assert found.items == record(job.folder).items and all((found.correct[x] == record(job.folder).correct[x]).all() for x in found.langs)
 
 
+def test_a_runs_name_below_runs_is_enough(job, tmp_path, monkeypatch, capsys):
+    "For rerun and what a run is taken by, and for tables and comparisons"
+    from macular.card import result_of
+    from macular.cli import main
+    from macular.rerun import finished
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").symlink_to(job.folder.parent)
+    name, elsewhere = job.folder.name, "0123456789abcdef"
+    assert finished(name).resolve() == result_of(name).folder.resolve() == job.folder.resolve() and located(elsewhere) is None
+    assert main(["table", name, "--by", "languages"]) == 0 and "| Fine-tuning |" in capsys.readouterr().out
+    assert main(["compare", name, f"{name}:finetune"]) == 0 and "Made alike" in capsys.readouterr().out
+    assert main(["table", elsewhere]) == 3 and main(["compare", elsewhere, name]) == 2 and "no run below runs/" in capsys.readouterr().err
+    assert main(["rerun", elsewhere]) == 3 and "a folder or a name below runs/" in capsys.readouterr().err
+
+
 def test_what_is_said_of_our_own_records_counts(job):
     assert read(job.folder, method="renamed", dictionary="none")[0].method == "renamed"
     assert read(job.folder, method="renamed", dictionary="none")[0].get("dictionary") == "none"
@@ -234,6 +249,15 @@ def test_a_table_of_several_runs(tmp_path):
     rows = [f"{i},en,{y},{p},{m},{s}" for m in ("a", "b") for s in (0, 1) for i, y, p in ((1, "neutral", "neutral"), (2, "neutral", "entailment"))]
     found = read(csv_of(tmp_path / "a.csv", "item,language,label,prediction,method,seed\n" + "\n".join(rows)), task="xnli")
     assert [(r.method, r.seed) for r in found] == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
+
+
+def test_what_a_table_says_counts(tmp_path):
+    "What is said besides is for what it does not say, a cell that is empty among it"
+    path = csv_of(tmp_path / "a.csv", "item,language,label,prediction,method,seed\n1,en,neutral,neutral,bar,4\n1,en,neutral,entailment,,5\n")
+    assert [(r.method, r.seed, r.backbone, r.get("path")) for r in read(path, method="foo", seed=7, task="xnli", backbone="b", path="elsewhere")] == [("bar", 4, "b", "elsewhere"), ("foo", 5, "b", "elsewhere")]
+    import pandas as pd
+    pd.read_csv(path).to_parquet(tmp_path / "a.parquet")
+    assert [(r.method, r.seed) for r in read(tmp_path / "a.parquet", method="foo", task="xnli")] == [("bar", 4), ("foo", 5)]
 
 
 @pytest.mark.parametrize("text, about, error, said", [
@@ -281,6 +305,12 @@ def test_samples_of_the_harness(tmp_path):
     xnli, pawsx = sorted(read(tmp_path, method="llm"), key=lambda r: r.task != "xnli")
     assert xnli.accuracy["en_dev"] == {"en": 75.0, "sw": 75.0} and xnli.langs[0] == "en" and pawsx.task == "pawsx" and pawsx.accuracy["en_dev"] == {"de": 50.0}
     assert xnli.correct["sw"].tolist() == [True, False, True, True]
+
+
+def test_the_task_in_a_name_of_the_harness_counts(tmp_path):
+    samples(tmp_path, "paws", "de", [0, 1])
+    samples(tmp_path, "mine", "de", [1, 1])
+    assert [(r.task, r.accuracy["en_dev"]["de"]) for r in read(tmp_path, method="llm", task="xnli")] == [("xnli", 100.0), ("pawsx", 50.0)]
 
 
 def test_samples_with_rows_pair_with_ours(tmp_path, gold):

@@ -173,6 +173,12 @@ def test_selections():
     with pytest.raises(DataError, match="no accuracy 'averaged', only en_dev, last"): by_seed(a, selection="averaged")
 
 
+def test_a_tag_may_have_any_name():
+    from macular.results import Record
+    records = [Record("m", "xnli", {"en_dev": {"en": 50.0}}, tags={"records": str(i), "path": "a"}) for i in range(2)]
+    assert select(records, records="1", path="a") == records[1:]
+
+
 def test_select(root):
     control = from_lines(root / "nbs" / "records" / "control.jsonl")
     assert len(select(control, task=["xnli", "qam"], seed=0, dictionary="own", world="related", backbone="mini-xlmr")) == 8

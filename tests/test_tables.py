@@ -296,8 +296,42 @@ def test_a_rivals_file_from_the_command_line(tmp_path, capsys):
     assert "**mine − rival**: +66.67 points" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("where, rows", [
+    ([], {"bar": 50, "baz": 70}), (["method=bar"], {"bar": 50}), (["seed=0"], {"bar": 50, "baz": 70}), (["seed=0", "method=baz", "year=2024"], {"baz": 70}),
+    (["method=foo"], {}), (["seed=7"], {}), (["accuracy=50"], {}), (["tags=x"], {}), (["gold=1"], {})])
+def test_what_a_rivals_file_says_is_not_said_otherwise(tmp_path, capsys, where, rows):
+    path = tmp_path / "preds.csv"
+    path.write_text("item,language,label,prediction,method,seed\n" + "".join(f"{i},en,neutral,{'neutral' if i < right else 'entailment'},{m},0\n" for m, right in (("bar", 5), ("baz", 7)) for i in range(10)))
+    code = main(["table", str(path), "--form", "csv", *(w for x in ["task=xnli", *where] for w in ("--where", x))])
+    out, err = capsys.readouterr()
+    assert code == (0 if rows else 2) and {m: float(v) for m, v, *_ in csv.reader(out.splitlines()[1:])} == rows
+    assert rows or "no records" in err or "unknown field" in err
+
+
+def test_what_is_said_of_a_rivals_file_stays_a_text(tmp_path):
+    from macular.cli import _conditions, _records
+    (tmp_path / "a.csv").write_text("item,language,label,prediction\n1,en,neutral,neutral\n")
+    conditions = _conditions(["task=xnli", "year=2024", "seed=3"])
+    found, = select(_records(tmp_path / "a.csv", conditions), **conditions)
+    assert (found.method, found.get("year"), found.seed) == ("a", "2024", 3)
+
+
+@pytest.mark.parametrize("parameter, value, said", [("learning_rate", 2e-05, "2e-05"), ("learning_rate", 2e-05, "0.00002"), ("alpha", 0.3, "0.3"), ("deterministic", True, "true"), ("deterministic", True, "True"), ("deterministic", False, "false"),
+                                                    ("shift", -1, "-1"), ("word", "nine", "nine")])
+def test_a_value_is_found_as_a_message_prints_it(three, tmp_path, capsys, parameter, value, said):
+    other = {"deterministic": not value}.get(parameter, 7)
+    save(tmp_path / "all.jsonl", [replace(r, parameters={parameter: value if r.method == "macular" else other}) for r in three])
+    assert main(["table", str(tmp_path / "all.jsonl"), "--where", f"{parameter}={said}"]) == 0
+    assert [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines() if line[2:3].isupper()] == ["| Macular"]
+
+
+def test_xtremes_folders_need_python(tmp_path, capsys):
+    (tmp_path / "test-de.tsv").write_text("0\n1\n")
+    assert main(["table", str(tmp_path), "--where", "task=pawsx"]) == 2 and "In Python: macular.predictions.read(path, {lang: load(task" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words, code, said", [
-    (["table", "nowhere"], 3, "there is no"), (["table", "{all}", "--by", "task"], 2, "Did you mean 'tasks'"), (["table", "{all}", "--form", "html"], 2, "unknown form"),
+    (["table", "nowhere"], 3, "there is no"), (["table", "{all}", "--where", "records=1"], 2, "unknown field"), (["table", "{all}", "--where", "path=1"], 2, "unknown field"), (["table", "{all}", "--by", "task"], 2, "Did you mean 'tasks'"), (["table", "{all}", "--form", "html"], 2, "unknown form"),
     (["table", "{all}", "--where", "seed"], 2, "write --where name=value"), (["table", "{all}", "--where", "sed=1"], 2, "Did you mean 'seed'"), (["table", "{all}", "--selection", "bst"], 2, "unknown selection"),
     (["table", "{all}", "--where", "seed=77"], 2, "no records"), (["compare", "macula", "finetune", "--runs", "{all}"], 2, "Did you mean 'macular'"),
     (["compare", "{all}", "{all}"], 2, "differ in more than their seed")])

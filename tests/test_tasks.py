@@ -242,6 +242,13 @@ def test_facts_count_what_is_odd(tmp_path):
     assert counted == dict(rows=5, labels={"no": 2, "yes": 3}, majority=0.6, empty=0, untranslated=1, repeated=2, contradictory=1) | {"in training": 1}
 
 
+@pytest.mark.parametrize("given, ids", [
+    ("1 1 1", "1 1.2 1.3"), ("1.2 1 1", "1.2 1 1.3"), ("1 1 1.2", "1 1.3 1.2"), ("1 1 1.2 1.2", "1 1.3 1.2 1.2.2"), ("a a.3 a a", "a a.3 a.2 a.4")])
+def test_an_id_that_comes_again_gets_a_number_that_is_free(tmp_path, given, ids):
+    text = "id\t" + HEAD + "".join(f"{x}\tx\ty\t1\n" for x in given.split())
+    assert read(tmp_path, text, layout=replace(LAYOUT, id="id"))["id"][:] == ids.split()
+
+
 # a task as a file
 
 TOML = """
