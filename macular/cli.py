@@ -185,7 +185,7 @@ def rerun(
 @app.command("export")
 def export_model(
     run: Annotated[str, Argument(metavar="RUN", help="The folder of a finished run, or its name below runs/.")],
-    folder: Annotated[str, Argument(metavar="FOLDER", help="The model folder to make; an earlier export in it is replaced.")],
+    folder: Annotated[str, Argument(metavar="FOLDER", help="The model folder to make; an earlier export in it is replaced, unless somebody changed it.")],
     task: Annotated[str, Option(help="Of a multi-task row, the task whose head is taken; by default the run's.")] = "",
     selection: Annotated[str, Option(help="Which round: en_dev, last, averaged, all_dev_oracle.")] = "en_dev",
     backbone: Annotated[str, Option(help="Where the backbone's files are on this machine; by default as the run had it.")] = "",

@@ -118,7 +118,7 @@ def model_of(
 # %% ../nbs/61_model.ipynb #74dfec9f
 def export(
     run,  # a finished run: its folder, its name below runs/, or what `run` returned
-    folder,  # the model folder to make; an earlier export in it is replaced
+    folder,  # the model folder to make; an earlier export in it is replaced, unless somebody changed it
     task: str = "",  # of a multi-task row, whose head; empty: the run's task
     selection: str = "en_dev",  # which round's weights: en_dev, last, averaged, all_dev_oracle
     backbone: str = "",  # where the backbone's files are on this machine; empty: as the run had it
