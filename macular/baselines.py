@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .cloze import verbalise
 from .core import ParameterError
 from .losses import kl_s, task_loss
-from .modules import Encoder, MultiTask, load_encoder, load_filler, seeded
+from .modules import Encoder, MultiTask, load_filler, seeded
 from .objective import lang_disc, task_disc, term
 from .tasks import Task
 from .trees import UPOS

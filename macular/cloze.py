@@ -6,8 +6,6 @@
 __all__ = ['verbalise', 'ByCloze']
 
 # %% ../nbs/26_cloze.ipynb #8af4bc46
-from dataclasses import replace
-
 import numpy as np
 
 from .batches import Tokens

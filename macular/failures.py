@@ -15,7 +15,7 @@ from pathlib import Path
 
 from .core import EnvironmentProblem, MacularError, ParameterError, Stopped, brief, key, resolve, root
 from .settings import ALGORITHM, Job, check, extend, fill
-from .store import read_json, sha256, write_json
+from .store import sha256, write_json
 
 # %% ../nbs/43_failures.ipynb #9753c535
 def identity(

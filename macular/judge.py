@@ -9,17 +9,15 @@ __all__ = ['ODD', 'ALONGSIDE', 'SCRIPTS', 'whole', 'odd_texts', 'Rows', 'odd_row
 # %% ../nbs/45_judge.ipynb #bd65e1bc
 import json, re, unicodedata
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from .core import DataError, EnvironmentProblem, first_line, shown
-from .inputs import Data, dictionaries, read_lexicon, read_neighbours, tree_file, trained_on
+from .inputs import Data, dictionaries, read_lexicon, read_neighbours, trained_on
 from .lexicon import count_words
 from .methods import Method
 from .readers import SEEN
-from .settings import beneath, presets
-from .tasks import splits
+from .settings import beneath
 
 # %% ../nbs/45_judge.ipynb #57095322
 def whole(

@@ -9,7 +9,6 @@ __all__ = ['ENCODER', 'MacularConfig', 'body', 'MacularForSequenceClassification
 # %% ../nbs/61_model.ipynb #27e6dc93
 from pathlib import Path
 
-import torch
 from huggingface_hub.utils import yaml_dump
 from torch import nn
 from transformers import (AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedConfig, PreTrainedModel,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import DataError, Difference, ParameterError, diff, literal, number, permutation, table
+from .core import DataError, Difference, ParameterError, diff, literal, number, permutation, resolve, table
 from .engines import compute
 from .inputs import Data, plant
 from .jobs import asked

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from macular.core import DataError, EnvironmentProblem, MacularError, ParameterError, StorageError
+from macular.core import DataError, EnvironmentProblem, MacularError, ParameterError
 from macular.settings import check, from_notebook
 
 A, W = "accepted", "accepted, and said"

@@ -11,8 +11,7 @@ import toy
 from macular.augment import Place
 from macular.baselines import SyntaxEncoder, cloze, distances, reverse
 from macular.batches import cut, order
-from macular.build import build, build_net, text_of
-from macular.chunks import encode
+from macular.build import build, build_net
 from macular.cloze import ByCloze, verbalise
 from macular.core import DataError, ParameterError
 from macular.losses import kl_s

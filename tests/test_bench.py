@@ -9,7 +9,6 @@ from conftest import ROOT
 
 from macular.batches import Tokens, cut
 from macular.bench import Spread, Target, counted, flops, fresh, keep, machine, peak, race, ratio, turns
-from macular.build import build
 from macular.core import EnvironmentProblem, ParameterError
 from macular.methods import methods
 from macular.modules import MultiTask, load_encoder

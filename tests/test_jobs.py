@@ -1,7 +1,6 @@
 """Plans of jobs: how they are read and checked, what they share, who does them; each job once, whatever is killed."""
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -16,10 +15,9 @@ from conftest import ROOT
 from macular.core import DataError, EnvironmentProblem, ParameterError, StorageError
 from macular.engines import Here, Processes, Ray, attempt, found, sweep
 from macular.jobs import Plan, asked, identity, leaders, place, plan, remaining, rows, stages, state, summary
-from macular.methods import methods
 from macular.rerun import compare_runs, rerun
-from macular.search import GRIDS, Search, best, dev_accuracy, paper_search, read_search
-from macular.settings import Job, check, fill
+from macular.search import GRIDS, best, dev_accuracy, paper_search, read_search
+from macular.settings import check, fill
 from macular.store import lock, read_json, sha256, write_json
 
 TESTS = str(Path(__file__).parent)
@@ -239,7 +237,7 @@ def test_a_storage_error_of_a_worker_keeps_its_class(tmp_path, engine, capfd):
 
 def test_whoever_looks_leaves_no_trace(tmp_path):
     "Asking for a state makes no folder, clears nothing, and names no writer"
-    from macular.store import held, lock
+    from macular.store import held
     assert not held(tmp_path / "gone") and not (tmp_path / "gone").exists()
     with lock(tmp_path / "job"):
         assert held(tmp_path / "job")

@@ -3,7 +3,7 @@ import subprocess, sys, time
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from macular.core import DataError, EnvironmentProblem, ParameterError
 from macular.lexicon import CHUNK, MUSE, Lexicon, count_words, read_file, read_pairs, split

@@ -27,10 +27,10 @@ import pytest
 from conftest import ROOT
 from test_jobs import TESTS, done_once, many
 
-from macular import cli, jobs, plots, workbench
+from macular import cli, plots, workbench
 from macular.bench import fresh
 from macular.core import DataError
-from macular.engines import attempt, compute
+from macular.engines import compute
 from macular.jobs import place, silence
 from macular.mini import Mini
 from macular.plots import curves, history, rounds_of

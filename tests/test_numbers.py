@@ -1,5 +1,4 @@
 """Every loss's gradient against differences of its values, and what is left of a step in which a number was none."""
-import json
 import math
 from dataclasses import replace
 

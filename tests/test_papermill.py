@@ -1,5 +1,5 @@
 """The job notebook through papermill, as a user types it: both forms, two folders, bad parameters, and the real data's path against a stand-in hub."""
-import json, os, shlex, subprocess, sys
+import json, os, subprocess, sys
 from dataclasses import fields
 from pathlib import Path
 

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 from html import unescape
-from pathlib import Path
 from posixpath import dirname, normpath
 from urllib.parse import unquote
 
