@@ -245,6 +245,7 @@ def _holder(folder):
         return f"another process, {said['pid']} on {said['host']}, for {max(0, time.time() - said['since']):,.0f} s"
     except (OSError, ValueError, TypeError, KeyError): return "another process"
 
+# %% ../nbs/01_store.ipynb #c0a7d3e1
 def held(
     folder,
 ) -> bool:

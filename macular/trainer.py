@@ -140,43 +140,15 @@ def _few(items: dict) -> str:  # task -> ids
     return f"Its items: {'; '.join(named)[:300]}. " if named else ""
 
 # %% ../nbs/35_trainer.ipynb #ed006c89
-class _Kept(Checkpoints):
-    "A training's folder, and what reaches the training while it is under way: requests and signals"
+class _Heard(Checkpoints):
+    "A training's folder, and the signals that reach it while it is under way"
 
     def __init__(self, folder: Path, learners, loop: Loop):
         super().__init__(folder, learners, loop)
         self.heard, self.place = Listening(self._answer), None
 
-    def restore(self):
-        self._go_on()  # a pause is of the process that was paused
-        return super().restore()
-
-    def _go_on(self):
-        if _asked(self.folder / "control") == [b"pause"]: (self.folder / "control").unlink(missing_ok=True)
-
-    def asked(self, evaluate: Callable, *place) -> bool:  # whether to stop; returns when a pause is over
-        "What somebody asks of the training between two steps; before it pauses, it saves"
-        path, words, since = self.folder / "control", [], None
-        while not self.heard.number:
-            words = _asked(path)
-            if words == [b"evaluate", b"pause"]: write_bytes(path, b"pause")
-            elif words in ([b"stop"], [b"evaluate"]): path.unlink(missing_ok=True)
-            if words in ([b"evaluate"], [b"evaluate", b"pause"]): self.note(evaluate())
-            elif words == [b"pause"]: since = self._wait(since, place)
-            else: break
-        if since: self.begun += time.monotonic() - since
-        return bool(self.heard.number) or words == [b"stop"]
-
-    def _wait(self, since, place):
-        if since is None:
-            self.save(*place)
-            since = time.monotonic()
-        time.sleep(0.2)
-        return since
-
     def end(self, where: str):
         "As the signal would have ended it, or as it was asked to"
-        self._go_on()
         if self.heard.number: self.heard.act()
         raise Stopped(f"stopped in {where}; the same job goes on from there")
 
@@ -217,6 +189,42 @@ def _asked(path: Path) -> list[bytes]:  # of the file `control`
     try: return path.read_bytes().split()
     except FileNotFoundError: return []
 
+class _Kept(_Heard):
+    "… and what somebody asks of it"
+
+    def restore(self):
+        self._go_on()
+        return super().restore()
+
+    def end(self, where: str):
+        self._go_on()
+        super().end(where)
+
+    def _go_on(self):
+        "A pause is of the process that was paused"
+        if _asked(self.folder / "control") == [b"pause"]: (self.folder / "control").unlink(missing_ok=True)
+
+    def asked(self, evaluate: Callable, *place) -> bool:  # whether to stop; returns when a pause is over
+        "Do what the words in `control` ask, between two steps; a pause saves first"
+        path, words, since = self.folder / "control", [], None
+        while not self.heard.number:
+            words = _asked(path)
+            if words == [b"evaluate", b"pause"]: write_bytes(path, b"pause")
+            elif words in ([b"stop"], [b"evaluate"]): path.unlink(missing_ok=True)
+            if words in ([b"evaluate"], [b"evaluate", b"pause"]): self.note(evaluate())
+            elif words == [b"pause"]: since = self._wait(since, place)
+            else: break
+        if since: self.begun += time.monotonic() - since
+        return bool(self.heard.number) or words == [b"stop"]
+
+    def _wait(self, since, place):
+        if since is None:
+            self.save(*place)
+            since = time.monotonic()
+        time.sleep(0.2)
+        return since
+
+# %% ../nbs/35_trainer.ipynb #7be31c40
 def _evaluate(learner, on_round, step: int, rounds: float) -> dict:  # a line of the history
     "The numbers of a round's end, on the way; what learns goes on in training mode"
     found = on_round(round(rounds, 2)) if on_round else {}
