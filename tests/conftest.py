@@ -1,6 +1,7 @@
 """Every test runs offline, on one thread per process, from a copy where it would change files."""
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -12,6 +13,9 @@ import pytest
 # before anything heavy is imported; a caller's own setting wins
 for name, value in {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}.items():
     os.environ.setdefault(name, value)
+
+# a shell lets what it starts in the background ignore SIGINT; some tests send it, and want it heard
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN: signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[1]
 
