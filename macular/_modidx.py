@@ -640,7 +640,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'macular.model._filled': ('model.html#_filled', 'macular/model.py'),
                                'macular.model._named': ('model.html#_named', 'macular/model.py'),
                                'macular.model._part': ('model.html#_part', 'macular/model.py'),
-                               'macular.model._replaceable': ('model.html#_replaceable', 'macular/model.py'),
+                               'macular.model._refuse_what_was_changed': ('model.html#_refuse_what_was_changed', 'macular/model.py'),
                                'macular.model.body': ('model.html#body', 'macular/model.py'),
                                'macular.model.composite_model': ('model.html#composite_model', 'macular/model.py'),
                                'macular.model.export': ('model.html#export', 'macular/model.py'),

@@ -49,9 +49,10 @@ def _course(learners, loop) -> dict:
 
 def seconds(
     folder,  # of a training
-) -> float:  # up to its last state, in all processes that were at it; pauses aside
+) -> float | None:  # up to its last state, in all processes that were at it; pauses aside. None: not known, of an older version
     "How long a training has taken"
-    return read_json(Path(folder) / "seconds.json")["seconds"]
+    path = Path(folder) / "seconds.json"
+    return read_json(path)["seconds"] if path.exists() else None
 
 def remarks(
     folder,  # of a training
@@ -85,11 +86,11 @@ class Checkpoints:
 
     def save(self, step: int, rounds: list, record: dict):
         "A state, and the older ones but one out of the way"
+        write_json(self.folder / "seconds.json", {"step": step, "seconds": round(time.monotonic() - self.begun, 1)})  # first: a state is never without
         _save(self, step, rounds, record)
         older = [p for p in self.states() if int(p.name[6:]) < step]
         for old in older if len(rounds) == self.loop.rounds else older[:-1]: shutil.rmtree(old, ignore_errors=True)
         self.at = time.monotonic()
-        write_json(self.folder / "seconds.json", {"step": step, "seconds": round(self.at - self.begun, 1)})
 
     def restore(self) -> tuple[int, list, dict]:  # steps done, rounds done, record of the round under way
         "Go on from the newest state that is what was written; raises `StorageError` for another training's, `EnvironmentProblem` for another machine's"
@@ -100,7 +101,7 @@ class Checkpoints:
             for damaged in there[there.index(state) + 1 if state else 0 :]: shutil.rmtree(damaged, ignore_errors=True)
         found = _restore(self, state) if state else (0, [], {})
         _room(self, self.loop.rounds - len(found[1]))
-        if state and (self.folder / "seconds.json").exists(): self.begun -= seconds(self.folder)
+        if state: self.begun -= seconds(self.folder) or 0
         (self.folder / "nonfinite.json").unlink(missing_ok=True)  # that step is taken again
         return found
 

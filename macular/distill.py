@@ -21,7 +21,7 @@ from .augment import CodeSwitch
 from .bench import Spread, machine, race, ratio
 from .build import text_of
 from .card import result_of, take, training_of
-from .core import ParameterError, diff, literal, key
+from .core import ParameterError, diff, key, literal
 from .inputs import Data, plant
 from .jobs import ALIKE, asked, job_of
 from .methods import Method

@@ -124,7 +124,7 @@ def export(
 ) -> Path:
     "A finished run as a model folder that transformers loads"
     folder, taken = resolve(folder), take(run, task, selection)
-    if folder.is_dir(): _replaceable(folder)
+    if folder.is_dir(): _refuse_what_was_changed(folder)
     elif folder.exists(): raise StorageError(f"{folder} is a file; give the name of a new one")
     model, tokenizer = model_of(taken, backbone)
     with staged(folder, movable=True) as aside:
@@ -134,7 +134,7 @@ def export(
         if found := eval_results(taken): write_bytes(aside / ".eval_results" / f"{taken.task.name}.yaml", yaml_dump(found).encode())
     return folder
 
-def _replaceable(folder):
+def _refuse_what_was_changed(folder):
     "Only an earlier export may be replaced, and only as it was written: somebody may have edited its card, or keep other files in it"
     if not any(folder.iterdir()): return
     if not {MANIFEST, "config.json"} <= {p.name for p in folder.iterdir()}: raise StorageError(f"{folder} holds something else; give the name of a new folder")

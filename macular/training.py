@@ -168,7 +168,8 @@ def _make(training: Training, dev: dict, watch: Callable):
     before = environment(accelerator) | about
     write_json(training.folder / "environment.json", before)
     rounds = fit(built.phases, loop_of(training.recipe), accelerator, training.folder, on_round, lambda line: watch("step", line | {"of": total}))
-    write_json(training.folder / "environment.json", before | {"seconds": seconds(training.folder)})
+    took = seconds(training.folder)
+    write_json(training.folder / "environment.json", before | ({} if took is None else {"seconds": took}))
     write_json(training.folder / "training.json", {
         "row": asdict(training.row), "tasks": [t.name for t in material.tasks], "rounds": rounds, "notes": built.notes + remarks(training.folder),
         "switch_rates": built.switch_rates(training.recipe.rounds - 1)})

@@ -217,6 +217,23 @@ def test_the_time_of_a_training_is_that_of_all_its_processes(tmp_path, monkeypat
     run(tmp_path, on_step=tick)
     assert checkpoints.seconds(tmp_path) == pytest.approx(LAST, abs=0.5)
 
+def test_a_state_is_never_without_its_time(tmp_path, monkeypatch):
+    "Killed as soon as the only state stands, a training that is whole still says how long it took; one of an older version says that nobody knows"
+    class Killed(Exception): pass
+    save = checkpoints._save
+    def killed(*given):
+        save(*given)
+        raise Killed
+    monkeypatch.setattr(checkpoints, "_save", killed)
+    built, numbers = ready(rounds=1)
+    with pytest.raises(Killed): run(tmp_path, built, numbers)
+    monkeypatch.undo()
+    run(tmp_path, *ready(rounds=1))
+    assert checkpoints.seconds(tmp_path) >= 0
+    (tmp_path / "seconds.json").unlink()
+    run(tmp_path, *ready(rounds=1))
+    assert checkpoints.seconds(tmp_path) is None
+
 @pytest.mark.parametrize("where", ["measured", "counted"])
 def test_a_signal_at_the_end_of_a_round_finds_the_round_kept(legs, tmp_path, where, monkeypatch):
     "As it ends, and after it has ended and before its weights are kept"
