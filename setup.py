@@ -17,7 +17,7 @@ setup(
     long_description=(here / "README.md").read_text("utf-8"), long_description_content_type="text/markdown",
     keywords=ini["keywords"].split(), python_requires=f">={ini['min_python']}",
     classifiers=[f"Development Status :: {ini['status']}", f"Intended Audience :: {ini['audience']}"],
-    packages=find_packages(include=[lib, f"{lib}.*"]), package_data={lib: ["data/**"]}, include_package_data=False,
+    packages=find_packages(include=[lib, f"{lib}.*"]), package_data={lib: ["assets/**"]}, include_package_data=False,
     install_requires=ini["requirements"].split(),
     extras_require=extras | {"dev": extras["dev"] + extras["docs"]},
     entry_points={"console_scripts": ["macular = macular.cli:main", "nbdev_test = nbdev.test:nbdev_test"],

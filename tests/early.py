@@ -1,7 +1,7 @@
 """A training small enough to be kept in the repository: two nets of a few numbers that learn in turn, as the trainer leaves them on disk."""
 import torch
 
-from macular.trainer import Loop, Phase, fit
+from macular.train.trainer import Loop, Phase, fit
 
 ROUNDS = 3
 

@@ -53,7 +53,7 @@ def a_run(folder):
 
 def records():
     "Results of methods and languages that nobody should name so"
-    from macular.results import Record
+    from macular.results.records import Record
     langs = ("en", *PAYLOADS)
     return [Record(p, "xnli", {"en_dev": {x: 50.0 + (7 * i + 3 * j + seed) % 40 for j, x in enumerate(langs)}}, seed=seed, notes=PAYLOADS, tags={"note": p, "<b>": p})
             for i, p in enumerate(PAYLOADS) for seed in (0, 1)]
@@ -61,12 +61,12 @@ def records():
 
 def views(folder) -> dict:
     "Every view of the workbench, of payloads only"
-    from macular.board import board, heat_map, versus
+    from macular.ui.board import board, heat_map, versus
     from macular.core import DataError
-    from macular.errors import errors
-    from macular.live import live
-    from macular.playground import playground, show_batch
-    from macular.workbench import View
+    from macular.ui.error_browser import errors
+    from macular.ui.live import live
+    from macular.ui.playground import playground, show_batch
+    from macular.ui.views import View
     run, found = a_run(Path(folder)), records()
     def refuse(): raise DataError(" ".join(PAYLOADS))
     return {"playground": playground(run=run, word=1.0), "playground, typed": playground(text_a=" ".join(PAYLOADS), text_b=PAYLOADS[0], word=1.0), "show_batch": show_batch(run=run, n=12, lang="de"),
@@ -79,16 +79,16 @@ def reprs() -> dict:
     from dataclasses import replace
 
     from macular import distill, fetch, lexicon, plots, reports, rerun
-    from macular.augment import CodeSwitch, Place
+    from macular.text.code_switch import CodeSwitch, Place
     from macular.core import DataError, Difference, diff
-    from macular.jobs import plan
-    from macular.methods import macular
-    from macular.search import Search
-    from macular.settings import Job, presets
-    from macular.statistics import Effect
-    from macular.tables import Cell, Table
-    from macular.tasks import Facts, Task
-    from macular.workbench import Picture
+    from macular.jobs.plan import plan
+    from macular.train.methods import macular
+    from macular.jobs.search import Search
+    from macular.train.config import Job, presets
+    from macular.results.statistics import Effect
+    from macular.results.tables import Cell, Table
+    from macular.data.tasks import Facts, Task
+    from macular.ui.views import Picture
     def refuse(): raise DataError(" ".join(PAYLOADS))
     one, other = PAYLOADS[:2]
     every = {p: (p, p) for p in PAYLOADS}

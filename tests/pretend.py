@@ -4,7 +4,7 @@ import signal
 import time
 
 from macular.core import DataError, ParameterError, resolve
-from macular.jobs import identity, place
+from macular.jobs.plan import identity, place
 from macular.store import append, lock, read_lines, write_json
 
 
@@ -64,7 +64,7 @@ def blocked(job):
 
 def train_killed_once(job):
     "A real job whose process dies in the middle of its training, once"
-    from macular.run import run
+    from macular.train.run import run
     first = len(logged(job.out, "asked")) == 0
     log(job, "asked")
     def watch(event, facts):

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from macular.augment import CodeSwitch, Draws, Place, Synonyms, draw, exchange, item_numbers, rates, tally
+from macular.text.code_switch import CodeSwitch, Draws, Place, Synonyms, draw, exchange, item_numbers, rates, tally
 from macular.core import DataError, ParameterError, key, mix, number, pick, uniform, visible
-from macular.lexicon import CHUNK, Lexicon, split
+from macular.data.lexicon import CHUNK, Lexicon, split
 
 ROOT = Path(__file__).parents[1]
 NINE = Lexicon({"de": {"sofa": "couch"}, "bg": {"what": "какво"}, "zh": {"first": "第一"}, "ja": {"air": "エア"},
@@ -63,7 +63,7 @@ def test_order_and_batches_cannot_matter():
     assert switch([], [], MANY, place) == []
 
 def test_the_same_in_another_process():
-    code = ("from macular.augment import *; from macular.lexicon import Lexicon; "
+    code = ("from macular.text.code_switch import *; from macular.data.lexicon import Lexicon; "
             "print(CodeSwitch(('de',))(['w1 w2 w3 w4 w5 w6'], ['x'], Lexicon({'de': {f'w{i}': (f'a{i}', f'b{i}') for i in range(9)}}))[0])")
     said = {subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True,
                            env={"PYTHONHASHSEED": seed, "PATH": ""}).stdout for seed in ("1", "2")}

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from macular.core import DataError, EnvironmentProblem, MacularError, ParameterError
-from macular.settings import check, from_notebook
+from macular.train.config import check, from_notebook
 
 A, W = "accepted", "accepted, and said"
 HEAD = "id\ta\tb\tlabel\n"
@@ -59,16 +59,16 @@ def world(folder, changes):
 @pytest.fixture
 def outcome(tmp_path, monkeypatch):
     "Do a job of the world; (error or None, what was said)"
-    import macular.build
-    import macular.run
+    import macular.train.build
+    import macular.train.run
     def load(*a, **k): raise Loaded
-    monkeypatch.setattr(macular.build, "load_encoder", load)
+    monkeypatch.setattr(macular.train.build, "load_encoder", load)
     def do(files, given):
         world(tmp_path, files)
         said = []
         def watch(event, facts): said.extend(facts["notes"] if event == "data" else ())
         usual = {"task": str(tmp_path / "own.toml"), "method": "cosda_ml", "preset": "mini", "backbone": "mini-bert", "batch_size": 4, "lexicon_dir": str(tmp_path / "words"), "out": str(tmp_path / "runs")}
-        try: macular.run.run(check(usual | given), watch)
+        try: macular.train.run.run(check(usual | given), watch)
         except Loaded: return None, said
         except MacularError as e: return e, said
         pytest.fail("neither refused nor trained")
@@ -295,7 +295,7 @@ def without(*names):
     "A copy of the package's backbone with a part missing"
     def make(path):
         import shutil
-        from macular.mini import backbone
+        from macular.data.mini_world import backbone
         shutil.copytree(backbone("mini-bert"), path)
         for name in names: (path / name).unlink()
     return make
@@ -313,9 +313,9 @@ def pointer(path):
 
 
 def test_P38_a_pointer_in_place_of_the_weights(tmp_path):
-    from macular.backbones import parameters
-    from macular.mini import backbone
-    from macular.modules import load_encoder
+    from macular.data.backbones import parameters
+    from macular.data.mini_world import backbone
+    from macular.model.modules import load_encoder
     pointer(tmp_path / "net")
     with pytest.raises(EnvironmentProblem, match=r"net/model.safetensors \(13\d bytes\) is no safetensors file; is it a Git LFS pointer\? Fetch it with git lfs pull"): parameters(tmp_path / "net")
     with pytest.raises(EnvironmentProblem, match="cannot load the backbone"): load_encoder(tmp_path / "net", 0)
@@ -327,7 +327,7 @@ def test_P38_a_pointer_in_place_of_the_weights(tmp_path):
 
 @pytest.mark.parametrize("where", ["huggingface_hub.snapshot_download", "transformers.AutoTokenizer.from_pretrained", "transformers.AutoModelForSequenceClassification.from_pretrained"])
 def test_P38_an_error_without_a_text(outcome, monkeypatch, where):
-    from macular.modules import load_encoder
+    from macular.model.modules import load_encoder
     def fails(*a, **k): raise TimeoutError
     monkeypatch.setattr(where, fails)
     with pytest.raises(EnvironmentProblem, match="TimeoutError"):
@@ -371,7 +371,7 @@ def test_E02_half_of_the_shards_of_a_backbone(outcome, cached):
 
 
 def test_E02_half_of_the_rows_in_the_cache(cached):
-    from macular.tasks import Hub, load
+    from macular.data.tasks import Hub, load
     path = cached / "facebook--xnli" / "0123" / "en"
     path.mkdir(parents=True)
     parquet([{"premise": "a", "hypothesis": "b", "label": i} for i in range(3)], ["entailment", "neutral", "contradiction"])(path / "train-00000-of-00004.parquet")
@@ -384,21 +384,21 @@ def test_E02_half_of_the_rows_in_the_cache(cached):
 @pytest.mark.parametrize("error", ["torch", "cpu", "python"])
 def test_E07_memory_that_runs_out_names_the_setting(tmp_path, monkeypatch, error):
     import torch
-    import macular.run
+    import macular.train.run
     kinds = {"torch": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"), "cpu": RuntimeError("DefaultCPUAllocator: can't allocate memory"), "python": MemoryError()}
     def train(row, data, accelerator, watch):
         watch("start", {"row": row, "folder": tmp_path, "steps": 1, "rows": {}, "phases": [], "notes": []})
         raise kinds[error]
-    monkeypatch.setattr(macular.run, "train", train)
+    monkeypatch.setattr(macular.train.run, "train", train)
     world(tmp_path, {})
     with pytest.raises(EnvironmentProblem, match="max_length or precision=bf16; where it was training, accumulation=2") as raised:
-        macular.run.run(check({"task": str(tmp_path / "own.toml"), "method": "finetune", "preset": "mini", "backbone": "mini-bert", "out": str(tmp_path)}))
+        macular.train.run.run(check({"task": str(tmp_path / "own.toml"), "method": "finetune", "preset": "mini", "backbone": "mini-bert", "out": str(tmp_path)}))
     assert raised.value.__cause__ is kinds[error] and readable(str(raised.value))
 
 
 def test_E06_memory_in_a_step_names_the_portions():
     import torch
-    from macular.trainer import _memory
+    from macular.train.trainer import _memory
     with pytest.raises(EnvironmentProblem, match="accumulation=2.*same mathematics"):
         with _memory({}): raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -443,7 +443,7 @@ def test_P47_a_notebook_that_lost_its_parameters_tag(tmp_path):
 
 def test_what_is_odd_is_kept_with_the_result(tmp_path):
     "A job that trains; its mark of one class, too"
-    from macular.run import run
+    from macular.train.run import run
     world(tmp_path, {"test.en.tsv": table(start=200, n=6) + table().splitlines()[1] + "\n"})
     result = run(check({"task": str(tmp_path / "own.toml"), "method": "finetune", "preset": "mini", "backbone": "mini-bert", "rounds": 1, "batch_size": 8, "learning_rate": 1e-9, "out": str(tmp_path / "runs")}), lambda event, facts: None)
     assert any("1 of 7 pairs to be scored are training rows, too" in note for note in result.values["notes"])

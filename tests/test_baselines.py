@@ -8,19 +8,19 @@ import torch
 from torch import nn
 
 import toy
-from macular.augment import Place
-from macular.baselines import SyntaxEncoder, cloze, distances, reverse
-from macular.batches import cut, order
-from macular.build import build, build_net
-from macular.cloze import ByCloze, verbalise
+from macular.text.code_switch import Place
+from macular.model.baselines import SyntaxEncoder, cloze, distances, reverse
+from macular.text.batches import cut, order
+from macular.train.build import build, build_net
+from macular.text.prompts import ByCloze, verbalise
 from macular.core import DataError, ParameterError
-from macular.losses import kl_s
-from macular.methods import methods
-from macular.mini import neighbours
-from macular.modules import load_encoder
-from macular.objective import Objective, terms
-from macular.trees import ByTree, Tree, Treebank, attach, grow, origins, read_conllu
-from macular.views import ByChunk, ByText, Text, Views, way
+from macular.model.losses import kl_s
+from macular.train.methods import methods
+from macular.data.mini_world import neighbours
+from macular.model.modules import load_encoder
+from macular.model.objective import Objective, terms
+from macular.text.syntax import ByTree, Tree, Treebank, attach, grow, origins, read_conllu
+from macular.text.encode import ByChunk, ByText, Text, Views, way
 from test_reference import Adam, Alone, ce, encoded, lengths, one_hot
 
 CLOSE = 1e-10
@@ -353,8 +353,8 @@ JOB = dict(task="pawsx", preset="mini", max_train=48, rounds=1, langs="de")
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    from macular.run import run
-    from macular.settings import check
+    from macular.train.run import run
+    from macular.train.config import check
     out = str(tmp_path_factory.mktemp("runs"))
     def do(**changes):
         events = []

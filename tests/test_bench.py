@@ -7,12 +7,12 @@ import pytest
 import toy
 from conftest import ROOT
 
-from macular.batches import Tokens, cut
-from macular.bench import Spread, Target, counted, flops, fresh, keep, machine, peak, race, ratio, turns
+from macular.text.batches import Tokens, cut
+from macular.results.timing import Spread, Target, counted, flops, fresh, keep, machine, peak, race, ratio, turns
 from macular.core import EnvironmentProblem, ParameterError
-from macular.methods import methods
-from macular.modules import MultiTask, load_encoder
-from macular.schedules import Cost, bare, cost, literal, naive, sizes, views
+from macular.train.methods import methods
+from macular.model.modules import MultiTask, load_encoder
+from macular.results.schedules import Cost, bare, cost, literal, naive, sizes, views
 from macular.store import read_json
 
 SCHEDULES = {"shared": lambda built, numbers: built.phases, "literal": literal, "naive": naive}

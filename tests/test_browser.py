@@ -169,7 +169,7 @@ def test_a_figure_follows_its_control(tour, lab):
 
 def test_the_picture_of_the_readme(lab, browser):
     "The playground with a pair of the mini world, every second word exchanged"
-    page = opened(lab, browser, write(lab, "picture.ipynb", "from macular.playground import playground\nplayground('pawsx', item=1, langs=('de', 'es', 'fr', 'ja', 'zh'), word=0.6)"))
+    page = opened(lab, browser, write(lab, "picture.ipynb", "from macular.ui.playground import playground\nplayground('pawsx', item=1, langs=('de', 'es', 'fr', 'ja', 'zh'), word=0.6)"))
     run_all(page, 60)
     out = first_output(page)
     wait_until(page, lambda: "Leo hands the strong bed to Yuki near Berlin" in out.inner_text(), "the pair is shown")
@@ -193,7 +193,7 @@ def test_it_can_be_read(tour, lab, theme):
 def test_nothing_piles_up(lab, browser):
     "The same cell five times: as many widgets as after once, one set of controls on the page"
     count = "from ipywidgets.widgets.widget import _instances\nlen(_instances)"
-    page = opened(lab, browser, write(lab, "again.ipynb", "from macular.playground import playground\nplayground()", count))
+    page = opened(lab, browser, write(lab, "again.ipynb", "from macular.ui.playground import playground\nplayground()", count))
     numbers = []
     for _ in range(5):
         run_all(page, 60)
@@ -207,7 +207,7 @@ def test_nothing_piles_up(lab, browser):
 
 def test_buttons_reach_a_training_elsewhere(lab, browser):
     "Pause, evaluate, go on, stop: through the folder, while the training runs in another process"
-    begin = ("import tempfile\nfrom macular.live import *\nfrom macular.settings import Job\nout = tempfile.mkdtemp()\n"
+    begin = ("import tempfile\nfrom macular.ui.live import *\nfrom macular.train.config import Job\nout = tempfile.mkdtemp()\n"
              "process = begin(Job(task='pawsx', method='finetune', preset='mini', rounds=20, langs=('en',), out=out))\n_ = wait_for(out, lambda s: s.step > 3)")
     page = opened(lab, browser, write(lab, "watch.ipynb", begin, "live(out, seconds=0.3)", "process.kill()"))
     page.set_default_timeout(180_000)

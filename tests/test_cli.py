@@ -16,8 +16,8 @@ from conftest import ROOT
 import macular.cli
 from macular.cli import app, main, names, read_table
 from macular.core import DataError, EnvironmentProblem, NumericError, ParameterError
-from macular.jobs import plan, state
-from macular.settings import Job, check
+from macular.jobs.plan import plan, state
+from macular.train.config import Job, check
 from macular.store import write_json
 
 TINY = ["task=pawsx", "method=finetune", "preset=mini", "max_train=64", "rounds=1", "langs=de"]
@@ -196,15 +196,15 @@ def test_two_processes_unless_said_otherwise():
 
 
 def test_a_students_rival_is_looked_up_before_it_is_trained(monkeypatch, capsys):
-    import macular.distill
-    monkeypatch.setattr(macular.distill, "distill", lambda *a, **k: pytest.fail("a student was trained"))
+    import macular.deploy.distill
+    monkeypatch.setattr(macular.deploy.distill, "distill", lambda *a, **k: pytest.fail("a student was trained"))
     assert main(["distill", "teacher", "--plain", "typo"]) == 3 and "there is no finished run in typo" in capsys.readouterr().err
 
 
 def test_slurms_form_does_one_job(tmp_path):
     "The script of the notebook, with the variables an array sets"
     import nbformat
-    cells = [c.source for c in nbformat.read(ROOT / "nbs" / "52_engines.ipynb", 4).cells if c.source.startswith('script = """')]
+    cells = [c.source for c in nbformat.read(ROOT / "nbs" / "jobs/02_engines.ipynb", 4).cells if c.source.startswith('script = """')]
     names = {}
     exec(cells[0].replace("print(script)", ""), names)
     (tmp_path / "job.sh").write_text(names["script"])

@@ -14,32 +14,32 @@ from test_model import elsewhere
 from test_run import quiet, record as files
 
 import toy
-from macular.augment import CodeSwitch
-from macular.bench import counted
-from macular.board import records_of
-from macular.build import build, text_of
-from macular.card import result_of, take
+from macular.text.code_switch import CodeSwitch
+from macular.results.timing import counted
+from macular.ui.board import records_of
+from macular.train.build import build, text_of
+from macular.deploy.card import result_of, take
 from macular.cli import main
 from macular.core import DataError, ParameterError
-from macular.distill import Teacher, accuracies, distill, latency, report, student_row, teacher_loss
-from macular.evaluate import evaluate
-from macular.feed import Feed
-from macular.inputs import digests
-from macular.methods import methods
-from macular.mini import Mini
-from macular.model import export, model_of, predict
-from macular.reports import compare
-from macular.rerun import reopen, rerun
-from macular.results import record
-from macular.run import run
-from macular.settings import check
-from macular.statistics import alike, resampled
+from macular.deploy.distill import Teacher, accuracies, distill, latency, report, student_row, teacher_loss
+from macular.train.evaluate import evaluate
+from macular.train.feed import Feed
+from macular.train.inputs import digests
+from macular.train.methods import methods
+from macular.data.mini_world import Mini
+from macular.deploy.huggingface import export, model_of, predict
+from macular.results.compare import compare
+from macular.jobs.rerun import reopen, rerun
+from macular.results.records import record
+from macular.train.run import run
+from macular.train.config import check
+from macular.results.statistics import alike, resampled
 from macular.store import read_json, read_lines, write_json
-from macular.tables import languages
-from macular.tasks import load
-from macular.trainer import Stopped
-from macular.views import Views, features
-from macular.workbench import data_of
+from macular.results.tables import languages
+from macular.data.tasks import load
+from macular.train.trainer import Stopped
+from macular.text.encode import Views, features
+from macular.ui.views import data_of
 
 SMALL = dict(preset="mini", max_train=48, rounds=2, langs="de", task="pawsx", max_length=32, backbone=str(toy.backbone("xlmr")))
 REAL = dict(rounds=1, backbone="mini-xlmr")
@@ -373,7 +373,7 @@ def test_the_command_ends_with_the_code_of_what_went_wrong(done, tmp_path, capsy
     ({"task": "xnli"}, "task is the teacher's"), ({"method": "cosda_ml"}, "method is the teacher's"), ({"alpha": 0.1}, "alpha does nothing to a student"), ({"stage1": "xnli"}, "stage1 does nothing"),
     ({"round": 2}, "unknown parameter 'round'. Did you mean 'rounds'"), ({"learning_rate": 7}, "at most 1"), ({"langs": "xx"}, "unknown language of pawsx 'xx'"), ({"backbone": "mini-brt"}, "mini-b")])
 def test_wrong_parameters_are_refused_before_a_model_is_loaded(done, monkeypatch, changes, said):
-    monkeypatch.setattr("macular.distill.reopen", lambda *a, **k: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("macular.deploy.distill.reopen", lambda *a, **k: pytest.fail("a model was loaded"))
     with pytest.raises(ParameterError, match=re.escape(said)): distill(done("macular"), quiet, **changes)
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-import macular.failures
+import macular.train.failures
 from macular.core import (DataError, EnvironmentProblem, MacularError, NumericError, ParameterError, StorageError, brief, error_class, first_line,
                           key, shown, unknown, visible)
-from macular.engines import Died, attempt
-from macular.failures import anonymous, failure, note, place, recorded
-from macular.readers import read_columns
-from macular.settings import Job, check, fill
+from macular.jobs.engines import Died, attempt
+from macular.train.failures import anonymous, failure, note, place, recorded
+from macular.data.readers import read_columns
+from macular.train.config import Job, check, fill
 from macular.store import read_json
 
 KINDS = (MacularError, ParameterError, DataError, EnvironmentProblem, StorageError, NumericError)
@@ -149,7 +149,7 @@ def test_a_place_that_cannot_be_written_hides_no_error(tmp_path):
 
 
 def test_a_stopped_job_has_not_failed(job):
-    from macular.trainer import Stopped
+    from macular.train.trainer import Stopped
     with pytest.raises(Stopped): doing(Stopped("stopped in round 1"))(job)
     assert not (place(job) / "error.json").exists()
 

@@ -30,13 +30,13 @@ import sys
 from pathlib import Path
 import nbformat
 
-cells = [c.source for c in nbformat.read("nbs/howto_extend.ipynb", 4).cells if c.cell_type == "code"]
+cells = [c.source for c in nbformat.read("nbs/howto/extend.ipynb", 4).cells if c.cell_type == "code"]
 last = next(i for i, c in enumerate(cells) if c.startswith("mine = "))
 names = {"In": ["", *cells[:last]], "__name__": "howto"}
 for cell in cells[: last + 1]: exec(cell, names)
 
-from macular.engines import Ray, report, sweep
-from macular.jobs import plan
+from macular.jobs.engines import Ray, report, sweep
+from macular.jobs.plan import plan
 
 done = sweep(plan([names["parameters"] | {"rounds": 1, "max_train": 96}]), Ray(gpus=0, dashboard=False), do=report)
 [state] = done.states

@@ -18,8 +18,8 @@ from conftest import ROOT
 from macular import fetch as module
 from macular.cli import main
 from macular.core import DataError, EnvironmentProblem, ParameterError, StorageError
-from macular.fetch import Download, check, downloads, fetch, unpack
-from macular.tasks import Folder, load, tasks
+from macular.data.download import Download, check, downloads, fetch, unpack
+from macular.data.tasks import Folder, load, tasks
 
 DATA = ROOT.parent / "shared" / "data"
 real = pytest.mark.skipif(not DATA.is_dir(), reason="the real files in ../shared/data are not here")
@@ -237,7 +237,7 @@ def test_a_bomb_is_stopped(tmp_path):
 # from the hub
 
 def test_the_copy_on_the_hub(tmp_path):
-    code = ("import json; from macular.fetch import fetch; from macular.tasks import *\n"
+    code = ("import json; from macular.data.download import fetch; from macular.data.tasks import *\n"
             "fetch('qadsm', 'DIR', yes=True); f = Folder('DIR')\n"
             "print(json.dumps([f.langs(tasks['qadsm'], 'test'), load('qadsm', 'dev', 'fr', f).to_dict() == load('qadsm', 'dev', 'fr', Hub()).to_dict()]))")
     with hub.serve(hub.fill(tmp_path / "hub")) as served_hub:
@@ -285,8 +285,8 @@ def test_a_damaged_file_ends_with_the_code_of_data(tmp_path, capsys, monkeypatch
 
 
 def test_a_licence_is_known_by_what_a_file_holds_and_not_by_its_name(site, tmp_path, offer):
-    from macular.inputs import Data
-    from macular.settings import check as check_job, fill
+    from macular.train.inputs import Data
+    from macular.train.config import check as check_job, fill
     for lang in ("de", "fr"): (site / f"en-{lang}.txt").write_text("".join(f"word{i} {lang}{i}\n" for i in range(12_000)))
     with served(site) as (url, _):
         offer("words", *(Download((f"{url}/en-{lang}.txt",), (f"en-{lang}.txt",), "CC BY-NC 4.0 (MUSE)", True) for lang in ("de", "fr")))

@@ -1,6 +1,6 @@
 """A golden trace: what the same settings train today they train tomorrow, from text to the tenth loss.
 
-If a change here is meant, raise `ALGORITHM` in 42_settings (old trainings are then no longer found under new keys) and remake the
+If a change here is meant, raise `ALGORITHM` in train/02_config (old trainings are then no longer found under new keys) and remake the
 trace with `python tests/test_golden.py`; if it is not meant, the code is wrong, not the trace.
 """
 import json
@@ -11,10 +11,10 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 import toy
-from macular.augment import CodeSwitch, Place
+from macular.text.code_switch import CodeSwitch, Place
 from macular.core import mix, permutation
-from macular.methods import Readings, methods
-from macular.settings import ALGORITHM
+from macular.train.methods import Readings, methods
+from macular.train.config import ALGORITHM
 
 GOLDEN = Path(__file__).with_name("golden.json")
 SAY = "the golden trace has changed. If that is meant: raise settings.ALGORITHM, then python tests/test_golden.py"

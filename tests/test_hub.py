@@ -11,7 +11,7 @@ from conftest import ROOT
 
 READ = """
 import json, sys
-from macular.tasks import Hub, load, tasks
+from macular.data.tasks import Hub, load, tasks
 found = {}
 for name, lang in (("xnli", "ur"), ("pawsx", "ko"), ("qam", "fr"), ("qadsm", "de")):
     for split in ("train", "dev", "test"):
@@ -49,7 +49,7 @@ def test_all_four_tasks(published, tmp_path):
 
 
 def test_a_training_split_that_is_machine_translated_is_never_asked_for(published, tmp_path):
-    code = "from dataclasses import replace\nfrom macular.tasks import load, tasks\nload(replace(tasks['xnli'], source_lang='de'), 'train')"
+    code = "from dataclasses import replace\nfrom macular.data.tasks import load, tasks\nload(replace(tasks['xnli'], source_lang='de'), 'train')"
     with hub.serve(published) as served: done = python(code, tmp_path, served.url)
     assert "in 'en' only, not in 'de'" in done.stderr and served.asked == []
 
@@ -57,7 +57,7 @@ def test_a_training_split_that_is_machine_translated_is_never_asked_for(publishe
 @pytest.mark.parametrize("offline", ["0", "1"])
 def test_without_a_network(tmp_path, offline):
     before = time.monotonic()
-    done = python("from macular.tasks import load\nload('qam', 'train')", tmp_path, "http://127.0.0.1:9", offline)
+    done = python("from macular.data.tasks import load\nload('qam', 'train')", tmp_path, "http://127.0.0.1:9", offline)
     message = done.stderr.rsplit("macular.core.EnvironmentProblem: ", 1)[1]
     assert "qam/train-*.parquet of the data set hgissbkh/xglue" in message and "macular data fetch qam" in message
     assert len(message) <= 1000 and time.monotonic() - before < 60
@@ -67,13 +67,13 @@ def test_a_revision_that_has_no_such_file(published, tmp_path):
     gone = tmp_path / "datasets" / "hgissbkh" / "xglue" / "nc"
     gone.mkdir(parents=True)
     (gone / "train-00000-of-00001.parquet").write_bytes(b"")
-    with hub.serve(tmp_path) as served: done = python("from macular.tasks import load\nload('qam', 'train')", tmp_path / "home", served.url)
+    with hub.serve(tmp_path) as served: done = python("from macular.data.tasks import load\nload('qam', 'train')", tmp_path / "home", served.url)
     assert "hgissbkh/xglue has no file qam/train-*.parquet in this revision" in done.stderr
 
 
 def test_a_pinned_revision_is_asked_for(published, tmp_path):
     with hub.serve(published) as served:
-        done = python("from macular.tasks import Hub, load\nload('xnli', 'dev', 'sw', Hub({'facebook/xnli': 'v1'}))", tmp_path, served.url)
+        done = python("from macular.data.tasks import Hub, load\nload('xnli', 'dev', 'sw', Hub({'facebook/xnli': 'v1'}))", tmp_path, served.url)
     assert done.returncode == 0 and "/api/datasets/facebook/xnli/revision/v1" in served.asked
 
 

@@ -13,11 +13,11 @@ import pytest
 from conftest import ROOT
 
 from macular.core import DataError, EnvironmentProblem, ParameterError, StorageError
-from macular.engines import Here, Processes, Ray, attempt, found, sweep
-from macular.jobs import Plan, asked, identity, leaders, place, plan, remaining, rows, stages, state, summary
-from macular.rerun import compare_runs, rerun
-from macular.search import GRIDS, best, dev_accuracy, paper_search, read_search
-from macular.settings import check, fill
+from macular.jobs.engines import Here, Processes, Ray, attempt, found, sweep
+from macular.jobs.plan import Plan, asked, identity, leaders, place, plan, remaining, rows, stages, state, summary
+from macular.jobs.rerun import compare_runs, rerun
+from macular.jobs.search import GRIDS, best, dev_accuracy, paper_search, read_search
+from macular.train.config import check, fill
 from macular.store import lock, read_json, sha256, write_json
 
 TESTS = str(Path(__file__).parent)
@@ -117,8 +117,8 @@ def test_a_thousand_jobs_are_planned_in_a_moment(tmp_path):
 
 def test_two_jobs_share_a_training_here_exactly_if_they_do_in_the_store():
     "The plan's names against the store's hashes, over rows, tasks, seeds and settings"
-    from macular.inputs import Data, digests, trained_on
-    from macular.settings import beneath, row, training_key
+    from macular.train.inputs import Data, digests, trained_on
+    from macular.train.config import beneath, row, training_key
     read, used, lexicon = {}, {}, None
     def in_store(job):
         nonlocal lexicon
@@ -309,7 +309,7 @@ def test_a_report_whose_kernel_is_killed_is_tried_again(tmp_path):
     extension, once = tmp_path / "killer.py", tmp_path / "once"
     extension.write_text(f"import os, signal\nfrom pathlib import Path\nonce = Path({str(once)!r})\n"
                          "if 'JPY_PARENT_PID' in os.environ and not once.exists():\n    once.touch()\n    os.kill(os.getpid(), signal.SIGKILL)\n")
-    from macular.engines import report
+    from macular.jobs.engines import report
     jobs = many(tmp_path, 1, extensions=str(extension))
     sweep(jobs, do=report, say=print)
     [now] = jobs.states

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from macular.core import DataError, EnvironmentProblem, ParameterError
-from macular.lexicon import CHUNK, MUSE, Lexicon, count_words, read_file, read_pairs, split
+from macular.data.lexicon import CHUNK, MUSE, Lexicon, count_words, read_file, read_pairs, split
 
 ROOT = Path(__file__).parents[1]
 REAL = ROOT / "../shared/data/dictionaries"
@@ -125,7 +125,7 @@ def test_digest_is_of_the_contents():
     assert a == Lexicon({"fr": {"x": "4"}, "de": {"Y": "3", "x": ("1", "2")}}) and a != Lexicon({})
     assert len({a.digest, Lexicon({"de": {"x": ("2", "1"), "y": "3"}, "fr": {"x": "4"}}).digest, a.only(["de"]).digest,
                 a.shuffle(0).digest, a.identity().digest}) >= 4
-    code = "from macular.lexicon import Lexicon; print(Lexicon({'de': {'x': ('1', '2'), 'y': '3'}, 'fr': {'x': '4'}}).digest)"
+    code = "from macular.data.lexicon import Lexicon; print(Lexicon({'de': {'x': ('1', '2'), 'y': '3'}, 'fr': {'x': '4'}}).digest)"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == a.digest
 
@@ -167,7 +167,7 @@ def test_simplify():
     assert lexicon["zh"]["still"] == ("还",) and lexicon["ja"]["still"] == ("還",)
 
 def test_imports_nothing_heavy():
-    code = "import sys, macular.lexicon, macular.augment; print(*{m.split('.')[0] for m in sys.modules})"
+    code = "import sys, macular.data.lexicon, macular.text.code_switch; print(*{m.split('.')[0] for m in sys.modules})"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "transformers", "pandas", "datasets", "pyarrow", "scipy", "fastcore", "nbdev"} & set(loaded)
 

@@ -28,14 +28,14 @@ from conftest import ROOT
 from test_jobs import TESTS, done_once, many
 
 from macular import cli, plots, workbench
-from macular.bench import fresh
+from macular.results.timing import fresh
 from macular.core import DataError
-from macular.engines import compute
-from macular.jobs import place, silence
-from macular.mini import Mini
-from macular.plots import curves, history, rounds_of
-from macular.run import run
-from macular.settings import check
+from macular.jobs.engines import compute
+from macular.jobs.plan import place, silence
+from macular.data.mini_world import Mini
+from macular.results.figures import curves, history, rounds_of
+from macular.train.run import run
+from macular.train.config import check
 from macular.store import read_json
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory, handles and processes are counted in /proc, which is Linux's")
@@ -53,8 +53,8 @@ def resident():
 def train_long():
     "Macular without the consistency training for 1,500 steps, watched as a notebook does, then 400 more with every loss kept"
     import toy
-    from macular.methods import methods
-    from macular.plots import Live
+    from macular.train.methods import methods
+    from macular.results.figures import Live
     row, numbers, kept = methods["macular_nots"], toy.recipe(rounds=5), []
     built = toy.made(row, toy.for_row(row, n=134, dropout=0.1), numbers, double=False)
     steps = 5 * sum(p.passes * p.steps for p in built.phases)
@@ -113,11 +113,11 @@ READ_AND_SWITCH = """
 from pathlib import Path
 from transformers import AutoTokenizer
 import numpy as np
-from macular.augment import CodeSwitch
-from macular.inputs import digest
-from macular.mini import backbone, lexicon
-from macular.tasks import File, Task, load
-from macular.views import Text, Views
+from macular.text.code_switch import CodeSwitch
+from macular.train.inputs import digest
+from macular.data.mini_world import backbone, lexicon
+from macular.data.tasks import File, Task, load
+from macular.text.encode import Text, Views
 words, tokenizer = lexicon(), AutoTokenizer.from_pretrained(backbone("mini-xlmr"))
 before = int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
 task = Task("large", ("no", "maybe", "yes"), ("en", "de"), max_length=64, source=File({"train": "train.tsv"}, "first", "second", folder=given["folder"]))
@@ -132,7 +132,7 @@ result = {"before": before, "rows": len(rows), "digest": digest(rows), "pairs": 
 
 def write_rows(path, n):
     "Pairs of 22 words, 100,000 different words among them, as XNLI has"
-    from macular.mini import lexicon
+    from macular.data.mini_world import lexicon
     known, rng = sorted(lexicon()["de"]), random.Random(1)
     texts = [" ".join(rng.choices(known, k=14)).capitalize() for _ in range(3000)]
     with open(path, "w", encoding="utf-8") as f:
@@ -202,10 +202,10 @@ def test_a_short_history_is_read_whole(tmp_path):
 LONG = """
 import json
 from pathlib import Path
-import macular.plots, macular.run
-from macular.methods import methods
+import macular.results.figures, macular.train.run
+from macular.train.methods import methods
 from test_load import write_history
-true, clock = macular.run.run, iter(range(10**9))
+true, clock = macular.train.run.run, iter(range(10**9))
 
 class Hurried:  # a thousand times it draws, as a real one in six minutes
     monotonic = staticmethod(lambda: next(clock) / 120)
@@ -213,14 +213,14 @@ class Hurried:  # a thousand times it draws, as a real one in six minutes
 def run(job, watch):
     "The job itself; then its watcher is told 20,000 steps, and its trainings become long ones"
     result = true(job, watch)
-    macular.plots.time, facts = Hurried, dict(row=methods["finetune"])
+    macular.results.figures.time, facts = Hurried, dict(row=methods["finetune"])
     watch("start", facts | dict(folder=Path("x"), steps=20_000, phases=[("net", 20_000)], rows={}, notes=[]))
     for step in range(1, 20_001): watch("step", dict(step=step, of=20_000, round=1, phase="net", batch=step, loss=1 / step, task=1 / step, lang_adv=1 / step))
     watch("round", facts | dict(round=1, dev={"pawsx": 50.0}))
     for t in result.values["trainings"].values(): write_history(result.folder.parent / "trainings" / t["key"], 100_000)
     return result
 
-macular.run.run = run
+macular.train.run.run = run
 """
 
 
@@ -335,11 +335,11 @@ def cell(monkeypatch):
 
 
 def views_of(result):
-    from macular.board import board, heat_map
-    from macular.live import live
-    from macular.playground import playground
-    from macular.results import from_lines
-    from macular.statistics import select
+    from macular.ui.board import board, heat_map
+    from macular.ui.live import live
+    from macular.ui.playground import playground
+    from macular.results.records import from_lines
+    from macular.results.statistics import select
     control = select(from_lines(ROOT / "nbs" / "records" / "control.jsonl"), world="related", dictionary="own", backbone="mini-xlmr")
     return {"playground": (100, playground), "board": (100, lambda: board(control, task="qam")), "heat_map": (8, lambda: heat_map(control, task="qam")),
             "live": (20, lambda: live(result, seconds=0.05)), "playground of a run": (100, lambda: playground(run=result))}
@@ -486,7 +486,7 @@ def test_a_step_is_a_sign_of_life(tmp_path, monkeypatch):
         watch("step", {"step": 1})
         seen.append(silence(job))
         return SimpleNamespace(folder=place(job))
-    monkeypatch.setattr("macular.run.run", fake)
+    monkeypatch.setattr("macular.train.run.run", fake)
     os.makedirs(place(job))
     compute(job)
     assert seen[0] >= 99 and seen[1] < 50 and (place(job) / "log.txt").read_text() == ""

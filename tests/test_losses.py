@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 
-from macular.losses import adversarial_loss, discriminator_loss, kl_s, task_loss
+from macular.model.losses import adversarial_loss, discriminator_loss, kl_s, task_loss
 
 torch.set_num_threads(1)
 many = settings(max_examples=200, deadline=None, derandomize=True)

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from macular.core import ParameterError
-from macular.lexicon import CHUNK
-from macular.mini import Mini, backbone, items, lexicon, makers, text, told, web
-from macular.scenes import (NP, Dice, Scene, act, against, alone, arrange, compare, converse, draw, grammars, less, moved, part_of, plain, relation, sort,
+from macular.data.lexicon import CHUNK
+from macular.data.mini_world import Mini, backbone, items, lexicon, makers, text, told, web
+from macular.data.scenes import (NP, Dice, Scene, act, against, alone, arrange, compare, converse, draw, grammars, less, moved, part_of, plain, relation, sort,
                             split_of, swapped, tell, theme, transfer, turned, vocabulary, words)
 from macular.store import read_lines, sha256
-from macular.tasks import Task, load, tasks
+from macular.data.tasks import Task, load, tasks
 
 ROOT = Path(__file__).parents[1]
 SMALL = Mini(train=120, dev=40, test=60)
@@ -224,8 +224,8 @@ def test_provenance_has_no_path():
 
 SAME = """
 import hashlib, sys
-from macular.mini import Mini, lexicon, text, told, web
-from macular.tasks import tasks
+from macular.data.mini_world import Mini, lexicon, text, told, web
+from macular.data.tasks import tasks
 rows = [r for name in ("xnli", "pawsx", "qam", "qadsm") for r in told(Mini(dev=20), tasks[name], "dev", "de")]
 print(hashlib.sha256(repr((rows, lexicon().digest, list(text("ja", 50)))).encode()).hexdigest(), sorted(m for m in ("torch", "transformers", "pandas", "datasets", "pyarrow", "scipy") if m in sys.modules))
 """
@@ -319,6 +319,6 @@ def test_pretraining_on_a_folder_of_text(tmp_path, monkeypatch):
 
 def test_the_control_was_run_with_these_encoders():
     records = read_lines(ROOT / "nbs" / "records" / "control.jsonl")
-    assert {r["encoder"] for r in records} == {sha256(backbone(name) / "model.safetensors")[:16] for name in ("mini-bert", "mini-xlmr")}, "remade encoders: run 73_control's last cell"
+    assert {r["encoder"] for r in records} == {sha256(backbone(name) / "model.safetensors")[:16] for name in ("mini-bert", "mini-xlmr")}, "remade encoders: run paper/04_control's last cell"
     done = Counter((r["method"], r["dictionary"], r["world"], r["backbone"], r["task"]) for r in records)
     assert set(done.values()) == {3} and len(done) == 8 * len(TASKS)

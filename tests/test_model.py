@@ -20,16 +20,16 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 import toy
-from macular.batches import tokenize
+from macular.text.batches import tokenize
 from macular.cli import main
 from macular.core import DataError, ParameterError, StorageError
-from macular.mini import Mini
-from macular.card import limits, result_of, scores, seeds_of, take
-from macular.model import MacularConfig, MacularForSequenceClassification, export, predict
-from macular.run import run
-from macular.settings import check
+from macular.data.mini_world import Mini
+from macular.deploy.card import limits, result_of, scores, seeds_of, take
+from macular.deploy.huggingface import MacularConfig, MacularForSequenceClassification, export, predict
+from macular.train.run import run
+from macular.train.config import check
 from macular.store import read_json, verify, write_json
-from macular.tasks import load
+from macular.data.tasks import load
 
 SMALL = dict(preset="mini", max_train=48, rounds=2, langs="de", stage1="pawsx,xnli", task="pawsx")
 ONE_ENCODER = ("finetune", "cosda_ml", "rs_da", "xtune", "mtl_ft", "macular_nots")
@@ -360,7 +360,7 @@ def test_limits_name_languages_without_a_dictionary(done):
 def test_the_command_exports(done, folder, tmp_path, capfd):
     assert main(["export", str(done("macular").folder), str(tmp_path / "model")]) == 0
     [said] = [line for line in capfd.readouterr().out.splitlines() if "pipeline(" in line]
-    assert said.startswith("import macular.model; ") and str(tmp_path / "model") in said
+    assert said.startswith("import macular.deploy.huggingface; ") and str(tmp_path / "model") in said
     assert toy.same(load_file(tmp_path / "model" / "model.safetensors"), load_file(folder("macular") / "model.safetensors"))
     assert main(["export", str(done("macular_nots").folder), str(tmp_path / "model"), "--task", "xnli"]) == 0
     assert "import" not in capfd.readouterr().out and read_json(tmp_path / "model" / "config.json")["id2label"]["2"] == "contradiction"

@@ -11,9 +11,19 @@ import pytest
 from conftest import ROOT, tool
 from readme import FIGURES, figures, readme
 
-NOTEBOOKS = sorted((ROOT / "nbs").glob("[!_.]*.ipynb"))
-JOBS = {"train", "pretrain", "bench", "study", "80_real", "acceptance", "72_decoupled", "howto_own_task"}  # run by papermill, with parameters
-every = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+NBS = ROOT / "nbs"
+NOTEBOOKS = sorted(p for p in NBS.rglob("[!_.]*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+JOBS = {"train", "pretrain", "study", "benchmarks/bench", "benchmarks/acceptance", "paper/03_decoupled", "paper/09_real", "howto/own_task"}  # run by papermill, with parameters
+
+
+def named(path):
+    "A notebook by its path below nbs/"
+    return path.relative_to(NBS).with_suffix("").as_posix()
+
+
+def of_all(test):
+    "What a test finds in each notebook: name -> findings, where there are any"
+    return {named(path): found for path in NOTEBOOKS if (found := test(path))}
 
 
 def cells(path, kind="code"): return [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == kind]
@@ -41,11 +51,6 @@ def changed(before, after): return sorted(str(k) for k in before.keys() | after.
 
 # in step
 
-def test_the_notebooks_are_there():
-    names = {path.stem for path in NOTEBOOKS}
-    assert {"index", "train", "00_core"} <= names
-
-
 def test_cleaning_changes_nothing(project):
     before = {k: v for k, v in files(project / "nbs").items() if k.suffix == ".ipynb"}
     tool("nbdev-clean", project)
@@ -67,10 +72,18 @@ def test_an_edited_module_is_noticed(project):
     assert changed(edited, files(project / "macular")) == ["core.py"] and changed(before, files(project / "macular")) == []
 
 
-def test_every_module_has_one_notebook():
-    names = [m[1] for path in NOTEBOOKS for c in cells(path) if (m := re.match(r"#\| *default_exp +(\w+)", c.source))]
-    modules = {p.stem for p in (ROOT / "macular").glob("*.py")} - {"__init__", "_modidx"}
-    assert sorted(names) == sorted(modules)
+def exports(path): return [m[1] for c in cells(path) if (m := re.match(r"#\| *default_exp +([\w.]+)", c.source))]
+
+
+def test_every_module_has_one_notebook_in_the_same_chapter():
+    from test_layers import MODULES, module
+    assert sorted(name for path in NOTEBOOKS for name in exports(path)) == sorted(map(module, MODULES))
+    assert [named(path) for path in NOTEBOOKS for name in exports(path) if re.sub(r"\b\d\d_", "", named(path)) != name.replace(".", "/")] == []
+
+
+def test_a_number_is_used_once_in_a_folder():
+    numbered = [(path.parent, path.stem[:2]) for path in NOTEBOOKS if path.stem[:2].isdigit()]
+    assert len(numbered) == len(set(numbered))
 
 
 def test_the_readme_is_the_index():
@@ -82,22 +95,22 @@ def test_the_readme_is_the_index():
 
 def test_the_readme_names_every_notebook_and_links_what_exists():
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)", (ROOT / "README.md").read_text("utf-8"))
-    assert {f"nbs/{path.name}" for path in NOTEBOOKS if path.stem != "index"} <= set(links), "run index.ipynb again"
+    assert {f"nbs/{named(path)}.ipynb" for path in NOTEBOOKS if path.stem != "index"} <= set(links), "run index.ipynb again"
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
-@every
-def test_links_lead_somewhere(path):
-    links = [link for c in cells(path) if c.cell_type == "markdown" for link in re.findall(r"\]\((?!https?:|#)([^)#\s]+)\)", c.source)]
-    assert [link for link in links if not (path.parent / link).exists()] == []
+def test_links_lead_somewhere():
+    def dead(path):
+        links = [link for c in cells(path, "markdown") for link in re.findall(r"\]\((?!https?:|#)([^)#\s]+)\)", c.source)]
+        return [link for link in links if not (path.parent / link).exists()]
+    assert of_all(dead) == {}
 
 
 # jobs
 
-@every
-def test_only_jobs_have_parameters(path):
-    assert sum("parameters" in tags(c) for c in cells(path)) == (path.stem in JOBS)
-    assert not any("injected-parameters" in tags(c) for c in cells(path))
+def test_only_jobs_have_parameters():
+    assert {named(path) for path in NOTEBOOKS for c in cells(path) if "parameters" in tags(c)} == JOBS
+    assert of_all(lambda path: [c.source for c in cells(path) if "injected-parameters" in tags(c)]) == {}
 
 
 def parameters_of(path): return set(papermill.inspect_notebook(str(path)))
@@ -129,22 +142,21 @@ def test_cleaning_would_remove_it_without_our_setting(project, job):
     assert parameters_of(job) == set()
 
 
-@every
-def test_a_notebook_never_exports_the_package_itself(path):
-    assert not any("nbdev_export(" in c.source for c in cells(path))
+def test_a_notebook_never_exports_the_package_itself():
+    assert of_all(lambda path: [c.source for c in cells(path) if "nbdev_export(" in c.source]) == {}
 
 
 # readable
 
-@every
-def test_it_opens_with_title_and_subtitle(path):
-    first = nbformat.read(path, as_version=4).cells[0]
-    assert first.cell_type == "markdown" and re.match(r"# \S.*\n\n> \S", first.source)
+def test_it_opens_with_title_and_subtitle():
+    def bad(path):
+        first = nbformat.read(path, as_version=4).cells[0]
+        return first.cell_type != "markdown" or not re.match(r"# \S.*\n\n> \S", first.source)
+    assert of_all(bad) == {}
 
 
-@every
-def test_export_cells_are_short(path):
-    assert [c.source for c in exported(path) if len(lines(c)) > 40] == []
+def test_export_cells_are_short():
+    assert of_all(lambda path: [c.source for c in exported(path) if len(lines(c)) > 40]) == {}
 
 
 def test_most_export_cells_are_very_short():
@@ -155,27 +167,25 @@ def test_documenting_a_parameter_costs_no_line():
     assert code_lines('#| export\ndef f(\n    x,  # what\n):  # that\n    "Doc"\n    # why\n\n    return x\n\ny = 1') == 3
 
 
-@every
-def test_imports_have_cells_of_their_own(path):
-    for cell in exported(path):
-        kinds = {isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.parse(cell.source).body}
-        assert kinds != {True, False}, cell.source[:200]
+def test_imports_have_cells_of_their_own():
+    def mixed(path):
+        found = [(c.source, {isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.parse(c.source).body}) for c in exported(path)]
+        return [source[:200] for source, kinds in found if kinds == {True, False}]
+    assert of_all(mixed) == {}
 
 
 # safe to commit
 
-@every
-def test_it_is_small(path):
-    assert path.stat().st_size <= 500_000
+def test_it_is_small():
+    assert of_all(lambda path: path.stat().st_size > 500_000) == {}
 
 
-@every
-def test_outputs_are_static(path):
-    assert "widgets" not in set(nbformat.read(path, as_version=4).metadata), "clear the widgets' outputs, and turn progress bars off"
-    for output in outputs(path):
-        assert output.output_type != "error"
-        assert not any("javascript" in kind or "widget" in kind for kind in output.get("data", {}))
-        assert "<script" not in json.dumps(output.get("data", {}).get("text/html", ""))
+def test_outputs_are_static():
+    def moving(path):
+        if "widgets" in set(nbformat.read(path, as_version=4).metadata): return "clear the widgets' outputs, and turn progress bars off"
+        return [o for o in outputs(path) if o.output_type == "error" or "<script" in json.dumps(o.get("data", {}).get("text/html", ""))
+                or any("javascript" in kind or "widget" in kind for kind in o.get("data", {}))]
+    assert of_all(moving) == {}
 
 
 def private(text):
@@ -183,11 +193,10 @@ def private(text):
     return re.findall(rf"(?:/home/|/Users/|/tmp/|/var/|site-packages|[A-Z]:\\\\|{re.escape(str(ROOT))}|{re.escape(str(Path.home()))}/)\S*", text)
 
 
-@every
-def test_outputs_name_no_machine(path):
-    text = "\n".join(json.dumps({k: v for k, v in o.get("data", {"text": o.get("text", "")}).items() if not k.startswith("image/")})
-                     for o in outputs(path))
-    assert private(text) == []
+def test_outputs_name_no_machine():
+    def shown(path):
+        return "\n".join(json.dumps({k: v for k, v in o.get("data", {"text": o.get("text", "")}).items() if not k.startswith("image/")}) for o in outputs(path))
+    assert of_all(lambda path: private(shown(path))) == {}
 
 
 def test_a_private_path_is_noticed():

@@ -9,13 +9,13 @@ import torch
 import toy
 from macular import views
 from macular.core import NumericError
-from macular.evaluate import Exam, evaluate
-from macular.inputs import Data, trained_on
-from macular.methods import methods
-from macular.objective import Objective
-from macular.settings import check, fill
+from macular.train.evaluate import Exam, evaluate
+from macular.train.inputs import Data, trained_on
+from macular.train.methods import methods
+from macular.model.objective import Objective
+from macular.train.config import check, fill
 from macular.store import newest, read_json
-from macular.trainer import Loop, Phase, fit
+from macular.train.trainer import Loop, Phase, fit
 
 ROWS = ("macular_nots", "macular")
 

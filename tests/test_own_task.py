@@ -10,11 +10,11 @@ from conftest import ROOT
 
 from macular.cli import main
 from macular.core import DataError, ParameterError
-from macular.fetch import check as check_data
-from macular.mini import Mini, lexicon
-from macular.run import plan, run
-from macular.settings import check
-from macular.tasks import find, load
+from macular.data.download import check as check_data
+from macular.data.mini_world import Mini, lexicon
+from macular.train.run import plan, run
+from macular.train.config import check
+from macular.data.tasks import find, load
 
 RECORD = """
 name = "shop"
@@ -90,7 +90,7 @@ def test_from_a_record_to_a_pipeline(shop, capfd):
     assert 'pipeline("text-classification"' in capfd.readouterr().out
     from transformers import pipeline
 
-    from macular.model import predict
+    from macular.deploy.huggingface import predict
     rows = pd.read_csv(shop / "test.de.csv")
     said = pipeline("text-classification", str(shop / "model"), truncation=True)([{"text": rows["search"][0], "text_pair": rows["offer"][0]}])
     predicted = pd.read_parquet(next((shop / "runs").glob("*/predictions.parquet"))).query("language == 'de'")["prediction"].tolist()
@@ -194,7 +194,7 @@ def test_semicolons_are_recognised(shop):
 
 def test_german_questions_and_english_ones(shared):
     "The real files: training rows in German, test rows in English, of two sources with the same form"
-    from macular.tasks import File, Task
+    from macular.data.tasks import File, Task
     source = File({"train": "qam.train.de.tsv", "test": "qnli.dev.{lang}.tsv"}, "question", "passage", labels={"0": "no", "1": "yes"}, folder=str(shared / "own"), held_out=0.1)
     task = Task("qam-de", labels=("no", "yes"), langs=("en",), source_lang="de", source=source)
     assert task.source.langs(task, "test") == ("en",) and len(load(task, "test", "en")) == 5463

@@ -106,7 +106,7 @@ def test_no_version_with_a_known_hole(name):
 
 @pytest.mark.parametrize("command", ["nbdev_test", "nbdev-test"])
 def test_both_spellings_test_notebooks(command, project):
-    for notebook in (project / "nbs").glob("*.ipynb"):
+    for notebook in (project / "nbs").rglob("*.ipynb"):
         if notebook.stem != "00_core": notebook.unlink()
     done = subprocess.run([Path(sys.executable).with_name(command), "--do-print"], cwd=project, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and "Success." in done.stdout and re.search("Completed .*00_core.ipynb", done.stdout), done.stderr
@@ -147,7 +147,7 @@ def test_the_wheel_holds_every_file_of_the_package(wheel):
 
 def test_the_wheel_works_away_from_the_repository(wheel, tmp_path):
     ZipFile(wheel).extractall(tmp_path / "site")
-    code = "import macular, macular.core, macular.paper; print(macular.__file__); print(macular.paper.published('macular', 'qam'))"
+    code = "import macular, macular.core, macular.results.paper; print(macular.__file__); print(macular.results.paper.published('macular', 'qam'))"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path / "site")},
                           capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and done.stdout.startswith(str(tmp_path)), done.stderr

@@ -14,9 +14,9 @@ from transformers import AutoModelForSequenceClassification, ModernBertConfig, M
 
 import toy
 from macular import packing
-from macular.batches import Tokens, cut
-from macular.methods import methods
-from macular.modules import load_encoder
+from macular.text.batches import Tokens, cut
+from macular.train.methods import methods
+from macular.model.modules import load_encoder
 
 KINDS = ("bert", "xlmr", "modernbert")
 LENGTHS = (7, 3, 20, 12, 7, 3, 19, 4, 33, 7)  # unsorted, some equal, most above the toy ModernBERT's window
@@ -51,7 +51,7 @@ def one_by_one(model, texts):
 def with_groups(monkeypatch, most):
     "Encoders let attention have so many groups"
     real = packing.pack
-    monkeypatch.setattr("macular.modules.pack", lambda view, start, _, filler: real(view, start, most, filler))
+    monkeypatch.setattr("macular.model.modules.pack", lambda view, start, _, filler: real(view, start, most, filler))
 
 # ------------------------------------------------------------------ the same vectors
 @pytest.mark.parametrize("most", [1, 3, 8, 99])
@@ -175,7 +175,7 @@ def test_the_filler_says_nothing(monkeypatch):
     "Not in the vectors, and not in the gradients"
     enc, found = encoder(), {}
     for added in (0, 50):
-        monkeypatch.setattr("macular.modules.filler", lambda tokens, device, added=added: added)
+        monkeypatch.setattr("macular.model.modules.filler", lambda tokens, device, added=added: added)
         enc.zero_grad()
         e = enc([view()])[0]
         e.sin().sum().backward()
@@ -199,7 +199,7 @@ import resource, sys
 import numpy as np, torch
 from transformers import BertConfig, BertModel
 from macular import modules
-from macular.modules import Encoder, _FirstToken
+from macular.model.modules import Encoder, _FirstToken
 torch.set_num_threads(1)
 model = BertModel(BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64))
 enc, optimizer, peaks = Encoder(_FirstToken(model), 32, model.config).train(), torch.optim.AdamW(model.parameters(), fused=True), []

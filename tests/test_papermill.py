@@ -9,7 +9,7 @@ import pytest
 from conftest import copy_project
 from hub import fill, serve
 
-from macular.settings import Job, Preset
+from macular.train.config import Job, Preset
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = "-p task pawsx -p method finetune -p preset mini -p max_train 48 -p rounds 1 -p langs en,de"

@@ -9,11 +9,11 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import toy
-from macular.augment import CodeSwitch
+from macular.text.code_switch import CodeSwitch
 from macular.core import DataError, EnvironmentProblem, MacularError
-from macular.methods import Readings, methods
-from macular.objective import Objective
-from macular.trainer import Loop, Phase, fit
+from macular.train.methods import Readings, methods
+from macular.model.objective import Objective
+from macular.train.trainer import Loop, Phase, fit
 
 ROWS = ("finetune", "cosda_ml", "macular_nots", "macular")
 ADVERSARIAL = ("macular_nots", "macular", "macular_wo_consistency")

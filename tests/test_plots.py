@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 
 from macular import plots
-from macular.methods import macular
+from macular.train.methods import macular
 
 
 @pytest.mark.parametrize("done", [0, 15, 20, 40])

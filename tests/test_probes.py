@@ -6,10 +6,10 @@ from hypothesis import given, settings, strategies as st
 from transformers import AutoTokenizer
 
 from macular.core import DataError, ParameterError
-from macular.engines import compute
-from macular.probes import cka, held_out, probe, proxy_a_distance
-from macular.rerun import encode, reopen
-from macular.settings import check
+from macular.jobs.engines import compute
+from macular.results.probes import cka, held_out, probe, proxy_a_distance
+from macular.jobs.rerun import encode, reopen
+from macular.train.config import check
 
 
 @settings(max_examples=40, deadline=None)

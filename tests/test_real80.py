@@ -16,16 +16,16 @@ from conftest import ROOT
 from hub import fill, serve
 
 from macular.core import DataError, EnvironmentProblem, NumericError, ParameterError, number
-from macular.coverage import simulate
-from macular.halves import Halved, scored_half
-from macular.jobs import plan
-from macular.mini import Mini
-from macular.reports import above, gate
-from macular.results import Record, from_lines, record
-from macular.run import run
-from macular.settings import ALGORITHM, Job
-from macular.tables import languages
-from macular.tasks import Folder, load, tasks
+from macular.results.simulate import simulate
+from macular.data.dev_split import Halved, scored_half
+from macular.jobs.plan import plan
+from macular.data.mini_world import Mini
+from macular.results.compare import above, gate
+from macular.results.records import Record, from_lines, record
+from macular.train.run import run
+from macular.train.config import ALGORITHM, Job
+from macular.results.tables import languages
+from macular.data.tasks import Folder, load, tasks
 
 RECORDS = sorted((ROOT / "nbs" / "records" / "real80").glob("*.jsonl"))
 SMALL = Mini(train=48, dev=40, test=8)
@@ -186,8 +186,8 @@ def test_records_are_of_todays_algorithm_and_of_halves():
 
 
 def test_the_notebook_says_what_its_records_say():
-    ours, floors = definitions("80_real")["read"](ROOT / "nbs" / "records" / "real80")
-    shown = json.dumps([c.get("outputs", []) for c in nbformat.read(ROOT / "nbs" / "80_real.ipynb", 4).cells], ensure_ascii=False)
+    ours, floors = definitions("paper/09_real")["read"](ROOT / "nbs" / "records" / "real80")
+    shown = json.dumps([c.get("outputs", []) for c in nbformat.read(ROOT / "nbs" / "paper/09_real.ipynb", 4).cells], ensure_ascii=False)
     for task, floor in floors.items(): assert gate([r for r in ours if (r.task, r.method) == (task, "finetune")], floor).sentence in shown
 
 
@@ -195,8 +195,8 @@ def test_the_notebook_says_what_its_records_say():
 
 @pytest.fixture
 def real(tmp_path):
-    "80_real's functions on a very small world"
-    names = definitions("80_real")
+    "paper/09_real's functions on a very small world"
+    names = definitions("paper/09_real")
     names |= {"rows_of": lambda folder: Halved(SMALL), "model": "mini-xlmr", "data_dir": "", "out": str(tmp_path / "runs"), "rounds": 1, "methods": "finetune_x2",
               "plan": lambda rows: plan([r | {"langs": ("de", "fr"), "lexicon_dir": ""} for r in rows])}
     names["run"] = partial(lambda run, job, source: run(job, lambda *_: None, source=source), names["run"])

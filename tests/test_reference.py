@@ -1,6 +1,6 @@
 """Alg. 1 and Alg. 2 a second time: naively, from the paper, one text at a time, sharing only weights, texts and batch order.
 
-The paper is read as DESIGN and 40_methods read it: D minimises Eq. 5 or Eq. 12 for t passes before each pass of the net; the
+The paper is read as DESIGN and train/01_methods read it: D minimises Eq. 5 or Eq. 12 for t passes before each pass of the net; the
 third term of Eq. 15 is Eq. 13; KL_s is the symmetric one; D_l sees the target task; the head of Eq. 14 is the target's; D's rate
 is constant and the net's falls linearly to zero; AdamW without weight decay; the norm of a gradient is at most 1.
 """
@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 import toy
-from macular.augment import Place
-from macular.batches import companions, order
-from macular.methods import methods
+from macular.text.code_switch import Place
+from macular.text.batches import companions, order
+from macular.train.methods import methods
 
 CLOSE = 1e-10
 

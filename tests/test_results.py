@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from macular.core import DataError, ParameterError
-from macular.mini import Mini
-from macular.predictions import kind, read, runs
-from macular.paper import average, paper, published, read_averages, read_blocks, recomputed, sources
-from macular.results import Record, from_dict, from_lines, located, marked, record, save
+from macular.data.mini_world import Mini
+from macular.results.predictions import kind, read, runs
+from macular.results.paper import average, paper, published, read_averages, read_blocks, recomputed, sources
+from macular.results.records import Record, from_dict, from_lines, located, marked, record, save
 from macular.store import append
-from macular.tasks import load
+from macular.data.tasks import load
 
 LANGS = {"xnli": "en ar bg de el es fr hi ru sw th tr ur vi zh", "pawsx": "en de es fr zh ja ko", "qam": "en de fr", "qadsm": "en de fr"}
 CELLS = [c for name, cells in paper.items() if name != "table1" for c in cells]
@@ -178,8 +178,8 @@ def test_items_are_known_by_id_and_label():
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
     "A small run that was really done"
-    from macular.run import run
-    from macular.settings import check
+    from macular.train.run import run
+    from macular.train.config import check
     out = tmp_path_factory.mktemp("runs")
     return run(check({"task": "qam", "method": "finetune", "preset": "mini", "max_train": 64, "rounds": 2, "langs": ["de"], "out": str(out)}), watch=lambda event, facts: None)
 
@@ -210,9 +210,9 @@ def test_our_predictions_as_a_table_are_the_same_items(job):
 
 def test_a_runs_name_below_runs_is_enough(job, tmp_path, monkeypatch, capsys):
     "For rerun and what a run is taken by, and for tables and comparisons"
-    from macular.card import result_of
+    from macular.deploy.card import result_of
     from macular.cli import main
-    from macular.rerun import finished
+    from macular.jobs.rerun import finished
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").symlink_to(job.folder.parent)
     name, elsewhere = job.folder.name, "0123456789abcdef"

@@ -60,7 +60,7 @@ def points():
     from accelerate import Accelerator
     from accelerate.optimizer import AcceleratedOptimizer
     from macular import checkpoints, feed, store, trainer, training, views
-    run = sys.modules["macular.run"]
+    run = sys.modules["macular.train.run"]
     def named(name): return lambda path, *_: Path(path).name == name
     def to(name): return lambda source, target, *_: Path(target).name.startswith(name)
     def batch(phase, stage): return lambda self, *_: self.phase.name == phase and self.phase.steps == (4 if stage == 1 else 2)
@@ -79,7 +79,7 @@ def points():
     return {
         "augmentation, before": Point(views.Views, "_tokens", 1, "before", aug), "augmentation, between two tasks": Point(views.Views, "_part", 1, "after", lambda self, task, s, *_: s == "_aug"),
         "augmentation, stage 2": Point(views.Views, "_part", 3, "after", lambda self, task, s, *_: s == "_aug"),
-        "features for D": Point(sys.modules["macular.build"], "features", 1, "after"),
+        "features for D": Point(sys.modules["macular.train.build"], "features", 1, "after"),
         **{f"D, {name} batch, stage {stage}": step("discriminator", stage, n) for stage, ns in ((1, (1, 5, 8)), (2, (1, 3, 4))) for name, n in zip(("first", "middle", "last"), ns)},
         "between D and net": Point(feed.Feed, "batches", 1), "between D and net, round 2": Point(feed.Feed, "batches", 2), "between D and net, stage 2": Point(feed.Feed, "batches", 3),
         "net, after backward": Point(Accelerator, "backward", 8 + 2, "after"), "net, after the optimizer's step": Point(AcceleratedOptimizer, "zero_grad", 8 + 3),
@@ -135,14 +135,14 @@ def setup():
     "What every attempt needs, made before the first fork"
     import toy
     from macular import checkpoints, inputs, trainer
-    from macular.mini import Mini
+    from macular.data.mini_world import Mini
     @dataclass(frozen=True)
     class Few(Mini):
         train: int = 16
         dev: int = 10
         test: int = 10
     inputs.Mini = Few
-    import macular.cli, macular.run
+    import macular.cli, macular.train.run
     steps, one = [0], trainer._Learner.step
     def counted(self, *args):
         found = one(self, *args)
@@ -163,13 +163,13 @@ def attempt(job, out, leg, n):
     if leg.get("inexact") and last: os.environ["MACULAR_INEXACT"] = "1"
     def act(): os.kill(os.getpid(), getattr(signal, leg.get("signal", "SIGKILL")))
     if not last and leg["at"][n]: points()[leg["at"][n]].set(act)
-    if leg.get("twice") and not last: Point(sys.modules["macular.checkpoints"], "_save", 1).set(lambda: (act(), time.sleep(60)))
+    if leg.get("twice") and not last: Point(sys.modules["macular.train.checkpoints"], "_save", 1).set(lambda: (act(), time.sleep(60)))
     if leg.get("cli"):
         from macular.cli import main
         return main(["sweep", "run", *(f"{k}={v}" for k, v in (job | {"out": str(out)}).items())])
     from macular.core import MacularError
-    from macular.run import run
-    from macular.settings import check
+    from macular.train.run import run
+    from macular.train.config import check
     said = []
     try: run(check(job | {"out": str(out)}), lambda event, facts: (said.append(event), leg.get("disturbed") and disturb()))
     except MacularError as e:
@@ -370,7 +370,7 @@ def test_a_program_ends_as_the_signal_ends_it(legs):
 
 def test_who_may_listen(monkeypatch):
     "The main thread; SIGINT not in a notebook; nobody to what is ignored; and all is put back, also by an error"
-    from macular.signals import Listening, _wanted
+    from macular.interrupts import Listening, _wanted
     assert set(_wanted()) == {signal.SIGTERM, signal.SIGINT}
     found = []
     thread = threading.Thread(target=lambda: found.append(_wanted()))
@@ -398,7 +398,7 @@ def test_started_again_after_the_end_changes_nothing(legs):
 def trained(folder, stop=None, rounds=2, **loop):
     "A small training in this process, stopped after a step; the steps it took"
     from test_trainer import ready
-    from macular.trainer import Loop, Stopped, fit
+    from macular.train.trainer import Loop, Stopped, fit
     built, numbers = ready()
     steps = []
     def on_step(line):
@@ -454,7 +454,7 @@ def test_another_number_of_threads(tmp_path):
     "Two instead of one: refused by both numbers; asked for, it is remarked on, and the remark stays"
     import torch
     from macular.core import EnvironmentProblem
-    from macular.checkpoints import remarks
+    from macular.train.checkpoints import remarks
     trained(tmp_path, stop=8)
     before, threads = files(tmp_path), torch.get_num_threads()
     torch.set_num_threads(threads + 1)
@@ -496,8 +496,8 @@ def test_no_room(tmp_path, monkeypatch):
 def test_the_environment_is_checked_first(tmp_path, monkeypatch, said, problem):
     from macular import inputs
     from macular.core import ParameterError
-    from macular.run import run
-    from macular.settings import Job
+    from macular.train.run import run
+    from macular.train.config import Job
     monkeypatch.setenv("MACULAR_CHECKPOINT", said)
     monkeypatch.setattr(inputs, "load", lambda *a, **k: pytest.fail("rows were read"))
     with pytest.raises(ParameterError, match=problem): run(Job(preset="mini", task="pawsx", out=str(tmp_path)))
@@ -518,8 +518,8 @@ label = "label"
 def small(tmp_path_factory):
     "A job of a hundred steps on a task of one's own, and what it leaves when nothing happens to it"
     import toy
-    from macular.run import run
-    from macular.settings import check
+    from macular.train.run import run
+    from macular.train.config import check
     folder = tmp_path_factory.mktemp("small")
     (folder / "own.toml").write_text(OWN)
     for split, n in (("train", 64), ("dev", 12)):
@@ -587,8 +587,8 @@ def test_a_sweep_of_processes_saves_before_it_ends(small, tmp_path):
     assert process.returncode == 143, said[-2000:]
     [training] = trainings(out)
     assert newest(training, "state").name == f"state-{max(line['step'] for line in read_lines(training / 'history.jsonl'))}"
-    from macular.run import run
-    from macular.settings import check
+    from macular.train.run import run
+    from macular.train.config import check
     run(check(job | {"out": str(out)}), lambda event, facts: None)
     assert files(out) == files(folder / "whole") and again(out) == 0
 

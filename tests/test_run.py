@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from macular.core import DataError, ParameterError
-from macular.jobs import Job
-from macular.settings import check
+from macular.jobs.plan import Job
+from macular.train.config import check
 from macular.store import read_json, read_lines, sha256, verify
 
 SMALL = dict(preset="mini", max_train=48, rounds=2, langs="en,de", stage1="pawsx,xnli", task="pawsx")
@@ -17,7 +17,7 @@ def quiet(event, facts): pass
 
 
 def run(out, watch=quiet, **changes):
-    from macular.run import run
+    from macular.train.run import run
     return run(check(SMALL | {"out": str(out)} | changes), watch)
 
 
@@ -57,8 +57,8 @@ def test_no_path_and_no_time_in_what_must_not_differ(finished):
 
 def test_the_backbone_is_part_of_the_record(finished, tmp_path):
     import shutil
-    from macular.backbones import backbone_origin
-    from macular.mini import backbone
+    from macular.data.backbones import backbone_origin
+    from macular.data.mini_world import backbone
     found = finished.values["backbone"]
     assert found["name"] == "mini-xlmr" and found["licence"] == "Apache-2.0"
     assert found["sha256"]["model.safetensors"] == sha256(backbone("mini-xlmr") / "model.safetensors")
@@ -71,7 +71,7 @@ def test_the_backbone_is_part_of_the_record(finished, tmp_path):
 
 
 def test_the_plan_counts_the_steps_that_are_taken(finished):
-    from macular.run import plan
+    from macular.train.run import plan
     for line, training in zip(plan(check(SMALL)), finished.values["trainings"].values(), strict=True):
         history = read_lines(finished.folder.parent / "trainings" / training["key"] / "history.jsonl")
         assert line["steps"] == max(step["step"] for step in history)
@@ -81,9 +81,9 @@ def test_the_plan_counts_the_steps_that_are_taken(finished):
 
 def test_hashes_do_not_depend_on_what_was_read_before():
     "The neighbour's dev rows, which stage 1 reads in ordinary jobs only"
-    from macular.inputs import Data, digests, row_digest, trained_on
-    from macular.methods import methods
-    from macular.settings import fill
+    from macular.train.inputs import Data, digests, row_digest, trained_on
+    from macular.train.methods import methods
+    from macular.train.config import fill
     fresh, used = (Data(fill(check(SMALL | {"task": "qam"}))) for _ in range(2))
     used.rows(used.task("qadsm"), "dev")
     learned, near = trained_on(fresh, methods["macular"])
@@ -160,15 +160,15 @@ def test_seeds_differ(finished, tmp_path):
     (dict(backbone="./nowhere"), "no folder './nowhere'"),
 ])
 def test_refused_before_a_model_is_loaded(tmp_path, monkeypatch, changes, said):
-    import macular.build
-    monkeypatch.setattr(macular.build, "load_encoder", lambda *a, **k: pytest.fail("a model was loaded"))
+    import macular.train.build
+    monkeypatch.setattr(macular.train.build, "load_encoder", lambda *a, **k: pytest.fail("a model was loaded"))
     with pytest.raises((ParameterError, RuntimeError), match=said): run(tmp_path, **changes)
 
 
 @pytest.mark.parametrize("wrong,said", [(dict(rounds=-1, alpha=7.0), "alpha is 7.0.*\n.*rounds is -1"), (dict(stage1="pwasx,xnli"), "Did you mean 'pawsx'"),
                                         (dict(method="finetune", word_rate=0.3), "no augmentation"), (dict(langs=("dee",)), "Did you mean 'de'")])
 def test_a_job_made_in_python_is_checked_as_well(tmp_path, wrong, said):
-    from macular.run import plan, run
+    from macular.train.run import plan, run
     job = Job(preset="mini", out=str(tmp_path), **wrong)
     for do in (run, plan):
         with pytest.raises(ParameterError, match=said): do(job)
@@ -177,7 +177,7 @@ def test_a_job_made_in_python_is_checked_as_well(tmp_path, wrong, said):
 def test_the_precision_is_that_of_the_device_a_job_computes_on(monkeypatch):
     "Preset mini computes on the CPU, beside whatever GPU there is"
     import torch
-    from macular.run import settle
+    from macular.train.run import settle
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
@@ -188,7 +188,7 @@ def test_a_callers_accelerator_and_settings_survive_a_job():
     import torch
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
-    from macular.run import _device, settle
+    from macular.train.run import _device, settle
     torch.use_deterministic_algorithms(True)  # errors, not warnings
     AcceleratorState._reset_state(reset_partial_state=True)  # as in a process that has made none yet
     own = Accelerator(cpu=True, mixed_precision="bf16", gradient_accumulation_steps=3)
@@ -202,9 +202,9 @@ def test_a_callers_accelerator_and_settings_survive_a_job():
 
 
 def test_missing_dictionaries_are_told_before_rows_are_read(tmp_path, monkeypatch):
-    import macular.inputs
-    from macular.run import plan, run
-    monkeypatch.setattr(macular.inputs, "load", lambda *a, **k: pytest.fail("rows were read"))
+    import macular.train.inputs
+    from macular.train.run import plan, run
+    monkeypatch.setattr(macular.train.inputs, "load", lambda *a, **k: pytest.fail("rows were read"))
     monkeypatch.chdir(tmp_path)  # where no dictionaries are
     for method in ("cosda_ml", "macular"):
         for given, command in (({}, "dictionaries$"), ({"lexicon_dir": "words"}, "dictionaries --to words")):

@@ -14,14 +14,12 @@ from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from payloads import HIDDEN, PAYLOADS, reprs
-from test_layers import MODULES, offences
-from test_notebooks import NOTEBOOKS, cells
+from test_layers import MODULES, module, offences
+from test_notebooks import NOTEBOOKS, cells, named, of_all
 
 from macular.core import DataError, MacularError, ParameterError, StorageError, literal, table
-from macular.settings import check, from_notebook
+from macular.train.config import check, from_notebook
 from macular.store import read_json, verify
-
-every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
 # code that runs nothing of others
@@ -29,10 +27,9 @@ every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: pat
 def python(cell): return "\n".join(line for line in cell.source.splitlines() if not line.startswith(("%", "!")))
 
 
-@every_notebook
-def test_notebooks_are_as_harmless_as_modules(path):
-    found = {o for c in cells(path) for o in offences(python(c))} - {"import fastcore", "import nbdev"}  # tools of lessons
-    assert found == set()
+def test_notebooks_are_as_harmless_as_modules():
+    tools = {"import fastcore", "import nbdev"}  # of lessons
+    assert of_all(lambda path: {o for c in cells(path) for o in offences(python(c))} - tools) == {}
 
 
 def loads(source):
@@ -47,17 +44,17 @@ def loads(source):
         if model and "use_safetensors" not in said and "use_safetensors" not in said.get("model_kwargs", ""): yield ast.unparse(node)[:120]
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
-def test_models_are_loaded_without_their_code(path): assert list(loads(path.read_text("utf-8"))) == []
+def test_models_are_loaded_without_their_code():
+    assert [(module(path), call) for path in MODULES for call in loads(path.read_text("utf-8"))] == []
 
 
 def test_notebooks_load_what_ships_or_say_so():
     "Lessons load the mini world's encoders, or what they have just saved"
-    found = {(p.stem, call) for p in NOTEBOOKS for c in cells(p) if not c.source.startswith("#| export") for call in loads(python(c)) if "backbone('mini-" not in call and "backbone(f'mini-" not in call}
-    assert found == {("61_model", "MacularConfig.from_pretrained(folder)"), ("61_model", "AutoModelForSequenceClassification.from_pretrained(folder)"),
-                     ("61_model", "pipeline('text-classification', str(folders['macular_nots']), truncation=True)"),
-                     ("61_distill", "AutoModelForSequenceClassification.from_pretrained(export(student, Path(tempfile.mkdtemp()) / 'model'))"),
-                     ("howto_own_task", "pipeline('text-classification', str(model))"), ("howto_own_task", "pipeline('text-classification', str(model), truncation=True)")}
+    found = {(named(p), call) for p in NOTEBOOKS for c in cells(p) if not c.source.startswith("#| export") for call in loads(python(c)) if "backbone('mini-" not in call and "backbone(f'mini-" not in call}
+    assert found == {("deploy/02_huggingface", "MacularConfig.from_pretrained(folder)"), ("deploy/02_huggingface", "AutoModelForSequenceClassification.from_pretrained(folder)"),
+                     ("deploy/02_huggingface", "pipeline('text-classification', str(folders['macular_nots']), truncation=True)"),
+                     ("deploy/03_distill", "AutoModelForSequenceClassification.from_pretrained(export(student, Path(tempfile.mkdtemp()) / 'model'))"),
+                     ("howto/own_task", "pipeline('text-classification', str(model))"), ("howto/own_task", "pipeline('text-classification', str(model), truncation=True)")}
 
 
 @pytest.mark.parametrize("source,n", [("A.from_pretrained(x)", 2), ("A.from_pretrained(x, trust_remote_code=False)", 1), ("AutoTokenizer.from_pretrained(x, trust_remote_code=flag)", 1),
@@ -93,8 +90,8 @@ CODE = {"auto_map": dict(auto_map={"AutoConfig": "evil.EvilConfig", "AutoModel":
 @pytest.mark.parametrize("more", CODE.values(), ids=CODE)
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
 def test_a_model_that_brings_code_is_refused(model, more, file):
-    from macular.backbones import backbone_folder
-    from macular.model import predict
+    from macular.data.backbones import backbone_folder
+    from macular.deploy.huggingface import predict
     backbone_folder(str(model))
     changed(model, file, **more)
     with pytest.raises(DataError, match=f"wants code of its own to be run .* in {file}"): backbone_folder(str(model))
@@ -104,7 +101,7 @@ def test_a_model_that_brings_code_is_refused(model, more, file):
 
 
 def test_a_job_refuses_it_before_anything_is_trained(model, tmp_path):
-    from macular.run import run
+    from macular.train.run import run
     changed(model, **CODE["auto_map"])
     with pytest.raises(DataError, match="wants code of its own"):
         run(check({"task": "pawsx", "method": "finetune", "preset": "mini", "backbone": str(model), "out": str(tmp_path / "runs")}), lambda *a: None)
@@ -119,8 +116,8 @@ class Trap:
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "optimizer.pkl", "rng_state.pth", "data.npy"])
 def test_a_pickle_is_never_opened(model, name):
     "Beside good weights it is not looked at; in their place it is no model; in a checkpoint it is damage"
-    from macular.backbones import hashes
-    from macular.modules import load_encoder
+    from macular.data.backbones import hashes
+    from macular.model.modules import load_encoder
     from macular.store import staged
     (model / name).write_bytes(pickle.dumps(Trap(model.parent / CANARY)))
     load_encoder(model, seed=0)
@@ -167,7 +164,7 @@ def test_ours_runs_none(words, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("name", INJECTIONS)
 def test_a_plan_in_a_file_runs_none(name, tmp_path, monkeypatch):
-    from macular.jobs import plan
+    from macular.jobs.plan import plan
     monkeypatch.chdir(tmp_path)
     with pytest.raises(MacularError): plan({"preset": "mini", "task": "xnli", name: "v"})
     assert list(tmp_path.iterdir()) == []
@@ -196,8 +193,8 @@ def test_names_come_from_closed_sets(parameter, name, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", PATHS)
 def test_downloads_and_task_records_too(name, tmp_path):
-    from macular.fetch import fetch
-    from macular.tasks import Task
+    from macular.data.download import fetch
+    from macular.data.tasks import Task
     with pytest.raises(ParameterError): fetch(name, tmp_path / "data", yes=True)
     if not re.fullmatch(r"CON|xnli\.", name):
         with pytest.raises(ParameterError): Task(name, ("a", "b"), ("en",))
@@ -214,7 +211,7 @@ def showing():
     "Every class of the package that shows itself in a notebook"
     for path in MODULES:
         for node in ast.parse(path.read_text("utf-8")).body:
-            if isinstance(node, ast.ClassDef) and any(isinstance(f, ast.FunctionDef) and f.name in ("_repr_markdown_", "_repr_html_") for f in node.body): yield f"{path.stem}.{node.name}"
+            if isinstance(node, ast.ClassDef) and any(isinstance(f, ast.FunctionDef) and f.name in ("_repr_markdown_", "_repr_html_") for f in node.body): yield f"{module(path)}.{node.name}"
 
 
 @pytest.fixture(scope="module")
@@ -262,14 +259,14 @@ def test_figures_of_names_with_formulas(tmp_path):
     "`$\\frac{x}$` in a name is no mathematics: drawing it would fail"
     import matplotlib.pyplot as plt
 
-    from macular.plots import languages
+    from macular.results.figures import languages
     figure = languages({"en": 50.0, "de": 40.0}, 33.0, title=PAYLOADS[-1])
     figure.savefig(tmp_path / "a.png")
     plt.close(figure)
 
 
 def test_tables_for_latex_and_spreadsheets(shown):
-    from macular.tables import as_csv
+    from macular.results.tables import as_csv
     latex, lines = shown["tables.Table"].latex(), as_csv(shown["tables.Table"])
     assert r"\frac" not in latex.replace(r"\textbackslash{}", "") and not re.search(r"(?<!\\)\$(?!\^|\\)", latex.replace(r"\$", ""))
     assert not re.search(r'(^|,)"?[=+@\t\r-]', lines, re.M)
@@ -287,11 +284,11 @@ def test_no_special_token_comes_out_of_a_text(name):
     import toy
     from transformers import AutoTokenizer
 
-    from macular.augment import CodeSwitch, Place
-    from macular.batches import tokenize
-    from macular.chunks import frame, obstacle
-    from macular.mini import backbone
-    from macular.switch import Chunked
+    from macular.text.code_switch import CodeSwitch, Place
+    from macular.text.batches import tokenize
+    from macular.text.chunks import frame, obstacle
+    from macular.data.mini_world import backbone
+    from macular.text.chunk_table import Chunked
     tokenizer = AutoTokenizer.from_pretrained(backbone(name), trust_remote_code=False) if name.startswith("mini") else toy.tokenizer(name)
     unknown = {tokenizer.unk_token_id}
     special, template = set(tokenizer.all_special_ids) - unknown, sum(map(len, frame(tokenizer).ids))
@@ -313,7 +310,7 @@ def test_negative_control_splitting_special_tokens_is_not_enough():
     "Unigram, which is XLM-R's, has `</s>` among its pieces"
     from transformers import AutoTokenizer
 
-    from macular.mini import backbone
+    from macular.data.mini_world import backbone
     tokenizer = AutoTokenizer.from_pretrained(backbone("mini-xlmr"), trust_remote_code=False)
     assert tokenizer("x </s> y", split_special_tokens=True)["input_ids"].count(tokenizer.sep_token_id) == 2
 
@@ -321,7 +318,7 @@ def test_negative_control_splitting_special_tokens_is_not_enough():
 def test_negative_control_a_tokenizer_as_it_comes():
     from transformers import AutoTokenizer
 
-    from macular.mini import backbone
+    from macular.data.mini_world import backbone
     tokenizer = AutoTokenizer.from_pretrained(backbone("mini-bert"), trust_remote_code=False)
     assert tokenizer("a [SEP] b")["input_ids"].count(tokenizer.sep_token_id) == 2
 
@@ -331,8 +328,8 @@ def test_negative_control_a_tokenizer_as_it_comes():
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory):
     "A finished job with dictionaries, trees and near-synonyms, a failed one and a plan's log, with secrets in the environment"
-    from macular.engines import attempt
-    from macular.run import run
+    from macular.jobs.engines import attempt
+    from macular.train.run import run
     out, secrets = tmp_path_factory.mktemp("runs"), {"HF_TOKEN": "hf_" + "c4n4ry" * 6, "AWS_SECRET_ACCESS_KEY": "c4n4ryAWS" * 4, "MY_PASSWORD": "c4n4ry-password"}
     with pytest.MonkeyPatch.context() as m:
         for name, value in secrets.items(): m.setenv(name, value)
@@ -364,9 +361,9 @@ def test_every_file_a_result_rests_on_is_named(run_folder):
 
 
 def test_files_of_trees_are_named_too(tmp_path):
-    from macular.inputs import Data, plant
-    from macular.settings import fill
-    from macular.tasks import tasks
+    from macular.train.inputs import Data, plant
+    from macular.train.config import fill
+    from macular.data.tasks import tasks
     (tmp_path / "pawsx-dev-en.conllu").write_text("1\tDogs\t_\t_\t_\t_\t2\tnsubj\t_\t_\n2\tbark\t_\t_\t_\t_\t0\troot\t_\t_\n\n")
     data = Data(fill(check({"task": "pawsx", "method": "syn", "preset": "mini", "tree_dir": str(tmp_path)})))
     digest = plant(data, tasks["pawsx"], "dev", "en")
@@ -376,7 +373,7 @@ def test_files_of_trees_are_named_too(tmp_path):
 
 # the repository
 
-TEXTS = [p for folder in (ROOT, ROOT / "nbs", ROOT / "macular", ROOT / "tests", ROOT / ".ci", ROOT / ".github" / "workflows") for p in sorted(folder.glob("*"))
+TEXTS = [p for folder in (ROOT, *(f for top in ("nbs", "macular") for f in (ROOT / top, *(ROOT / top).glob("*/"))), ROOT / "tests", ROOT / ".ci", ROOT / ".github" / "workflows") for p in sorted(folder.glob("*"))
          if p.is_file() and p.suffix in (".py", ".ipynb", ".md", ".toml", ".ini", ".txt", ".yml", ".yaml", ".cff", "", ".in")]
 SECRETS = re.compile(r"\bhf_[A-Za-z0-9]{30,}|\bgh[pousr]_[A-Za-z0-9]{30,}|\bAKIA[0-9A-Z]{16}\b|\bsk-[A-Za-z0-9]{32,}|-----BEGIN [A-Z ]*PRIVATE KEY|\beyJ[\w-]{20,}\.[\w-]{20,}\.")
 LAX = {"empty token": r"token\s*=\s*(''|\"\"|\s|$)", "empty password": r"password\s*=\s*(''|\"\")", "every address": r"0\.0\.0\.0", "every origin": r"allow_origin(_pat)?\b", "no XSRF check": r"disable_check_xsrf",
@@ -408,7 +405,7 @@ def test_no_secret_and_no_address_is_committed():
 def test_a_secret_is_noticed(): assert SECRETS.search("hf_" + "a" * 34) and SECRETS.search("AKIA" + "A" * 16) and not SECRETS.search("hf_hub_download(repo)")
 
 
-@every_notebook
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=named)
 def test_a_notebook_holds_nothing_that_runs_when_it_is_opened(path):
     said = json.loads(path.read_text("utf-8"))
     assert not {"widgets", "signature", "authors"} & set(said["metadata"])

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from macular.core import ParameterError
-from macular.methods import methods
-from macular.settings import SOURCES, Job, check, fill, from_notebook, presets, row, training_key
-from macular.tasks import tasks
+from macular.train.methods import methods
+from macular.train.config import SOURCES, Job, check, fill, from_notebook, presets, row, training_key
+from macular.data.tasks import tasks
 
 
 @pytest.mark.parametrize("given,said", [

@@ -14,7 +14,8 @@ from urllib.parse import unquote
 import nbformat
 import pytest
 from conftest import ROOT
-from test_notebooks import NOTEBOOKS, cells, lines
+from test_layers import MODULES, module
+from test_notebooks import NOTEBOOKS, cells, lines, named
 
 pytest.importorskip("material", reason="mkdocs-material is not installed: the extra `docs`")
 pytest.importorskip("mkdocstrings", reason="mkdocstrings is not installed: the extra `docs`")
@@ -84,10 +85,10 @@ def test_a_dead_link_and_a_foreign_font_would_be_noticed():
 
 # complete
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=named)
 def test_a_page_has_what_its_notebook_has(path, pages):
     "Every line of code but directives, everything shown, every figure with a text"
-    html = pages["index.html" if path.stem == "index" else f"nbs/{path.stem}.html"]
+    html = pages["index.html" if path.stem == "index" else f"nbs/{named(path)}.html"]
     seen = plain(html)
     for cell in cells(path):
         if cell.source.startswith("#| hide"): continue
@@ -110,22 +111,22 @@ def test_figure_1_is_there(site, pages):
 
 def test_every_notebook_and_module_is_in_the_navigation(pages):
     linked = set(re.findall(r'href="([^"#]+)"', pages["index.html"].partition("<main")[2].partition("<article")[0]))
-    assert {f"nbs/{p.stem}.html" for p in NOTEBOOKS if p.stem != "index"} <= linked
-    assert {f"api/{p.stem}.html" for p in (ROOT / "macular").glob("[!_]*.py")} <= linked
+    assert {f"nbs/{named(p)}.html" for p in NOTEBOOKS if p.stem != "index"} <= linked
+    assert {f"api/{module(p)}.html" for p in MODULES} <= linked
     assert {f"explanations/{p.stem}.html" for p in (ROOT / "docs" / "explanations").glob("*.md")} <= linked
 
 
-@pytest.mark.parametrize("name, where", [("start", "Tutorials"), ("train", "Tutorials"), ("howto_own_task", "How-tos"), ("bench", "How-tos"), ("anything_new", "How-tos"),
-                                         ("errors", "Reference"), ("31_losses", "learning"), ("99_later", None)])
+@pytest.mark.parametrize("name, where", [("start", "Tutorials"), ("train", "Tutorials"), ("howto/own_task", "How-tos"), ("benchmarks/bench", "Jobs"),
+                                         ("anything_new", "Jobs"), ("model/02_losses", "model"), ("00_core", "core"), ("paper/01_table2", "paper")])
 def test_a_new_notebook_finds_its_place(name, where):
-    from notebooks import chapters, kind
-    assert kind(name) == where if where else name[0] not in chapters()
+    from notebooks import kind
+    assert kind(name) == where
 
 
 def test_the_reference_says_what_comments_say(pages):
     "A function's trailing comments, a command's options, a job's parameters"
-    losses = pages["api/losses.html"]
-    assert 'id="macular.losses.adversarial_loss"' in losses and "scalar, never below log k" in losses and "31_losses.html#cell.losses.adversarial_loss" in losses
+    losses = pages["api/model.losses.html"]
+    assert 'id="macular.model.losses.adversarial_loss"' in losses and "scalar, never below log k" in losses and "model/02_losses.html#cell.model.losses.adversarial_loss" in losses
     assert "_full" not in re.sub(r"<code>.*?</code>", "", losses)
     assert all(f"macular {command}" in plain_text(pages["reference/command_line.html"]) for command in ("tasks", "train", "sweep plan", "data fetch", "rerun", "export", "table", "compare"))
     parameters = plain_text(pages["reference/parameters.html"])
@@ -145,15 +146,15 @@ def test_it_is_in_the_index(part, pages):
     kind, _, n = part.partition("-")
     assert f'href="{part}.html"' in pages["equations/index.html"]
     body = pages[f"equations/{part}.html"].partition("<article")[2].partition("</article>")[0]
-    assert re.search(r'href="\.\./nbs/\w+\.html', body)
+    assert re.search(r'href="\.\./nbs/[\w/]+\.html', body)
     if kind == "eq":
         assert f'<span class="number">({n})</span>' in body and "<math" in body
-        assert 'href="../api/' in body and re.search(r'href="\.\./nbs/\w+\.html#cell\.', body) and "explained in" in body
+        assert 'href="../api/' in body and re.search(r'href="\.\./nbs/[\w/]+\.html#cell\.', body) and "explained in" in body
 
 
 def test_the_index_is_what_the_code_says(pages):
     "A term's number in the index is the number it is bound to"
-    from macular.objective import terms
+    from macular.model.objective import terms
     for term in terms.values():
         if term.eq: assert f"(term <code>{term.name}</code>)" in pages[f"equations/eq-{term.eq}.html"]
     assert len(PARTS) == len([name for name in pages if re.match(r"equations/\w+-\d+\.html", name)])
@@ -225,7 +226,7 @@ def test_the_search_finds(how, site, request, browser):
 def test_it_can_be_read(scheme, width, site, browser):
     "Formulas are drawn, outputs have contrast, and no page is wider than a telephone"
     from test_browser import CONTRAST
-    for url in ("nbs/start.html", "nbs/20_augment.html", "nbs/32_objective.html", "nbs/65_errors.html", "equations/index.html", "api/objective.html"):
+    for url in ("nbs/start.html", "nbs/text/01_code_switch.html", "nbs/model/03_objective.html", "nbs/ui/04_error_browser.html", "equations/index.html", "api/model.objective.html"):
         page = opened(browser, url, site.as_uri() + "/", viewport={"width": width, "height": 900}, color_scheme=scheme)
         page.wait_for_load_state()
         heights = page.evaluate("() => [...document.querySelectorAll('.equation math')].map(m => m.getBoundingClientRect().height)")

@@ -10,9 +10,9 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from macular.core import DataError, ParameterError
-from macular.coverage import Noise, expected, simulate
-from macular.results import Record, from_lines
-from macular.statistics import (Effect, alike, by_language, by_seed, common, detectable, deviation, difference, holm, item_differences, randomisation, resampled,
+from macular.results.simulate import Noise, expected, simulate
+from macular.results.records import Record, from_lines
+from macular.results.statistics import (Effect, alike, by_language, by_seed, common, detectable, deviation, difference, holm, item_differences, randomisation, resampled,
                                 seeds_needed, select, summary)
 
 
@@ -174,7 +174,7 @@ def test_selections():
 
 
 def test_a_tag_may_have_any_name():
-    from macular.results import Record
+    from macular.results.records import Record
     records = [Record("m", "xnli", {"en_dev": {"en": 50.0}}, tags={"records": str(i), "path": "a"}) for i in range(2)]
     assert select(records, records="1", path="a") == records[1:]
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from test_layers import MODULES, module
 
 from macular import store
 from macular.core import StorageError
@@ -613,11 +614,11 @@ def test_a_clock_that_jumps_back(tmp_path, monkeypatch):
 WRITES = {"to_parquet", "to_csv", "to_json", "to_excel", "to_pickle", "savefig", "write_text", "write_bytes", "save_pretrained", "save_file", "save", "savez", "dump", "write_table", "save_to_disk",
           "replace", "rename", "copy", "copy2", "copyfile", "copytree", "move", "symlink_to", "extract", "extractall", "writestr", "urlretrieve"}
 ALLOWED = {  # module, function, call -> why
-    ("checkpoints", "_save", "save_file"): "into a staged folder", ("checkpoints", "keep", "save_file"): "into a staged folder",
-    ("model", "export", "model.save_pretrained"): "into a staged folder", ("model", "export", "tokenizer.save_pretrained"): "into a staged folder",
-    ("run", "_record", "predictions.to_parquet"): "into memory", ("workbench", "picture", "figure.savefig"): "into memory",
-    ("fetch", "unpack", "open"): "into a scratch folder; `put` gives the files their names", ("fetch", "_download", "open"): "into a scratch folder",
-    ("fetch", "_from_url", "os.replace"): "within the scratch folder"}
+    ("train.checkpoints", "_save", "save_file"): "into a staged folder", ("train.checkpoints", "keep", "save_file"): "into a staged folder",
+    ("deploy.huggingface", "export", "model.save_pretrained"): "into a staged folder", ("deploy.huggingface", "export", "tokenizer.save_pretrained"): "into a staged folder",
+    ("train.run", "_record", "predictions.to_parquet"): "into memory", ("ui.views", "picture", "figure.savefig"): "into memory",
+    ("data.download", "unpack", "open"): "into a scratch folder; `put` gives the files their names", ("data.download", "_download", "open"): "into a scratch folder",
+    ("data.download", "_from_url", "os.replace"): "within the scratch folder"}
 
 
 def writes(source):
@@ -636,7 +637,7 @@ def writes(source):
 
 
 def test_every_file_goes_through_the_store():
-    found = {(path.stem, *w) for path in (ROOT / "macular").glob("*.py") if path.stem != "store" for w in writes(path.read_text("utf-8"))}
+    found = {(module(path), *w) for path in MODULES if path.stem != "store" for w in writes(path.read_text("utf-8"))}
     assert found == set(ALLOWED)
 
 

@@ -6,13 +6,13 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from macular.inputs import Data, digests, trained_on
-from macular.jobs import plan
-from macular.reports import USUAL, ablation, compared, reading, sides, study, verdicts
-from macular.results import from_lines
-from macular.run import settle
-from macular.settings import ALGORITHM, check, row, training_key
-from macular.training import own_losses
+from macular.train.inputs import Data, digests, trained_on
+from macular.jobs.plan import plan
+from macular.results.compare import USUAL, ablation, compared, reading, sides, study, verdicts
+from macular.results.records import from_lines
+from macular.train.run import settle
+from macular.train.config import ALGORITHM, check, row, training_key
+from macular.train.stages import own_losses
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "nbs" / "records" / "study").glob("seed-*.jsonl"))

@@ -11,16 +11,16 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, BertTokenizer, DebertaV2Tokenizer, PreTrainedTokenizerFast, XLMRobertaTokenizer
 
-import macular.views
-from macular.augment import CodeSwitch, Place, Synonyms, draw, exchange, rates, tally
-from macular.batches import tokenize
-from macular.chunks import WHITE, cutting, encode, frame, obstacle, steps
+import macular.text.encode
+from macular.text.code_switch import CodeSwitch, Place, Synonyms, draw, exchange, rates, tally
+from macular.text.batches import tokenize
+from macular.text.chunks import WHITE, cutting, encode, frame, obstacle, steps
 from macular.core import mix, pick, uniform
-from macular.lexicon import CHUNK, Lexicon, split
-from macular.mini import Mini, backbone, lexicon, text
-from macular.switch import Chunked, choose, longest_first, tabulate
-from macular.tasks import load, tasks
-from macular.views import ByChunk, ByText, Text, Views, way
+from macular.data.lexicon import CHUNK, Lexicon, split
+from macular.data.mini_world import Mini, backbone, lexicon, text
+from macular.text.chunk_table import Chunked, choose, longest_first, tabulate
+from macular.data.tasks import load, tasks
+from macular.text.encode import ByChunk, ByText, Text, Views, way
 
 # ------------------------------------------------------------------ sentences that were made to break it
 WORDS = ["dog", "Dog", "DOG", "cat", "house", "low", "prices", "don't", "well-known", "e.g", "3.14", "2026", "hand", "İstanbul", "Straße", "naïve", "ǅ",
@@ -382,7 +382,7 @@ def test_views_are_those_of_the_text_form(kind, redraw, monkeypatch):
     views = Views([tasks[n] for n in names], {n: rows(n) for n in names}, setting)
     found = [views.items(round, ("", "_aug")).views | {"rates": views.rates(round)} for round in (0, 1)]
     assert {type(w) for w in views._ways.values()} == {ByChunk} and views.notes == []
-    monkeypatch.setattr(macular.views, "obstacle", lambda tokenizer: "this test")
+    monkeypatch.setattr(macular.text.encode, "obstacle", lambda tokenizer: "this test")
     plain = Views([tasks[n] for n in names], {n: rows(n) for n in names}, setting)
     wanted = [plain.items(round, ("", "_aug")).views | {"rates": plain.rates(round)} for round in (0, 1)]
     assert {type(w) for w in plain._ways.values()} == {ByText} and len(plain.notes) == redraw
@@ -401,7 +401,7 @@ def test_a_refused_tokenizer_goes_by_text():
 
 def test_one_that_slips_through_is_noticed(monkeypatch):
     "A normaliser that acts across blanks, which nobody named"
-    monkeypatch.setattr(macular.views, "obstacle", lambda tokenizer: None)
+    monkeypatch.setattr(macular.text.encode, "obstacle", lambda tokenizer: None)
     setting = Text(spoiled(normalizer=normalizers.Replace(Regex(r"s (?=\w)"), "")), lexicon(), CodeSwitch(), max_length=24)
     with pytest.warns(UserWarning, match="xnli: the tokenizer"): way(tasks["xnli"], rows("xnli"), setting)
     with warnings.catch_warnings():
@@ -412,7 +412,7 @@ def test_one_that_slips_through_is_noticed(monkeypatch):
 # ------------------------------------------------------------------ real rows, real dictionaries
 def test_multinli_with_the_muse_dictionaries(mbert, shared):
     "Every twentieth row of the sample, 14 languages, two rounds"
-    from macular.tasks import Folder
+    from macular.data.tasks import Folder
     langs = "ar bg de el es fr hi ja ko ru th tr vi zh".split()
     words, data = Lexicon.read(shared / "dictionaries", langs), load(tasks["xnli"], "train", source=Folder(shared))
     data = data.select(range(0, len(data), 20))

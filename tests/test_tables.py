@@ -14,12 +14,12 @@ from scipy import stats
 
 from macular.cli import main
 from macular.core import DataError, ParameterError
-from macular.coverage import simulate
-from macular.reports import checklist, compare
-from macular.paper import published
-from macular.results import Record, from_lines, save
-from macular.statistics import difference, select
-from macular.tables import Cell, Table, View, as_csv, beside_paper, caption, cost, duration, harmless, languages, overview, rows_of, selections, tex
+from macular.results.simulate import simulate
+from macular.results.compare import checklist, compare
+from macular.results.paper import published
+from macular.results.records import Record, from_lines, save
+from macular.results.statistics import difference, select
+from macular.results.tables import Cell, Table, View, as_csv, beside_paper, caption, cost, duration, harmless, languages, overview, rows_of, selections, tex
 
 LANGS = ("en", "de", "fr")
 
@@ -327,7 +327,7 @@ def test_a_value_is_found_as_a_message_prints_it(three, tmp_path, capsys, parame
 
 def test_xtremes_folders_need_python(tmp_path, capsys):
     (tmp_path / "test-de.tsv").write_text("0\n1\n")
-    assert main(["table", str(tmp_path), "--where", "task=pawsx"]) == 2 and "In Python: macular.predictions.read(path, {lang: load(task" in capsys.readouterr().err
+    assert main(["table", str(tmp_path), "--where", "task=pawsx"]) == 2 and "In Python: macular.results.predictions.read(path, {lang: load(task" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words, code, said", [

@@ -7,8 +7,8 @@ import pytest
 from conftest import ROOT
 
 from macular.core import DataError, ParameterError
-from macular.readers import Layout, read_columns, read_rows
-from macular.tasks import File, Folder, Hub, Task, facts, find, load, tasks
+from macular.data.readers import Layout, read_columns, read_rows
+from macular.data.tasks import File, Folder, Hub, Task, facts, find, load, tasks
 
 DATA = ROOT.parent / "shared" / "data"
 real = pytest.mark.skipif(not DATA.is_dir(), reason="the real files in ../shared/data are not here")

@@ -21,9 +21,9 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 import toy
 from macular import checkpoints, trainer
 from macular.core import NumericError
-from macular.methods import methods
+from macular.train.methods import methods
 from macular.store import newest, read_lines, sha256, verify
-from macular.trainer import Loop, Phase, Stopped, fit
+from macular.train.trainer import Loop, Phase, Stopped, fit
 
 # with ten rows a round of "macular" is D 1-6 (two passes of three batches) and the net 7-9; the second one 10-15 and 16-18
 LAST, D_ENDS, ROUND_ENDS = 18, (6, 15), (9, 18)

@@ -17,18 +17,18 @@ from conftest import ROOT
 from payloads import HIDDEN, PAYLOADS, VIEWS, views
 
 from macular import workbench
-from macular.augment import COLOURS, CodeSwitch, Piece, Place, Switched
-from macular.board import board, heat_map, means, varying, versus
+from macular.text.code_switch import COLOURS, CodeSwitch, Piece, Place, Switched
+from macular.ui.board import board, heat_map, means, varying, versus
 from macular.core import DataError, ParameterError
-from macular.errors import KINDS, answers, errors, of_kind, share, taught
-from macular.live import ask, live, status, trainings
-from macular.mini import backbone
-from macular.playground import playground, show_batch, switch_pair, token_ids
-from macular.results import from_lines
-from macular.statistics import select
+from macular.ui.error_browser import KINDS, answers, errors, of_kind, share, taught
+from macular.ui.live import ask, live, status, trainings
+from macular.data.mini_world import backbone
+from macular.ui.playground import playground, show_batch, switch_pair, token_ids
+from macular.results.records import from_lines
+from macular.results.statistics import select
 from macular.store import lock
-from macular.tasks import tasks
-from macular.workbench import View, data_of, grid, safe
+from macular.data.tasks import tasks
+from macular.ui.views import View, data_of, grid, safe
 
 CONTROL = select(from_lines(ROOT / "nbs" / "records" / "control.jsonl"), world="related", dictionary="own", backbone="mini-xlmr")
 
@@ -216,7 +216,7 @@ def test_no_figure_stays_open():
 
 def test_nobody_looks_at_a_job(tmp_path):
     "papermill runs the twin: a page, and no widget, in the notebook or in its metadata"
-    source = "from macular.playground import playground\nplayground(langs=('de',))"
+    source = "from macular.ui.playground import playground\nplayground(langs=('de',))"
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)], metadata={"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}),
                    tmp_path / "in.ipynb")
     papermill.execute_notebook(tmp_path / "in.ipynb", tmp_path / "out.ipynb", progress_bar=False, cwd=ROOT)
@@ -226,7 +226,7 @@ def test_nobody_looks_at_a_job(tmp_path):
 
 def test_the_playground_is_there_at_once():
     "From a cold start, three seconds of a processor that does nothing else, without torch or transformers"
-    code = ("import resource, sys; from macular.playground import playground; html = playground().html(); u = resource.getrusage(resource.RUSAGE_SELF);"
+    code = ("import resource, sys; from macular.ui.playground import playground; html = playground().html(); u = resource.getrusage(resource.RUSAGE_SELF);"
             "print(u.ru_utime + u.ru_stime, *sorted({'torch', 'transformers', 'pandas'} & set(sys.modules)), len(html) > 2000)")
     said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)}).stdout.split()
     assert float(said[0]) < 3 and said[-1] == "True" and not {"torch", "transformers"} & set(said)
@@ -281,7 +281,7 @@ def test_the_ids_are_those_of_training(name):
     "Also where a text holds special tokens, none of which comes out"
     from transformers import AutoTokenizer
 
-    from macular.batches import tokenize
+    from macular.text.batches import tokenize
     folder, texts = backbone(name), ("<s> the dog </s> [SEP] 犬!", "<pad> never")
     whole = [Switched((Piece(t, t),), 1, 0, 0) for t in texts]
     wanted = tokenize(AutoTokenizer.from_pretrained(folder), [texts[0]], [texts[1]], 200).ids

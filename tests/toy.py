@@ -13,14 +13,14 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import (BertConfig, BertModel, DebertaV2Config, DebertaV2Model, ModernBertConfig, ModernBertModel,
                           PreTrainedTokenizerFast, XLMRobertaConfig, XLMRobertaModel, logging)
 
-from macular.build import build
+from macular.train.build import build
 from macular.core import mix, pick, uniform
-from macular.feed import Material, Recipe
-from macular.lexicon import Lexicon
-from macular.modules import load_encoder
-from macular.tasks import Task
-from macular.trainer import Loop, fit
-from macular.trees import grow
+from macular.train.feed import Material, Recipe
+from macular.data.lexicon import Lexicon
+from macular.model.modules import load_encoder
+from macular.data.tasks import Task
+from macular.train.trainer import Loop, fit
+from macular.text.syntax import grow
 
 torch.set_num_threads(1)
 logging.set_verbosity_error()

@@ -35,7 +35,7 @@ class Docments(griffe.Extension):
 
     def on_module_instance(self, *, node, mod, agent, **_):
         self.said = comments(source := mod.filepath.read_text("utf-8"))
-        self.notebook = re.search(r"File to edit: \.\./nbs/(\w+)\.ipynb|$", source)[1]
+        self.notebook = re.search(r"File to edit: (?:\.\./)+nbs/([\w/]+)\.ipynb|$", source)[1]
 
     def on_function_instance(self, *, node, func, agent, **_):
         self._tell(func, self._cell(func) + google(*told(node, self.said)))
@@ -49,7 +49,7 @@ class Docments(griffe.Extension):
     def _cell(self, thing):
         "A link to the cell that defines it"
         if not self.notebook or not thing.parent.is_module or thing.name.startswith("_"): return ""
-        return f"\n\nIn the notebook: [{self.notebook}][cell.{thing.parent.name}.{thing.name}]"
+        return f"\n\nIn the notebook: [{self.notebook}][cell.{thing.parent.path.removeprefix('macular.')}.{thing.name}]"
 
     @staticmethod
     def _tell(thing, text):

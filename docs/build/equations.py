@@ -66,11 +66,12 @@ def _definition(node, module, notebook):
 
 def definitions():
     "Every definition of the package that says which part of the paper it is"
-    for path in sorted((ROOT / "macular").glob("[!_]*.py")):
+    for path in sorted((ROOT / "macular").rglob("[!_]*.py")):
         text = path.read_text("utf-8")
-        notebook = re.search(r"File to edit: \.\./nbs/(\w+)\.ipynb", text)[1]
+        notebook = re.search(r"File to edit: (?:\.\./)+nbs/([\w/]+)\.ipynb", text)[1]
+        module = ".".join(path.relative_to(ROOT / "macular").with_suffix("").parts)
         for node in ast.parse(text).body:
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and (found := _definition(node, path.stem, notebook)): yield found
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and (found := _definition(node, module, notebook)): yield found
 
 
 def formulas():
@@ -91,8 +92,8 @@ def headings():
 
 
 def printed():
-    "The tables whose numbers are data: the keys of `macular.paper.paper`"
-    for node in ast.parse((ROOT / "macular" / "paper.py").read_text("utf-8")).body:
+    "The tables whose numbers are data: the keys of `macular.results.paper.paper`"
+    for node in ast.parse((ROOT / "macular" / "results" / "paper.py").read_text("utf-8")).body:
         if isinstance(node, ast.Assign) and node.targets[0].id == "paper": return {int(k.value.removeprefix("table")) for k in node.value.keys}
 
 

@@ -1,7 +1,7 @@
 """A notebook as a page: its text as it stands, its code without directives, what it shows as it was committed. Nothing is executed."""
 import ast
-import json
 import re
+import tomllib
 from base64 import b64decode
 from functools import cache
 from html import escape
@@ -12,13 +12,17 @@ import nbformat
 ROOT = Path(__file__).resolve().parents[2]
 FORMULA = re.compile(r"^\$\$[^$]+?\\tag\{([\d, ]+)\}\s*\$\$", re.M)
 CODE_OR_LINK = re.compile(r"(?P<code>^(?P<fence>```+).*?^(?P=fence)|(?P<ticks>`+)(?:(?!`).)+(?P=ticks)(?!`))|(?P<open>\]\()(?P<link>(?!https?:|#|mailto:)[^)\s#]+)", re.M | re.S)
-TUTORIALS, REFERENCE = ("start", "train"), ("errors",)  # by the beginning of a notebook's name; what has no number and is neither is a how-to
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["macular"]
+CHAPTERS, SHELVES = SETTINGS["chapters"], SETTINGS["shelves"]  # folder -> its question
+TUTORIALS = ("start", "train")
 
 
 @cache
 def notebooks():
-    "Name -> notebook, `index` among them"
-    return {path.stem: nbformat.read(path, as_version=4) for path in sorted((ROOT / "nbs").glob("[!_.]*.ipynb"))}
+    "Path below nbs/ without suffix -> notebook, `index` among them; the top first, then folder by folder in their order"
+    folders = ["", *CHAPTERS, *SHELVES]
+    paths = [path for folder in folders for path in sorted((ROOT / "nbs" / folder).glob("[!_.]*.ipynb"))]
+    return {path.relative_to(ROOT / "nbs").with_suffix("").as_posix(): nbformat.read(path, as_version=4) for path in paths}
 
 
 def prose():
@@ -32,26 +36,19 @@ def heading(name):
     return lines[0].lstrip("# "), next((line[2:] for line in lines if line.startswith("> ")), "")
 
 
-@cache
-def chapters():
-    "First digit of a notebook's name -> its chapter, as the index says it"
-    for cell in notebooks()["index"].cells:
-        if cell.cell_type == "code" and "chapters = {" in cell.source:
-            found = next(n for n in ast.parse(re.sub(r"^#\|.*", "", cell.source, flags=re.M)).body if isinstance(n, ast.Assign) and n.targets[0].id == "chapters")
-            return ast.literal_eval(found.value)
-    raise ValueError("nbs/index.ipynb no longer says what the chapters are (chapters = {…})")
-
-
 def kind(name):
-    "The part of the site a notebook belongs to: a chapter, or what it is good for"
-    if name[0] in chapters(): return chapters()[name[0]]
-    if name.startswith(TUTORIALS): return "Tutorials"
-    return "Reference" if name.startswith(REFERENCE) else "How-tos"
+    "The part of the site a notebook belongs to: its chapter, or what it is good for"
+    folder = name.rpartition("/")[0]
+    if folder in CHAPTERS or folder == "paper": return folder
+    if folder == "howto": return "How-tos"
+    if folder: return "Jobs"
+    if name in TUTORIALS: return "Tutorials"
+    return "core" if name[:2].isdigit() else "Jobs"
 
 
 def module_of(nb):
     "The module a notebook exports, or nothing"
-    return next((m[1] for c in nb.cells if c.cell_type == "code" and (m := re.match(r"#\| *default_exp +(\w+)", c.source))), None)
+    return next((m[1] for c in nb.cells if c.cell_type == "code" and (m := re.match(r"#\| *default_exp +([\w.]+)", c.source))), None)
 
 
 def defined(source):
@@ -67,7 +64,8 @@ class Page:
     def __init__(self, name, target):
         self.name, self.nb, self.files, self.raw, self.near = name, notebooks()[name], {}, {}, heading(name)[0]
         self.target = target  # where a link of the notebook leads in the site
-        self.module, self.anchored = module_of(self.nb), set()
+        self.module, self.anchored, self.flat = module_of(self.nb), set(), name.replace("/", "_")
+        self.file = f"macular/{(self.module or '').replace('.', '/')}.py"
 
     def markdown(self):
         parts = [part for i, cell in enumerate(self.nb.cells) for part in self.cell(i, cell)]
@@ -102,7 +100,7 @@ class Page:
         exported = re.match(r"#\| *exporti?s?\b", cell.source)
         names = [self.anchor(f"cell.{self.module}.{name}") for name in defined(source)] if exported else []
         if not source.strip() or "#| echo: false" in cell.source: return names
-        return ["".join(names), fence(source.strip("\n"), f'python title="macular/{self.module}.py"' if exported else "python")]
+        return ["".join(names), fence(source.strip("\n"), f'python title="{self.file}"' if exported else "python")]
 
     def output(self, key, cell, output):
         "What a cell showed, in the richest form that stands still"
@@ -113,12 +111,12 @@ class Page:
         return [fence(data["text/plain"].rstrip(), "{ .text .output .no-copy data-search-exclude='' }")] if data["text/plain"].strip() else []
 
     def html(self, key, html):
-        self.raw[token := f"raw-{self.name}-{key}-raw"] = f'<div class="output html" data-search-exclude="">{html}</div>'
+        self.raw[token := f"raw-{self.flat}-{key}-raw"] = f'<div class="output html" data-search-exclude="">{html}</div>'
         return token
 
     def image(self, key, cell, data):
         "A figure as a file; its text is the cell's `fig-alt`, else the sentence before it"
-        self.files[name := f"{self.name}-{key}.png"] = b64decode(data)
+        self.files[name := f"{self.name.rpartition('/')[2]}-{key}.png"] = b64decode(data)
         said = re.search(r"^#\| fig-alt: (.+)$", cell.source, re.M)
         alt = said[1] if said else f"Figure: {self.near[-200:].rpartition('. ')[2] or self.near}"
         return f"![{escape(alt).replace(']', '')}]({self.target(name)}){{ loading=lazy }}"

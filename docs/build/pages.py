@@ -30,7 +30,7 @@ def on_files(files, config):
         page = nbs.Page(name, lambda link, name=name: target(link, name, files, config))
         add(files, config, home_of(name), front(nbs.heading(name)[1]) + page.markdown())
         raw.update(page.raw)
-        for file, data in page.files.items(): add(files, config, f"nbs/{file}", data)
+        for file, data in page.files.items(): add(files, config, f"{dirname(home_of(name)) or 'nbs'}/{file}", data)
     config.extra["index"] = index = Index()
     for path, text in {**equation_pages(index, files), **reference.pages()}.items(): add(files, config, path, text)
     config.nav = navigation(files, index)
@@ -50,7 +50,7 @@ def front(description, boost=None):
 
 def target(link, name, files, config):
     "Where a link of a notebook leads in the site: a page, a figure, or the file itself as text"
-    here, path = dirname(home_of(name)) or ".", normpath(f"nbs/{link}")
+    here, path = dirname(home_of(name)) or ".", normpath(f"nbs/{dirname(name)}/{link}")
     if path.endswith(".ipynb"): return relpath(home_of(path[4:-6]), here)
     there = path if path.endswith((".svg", ".png")) else f"files/{path.strip('.').replace('/', '-')}.txt"
     if (nbs.ROOT / path).is_file() and not files.get_file_from_path(there): add(files, config, there, (nbs.ROOT / path).read_bytes())
@@ -63,17 +63,18 @@ def navigation(files, index):
     for name in nbs.notebooks():
         if name != "index": by.setdefault(nbs.kind(name), []).append({title(name): home_of(name)})
     order = list(nbs.TUTORIALS)
-    by["Tutorials"].sort(key=lambda entry: [order.index(n) for n in order if next(iter(entry.values())).startswith(f"nbs/{n}")])
+    by["Tutorials"].sort(key=lambda entry: order.index(next(iter(entry.values()))[4:-3]))
     explained = sorted(f.src_uri for f in files if f.src_uri.startswith("explanations/"))
-    chapters = [{name: by[name]} for name in dict.fromkeys(nbs.chapters().values()) if name in by]
-    api = [{name: [{m: f"api/{m}.md"} for m in found]} for name, found in reference.by_chapter().items()]
+    chapters = [{name: by[name]} for name in ("core", *nbs.CHAPTERS, "paper", "Jobs") if name in by]
+    api = [{name: [{m.rpartition(".")[2]: f"api/{m}.md"} for m in found]} for name, found in reference.by_chapter().items()]
     return [{"Home": "index.md"}, {"Tutorials": by["Tutorials"]}, {"How-tos": by["How-tos"]}, {"Explanations": explained}, {"Equations": ["equations/index.md", *({label(ref): page_of(ref)} for ref in index.all())]},
-            {"Notebooks": chapters}, {"Reference": ["reference/command_line.md", "reference/parameters.md", *by.get("Reference", []), {"API": api}]}]
+            {"Notebooks": chapters}, {"Reference": ["reference/command_line.md", "reference/parameters.md", {"API": api}]}]
 
 
 def title(name):
     "A notebook in the navigation: its number and its title"
-    return f"{name[:2]} {nbs.heading(name)[0]}" if name[:2].isdigit() else nbs.heading(name)[0]
+    number = name.rpartition("/")[2][:2]
+    return f"{number} {nbs.heading(name)[0]}" if number.isdigit() else nbs.heading(name)[0]
 
 
 # the equation index
@@ -99,7 +100,7 @@ def heading_of(place, at="."):
 def place_links(index, ref, at="."):
     "The headings that show a table or figure, and a table's numbers as data"
     found = [f"[{p.text}]({heading_of(p, at)}) in {p.notebook}" for p in index.headings.get(ref, ())]
-    return found + ([f"[`paper[\"table{ref[1]}\"]`][cell.paper.paper]"] if ref[0] == "Table" else [])
+    return found + ([f"[`paper[\"table{ref[1]}\"]`][cell.results.paper.paper]"] if ref[0] == "Table" else [])
 
 
 def part(index, ref, explained):
@@ -149,7 +150,7 @@ def equation_pages(index, files):
 # what is done to every page
 
 def on_page_markdown(markdown, page, config, files):
-    "`{{ eq 13 }}` is the formula and where it is; a page of docs/ may name a definition as [`fit`][cell.trainer.fit]"
+    "`{{ eq 13 }}` is the formula and where it is; a page of docs/ may name a definition as [`fit`][cell.train.trainer.fit]"
     if not page.file.src_uri.startswith("explanations/"): return markdown
     page.meta.setdefault("search", {"boost": 2})
     return re.sub(r"\{\{ (\w+) (\d+) \}\}", lambda m: shown(config.extra["index"], (m[1].capitalize(), int(m[2]))), markdown)

@@ -32,7 +32,7 @@ def parameters():
     rows = [f"| `{p['name']}` | {p['inferred_type_name']} | `{p['default']}` | {p['help'].replace('|', chr(92) + '|')} |"
             for p in papermill.inspect_notebook(str(nbs.ROOT / "nbs" / "train.ipynb")).values()]
     return "\n".join(["# Parameters of a job", "", "> What `papermill nbs/train.ipynb runs/xnli.ipynb -p NAME VALUE` and `macular train NAME=VALUE` understand.", "",
-                      "The notebook is [train](../nbs/train.md); presets, and what is allowed, are in [42_settings](../nbs/42_settings.md).", "",
+                      "The notebook is [train](../nbs/train.md); presets, and what is allowed, are in [train/02_config](../nbs/train/02_config.md).", "",
                       "| name | type | default | meaning |", "|---|---|---|---|", *rows, ""])
 
 
