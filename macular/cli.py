@@ -27,8 +27,13 @@ from .interrupts import ending
 from .data.tasks import tasks as known_tasks
 
 # %% ../nbs/99_cli.ipynb #fb3b4ceb
-app = Typer(name="macular", help="Macular: zero-shot cross-lingual text classification.", no_args_is_help=True, pretty_exceptions_enable=False,
-            epilog="Exit codes: 0 done, 2 parameters, 3 data, 4 machine, 5 storage, 6 numbers, 130 interrupted, 143 terminated (a training saves first), 1 anything else.")
+app = Typer(
+    name="macular",
+    help="Macular: zero-shot cross-lingual text classification.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    epilog="Exit codes: 0 done, 2 parameters, 3 data, 4 machine, 5 storage, 6 numbers, 130 interrupted, 143 terminated (a training saves first), 1 anything else.",
+)
 data = Typer(help="What data is here, what is missing, how to get it.", no_args_is_help=True)
 sweep = Typer(help="Many jobs: planned, done by one process or many machines, and gone on with.", no_args_is_help=True)
 app.add_typer(data, name="data")
@@ -38,26 +43,43 @@ app.add_typer(sweep, name="sweep")
 @app.command()
 def tasks():
     "The tasks there are: labels, languages, and the neighbour each one is near to."
-    print(table([{"task": t.name, "title": t.title, "labels": ", ".join(t.labels), "languages": " ".join(dict.fromkeys((t.source_lang, *t.langs))),
-                  "neighbour": ", ".join(t.neighbour)} for t in known_tasks.values()]))
+    print(
+        table(
+            [
+                {
+                    "task": t.name,
+                    "title": t.title,
+                    "labels": ", ".join(t.labels),
+                    "languages": " ".join(dict.fromkeys((t.source_lang, *t.langs))),
+                    "neighbour": ", ".join(t.neighbour),
+                }
+                for t in known_tasks.values()
+            ]
+        )
+    )
 
 # %% ../nbs/99_cli.ipynb #ebc19141
 @data.command()
 def check(
     data_dir: Annotated[str, Option(help="The official archives, side by side.")] = "data",
     lexicon_dir: Annotated[str, Option(help="Dictionaries en-xx.txt.")] = "data/dictionaries",
-    task: Annotated[str, Option(help="A task of your own, the path of its TOML file, in place of the paper's four.")] = "",
+    task: Annotated[
+        str, Option(help="A task of your own, the path of its TOML file, in place of the paper's four.")
+    ] = "",
 ):
     "Read the data sets and dictionaries that are here; say what is missing and the command for it."
     found = check_data(data_dir, lexicon_dir, task=task)
     print(found)
-    if found.problems: raise Exit(3)
+    if found.problems:
+        raise Exit(3)
 
 # %% ../nbs/99_cli.ipynb #67871592
 @data.command()
 def fetch(
     names: Annotated[list[str], Argument(help="xnli, pawsx, qam, qadsm, dictionaries")],
-    to: Annotated[str, Option(help="The folder they go to; by default data, and data/dictionaries for dictionaries.")] = "",
+    to: Annotated[
+        str, Option(help="The folder they go to; by default data, and data/dictionaries for dictionaries.")
+    ] = "",
     yes: Annotated[bool, Option("--yes", help="The licences shown are accepted.")] = False,
 ):
     "Show the licence of data sets and, when it is accepted, download them."
@@ -69,8 +91,10 @@ def pairs(
 ) -> list[tuple[str, str]]:
     "Parameters as typed on a command line"
     odd = [word for word in words if "=" not in word]
-    if odd: raise ParameterError(f"'{odd[0][:80]}' is no parameter; write name=value, as in task=xnli")
+    if odd:
+        raise ParameterError(f"'{odd[0][:80]}' is no parameter; write name=value, as in task=xnli")
     return [tuple(word.split("=", 1)) for word in words]
+
 
 def names(incomplete: str) -> list[str]:
     "The parameters that begin so"
@@ -79,13 +103,22 @@ def names(incomplete: str) -> list[str]:
 # %% ../nbs/99_cli.ipynb #04f8556c
 @app.command()
 def train(
-    words: Annotated[list[str], Argument(metavar="NAME=VALUE...", autocompletion=names, help="Parameters of nbs/train.ipynb: task=xnli method=macular seed=0 …")],
+    words: Annotated[
+        list[str],
+        Argument(
+            metavar="NAME=VALUE...",
+            autocompletion=names,
+            help="Parameters of nbs/train.ipynb: task=xnli method=macular seed=0 …",
+        ),
+    ],
     report: Annotated[str, Option(help="The notebook to write; by default one in runs/ named after the job.")] = "",
 ):
     "Train a method on a task and score it in every language; the report is a notebook."
     values = {name: typed(name, text) for name, text in pairs(words)}
     job = check_job(values)
-    report = report or str(root() / "runs" / f"{job.task.split('/')[-1]}-{job.method}-s{job.seed}-{key(values, length=6)}.ipynb")
+    report = report or str(
+        root() / "runs" / f"{job.task.split('/')[-1]}-{job.method}-s{job.seed}-{key(values, length=6)}.ipynb"
+    )
     print(command(job, report), flush=True)
     run_notebook(job, report, sys.stdout)
 
@@ -94,11 +127,15 @@ def read_table(
     words: list[str],  # a file, or "name=value,value"
 ):  # for `macular.jobs.plan.plan`
     "A table of jobs as typed on a command line"
-    if len(words) == 1 and "=" not in words[0]: return words[0]
+    if len(words) == 1 and "=" not in words[0]:
+        return words[0]
     grid = {}
     for name, text in pairs(words):
-        grid.setdefault(name, []).extend([text.split(",")] if name in LISTS else [typed(name, one) for one in text.split(",")])
+        grid.setdefault(name, []).extend(
+            [text.split(",")] if name in LISTS else [typed(name, one) for one in text.split(",")]
+        )
     return grid
+
 
 def plans(
     words: list[str],
@@ -106,16 +143,29 @@ def plans(
     "The plans that a command is about: one, or the stages of a search"
     table = read_table(words)
     found = read_search(table) if isinstance(table, str) else None
-    if found: yield from found.plans()
-    else: yield plan_jobs(table)
+    if found:
+        yield from found.plans()
+    else:
+        yield plan_jobs(table)
 
 # %% ../nbs/99_cli.ipynb #0b574d8b
-Words = Annotated[list[str], Argument(metavar="PLAN", autocompletion=names, help="A .toml or .csv file, or parameters: task=xnli,pawsx method=macular seed=0,1,2 preset=mini")]
+Words = Annotated[
+    list[str],
+    Argument(
+        metavar="PLAN",
+        autocompletion=names,
+        help="A .toml or .csv file, or parameters: task=xnli,pawsx method=macular seed=0,1,2 preset=mini",
+    ),
+]
+
+
 @sweep.command()
 def plan(words: Words):
     "Check a plan; say what it trains, what is shared and how long it takes."
-    if len(words) == 1 and (search := read_search(words[0])): print(search, end="\n\n")
+    if len(words) == 1 and (search := read_search(words[0])):
+        print(search, end="\n\n")
     print(next(plans(words)))
+
 
 @sweep.command()
 def status(words: Words):
@@ -123,11 +173,14 @@ def status(words: Words):
     for jobs in plans(words):
         print(jobs, end="\n\n")
         for n, state in enumerate(jobs.states, 1):
-            if state["state"] == "failed": print(f"job {n}: {state['error']}: {state['message']}\n")
-        if any(state["state"] != "done" for state in jobs.states): return
+            if state["state"] == "failed":
+                print(f"job {n}: {state['error']}: {state['message']}\n")
+        if any(state["state"] != "done" for state in jobs.states):
+            return
 
 # %% ../nbs/99_cli.ipynb #d1346692
 ENGINES = ("here", "processes", "ray")
+
 
 def engine_of(
     name: str,
@@ -136,10 +189,19 @@ def engine_of(
     address: str | None,
 ):
     "An engine from options"
-    if name not in ENGINES: raise ParameterError(f"--engine is {name[:80]!r}; there is {', '.join(ENGINES)}")
-    if name != "ray" and (gpus is not None or address): raise ParameterError("--gpus and --address are for --engine ray")
-    if name != "processes" and workers is not None: raise ParameterError("--workers is for --engine processes")
-    return Here() if name == "here" else Processes(2 if workers is None else workers) if name == "processes" else Ray(gpus=gpus, address=address)
+    if name not in ENGINES:
+        raise ParameterError(f"--engine is {name[:80]!r}; there is {', '.join(ENGINES)}")
+    if name != "ray" and (gpus is not None or address):
+        raise ParameterError("--gpus and --address are for --engine ray")
+    if name != "processes" and workers is not None:
+        raise ParameterError("--workers is for --engine processes")
+    return (
+        Here()
+        if name == "here"
+        else Processes(2 if workers is None else workers)
+        if name == "processes"
+        else Ray(gpus=gpus, address=address)
+    )
 
 # %% ../nbs/99_cli.ipynb #af3c9120
 def verdict(
@@ -147,28 +209,40 @@ def verdict(
 ) -> int:  # 0, or the exit code of what failed; 1 when it has several
     "What a sweep ends with; failures are told"
     failed = [(n, s) for n, s in enumerate(plan.states, 1) if s["state"] != "done"]
-    for n, s in failed: print(f"job {n}: {s.get('error', '')}: {s.get('message', s['state'])}", file=sys.stderr)
+    for n, s in failed:
+        print(f"job {n}: {s.get('error', '')}: {s.get('message', s['state'])}", file=sys.stderr)
     codes = {s.get("exit_code", 1) for _, s in failed}
     return 0 if not failed else codes.pop() if len(codes) == 1 else 1
+
 
 @sweep.command(name="run")
 def run_plan(
     words: Words,
-    engine: Annotated[str, Option(help="here: one after another; processes: several on this machine; ray: a cluster.")] = "here",
-    workers: Annotated[int | None, Option(help="Processes, of one thread each, for --engine processes; by default 2.")] = None,
+    engine: Annotated[
+        str, Option(help="here: one after another; processes: several on this machine; ray: a cluster.")
+    ] = "here",
+    workers: Annotated[
+        int | None, Option(help="Processes, of one thread each, for --engine processes; by default 2.")
+    ] = None,
     gpus: Annotated[float | None, Option(help="GPUs a job takes on Ray; 0.5 puts two on a card.")] = None,
     address: Annotated[str | None, Option(help="Of a Ray cluster; auto: the one this machine belongs to.")] = None,
-    only: Annotated[list[int] | None, Option(help="The number of a job, as `sweep plan` shows it; may be given again.")] = None,
+    only: Annotated[
+        list[int] | None, Option(help="The number of a job, as `sweep plan` shows it; may be given again.")
+    ] = None,
     reports: Annotated[bool, Option("--reports", help="Each job as a notebook, runs/jobs/…/report.ipynb.")] = False,
-    again: Annotated[bool, Option("--again", help="Also what is done: trained anew where its data have changed.")] = False,
+    again: Annotated[
+        bool, Option("--again", help="Also what is done: trained anew where its data have changed.")
+    ] = False,
 ):
     "Do the jobs of a plan that are not done; the same command again goes on."
     chosen = engine_of(engine, workers, gpus, address)
     for jobs in plans(words):
-        if only: jobs = jobs.only(*only)
+        if only:
+            jobs = jobs.only(*only)
         print(jobs, end="\n\n", flush=True)
         code = verdict(do_sweep(jobs, chosen, as_report if reports else compute, again=again))
-        if code or only: raise Exit(code)
+        if code or only:
+            raise Exit(code)
 
 # %% ../nbs/99_cli.ipynb #d99bd338
 @app.command()
@@ -185,34 +259,64 @@ def rerun(
 @app.command("export")
 def export_model(
     run: Annotated[str, Argument(metavar="RUN", help="The folder of a finished run, or its name below runs/.")],
-    folder: Annotated[str, Argument(metavar="FOLDER", help="The model folder to make; an earlier export in it is replaced, unless somebody changed it.")],
+    folder: Annotated[
+        str,
+        Argument(
+            metavar="FOLDER",
+            help="The model folder to make; an earlier export in it is replaced, unless somebody changed it.",
+        ),
+    ],
     task: Annotated[str, Option(help="Of a multi-task row, the task whose head is taken; by default the run's.")] = "",
     selection: Annotated[str, Option(help="Which round: en_dev, last, averaged, all_dev_oracle.")] = "en_dev",
-    backbone: Annotated[str, Option(help="Where the backbone's files are on this machine; by default as the run had it.")] = "",
+    backbone: Annotated[
+        str, Option(help="Where the backbone's files are on this machine; by default as the run had it.")
+    ] = "",
 ):
     "Save a finished run as a model folder that transformers loads, with its card."
     from macular.deploy.huggingface import export  # torch, which other commands do without
+
     made = export(run, folder, task, selection, backbone)
-    needs = "import macular.deploy.huggingface; " if json.loads((made / "config.json").read_text("utf-8"))["model_type"] == "macular" else ""
+    needs = (
+        "import macular.deploy.huggingface; "
+        if json.loads((made / "config.json").read_text("utf-8"))["model_type"] == "macular"
+        else ""
+    )
     print(f'{needs}pipeline("text-classification", "{made}", truncation=True)')
 
 # %% ../nbs/99_cli.ipynb #97d464c2
 @app.command("distill")
 def distill_run(
-    run: Annotated[str, Argument(metavar="RUN", help="The teacher: the folder of a finished run, or its name below runs/.")],
-    words: Annotated[list[str] | None, Argument(metavar="[NAME=VALUE...]", autocompletion=names, help="The student's own parameters; by default its teacher's: rounds=5 seed=1 …")] = None,
+    run: Annotated[
+        str, Argument(metavar="RUN", help="The teacher: the folder of a finished run, or its name below runs/.")
+    ],
+    words: Annotated[
+        list[str] | None,
+        Argument(
+            metavar="[NAME=VALUE...]",
+            autocompletion=names,
+            help="The student's own parameters; by default its teacher's: rounds=5 seed=1 …",
+        ),
+    ] = None,
     out: Annotated[str, Option(help="The folder for the student's run; by default the one of its teacher's.")] = "",
-    plain: Annotated[str, Option(help="A finished run of one encoder without a teacher, such as cosda_ml's, to compare with; or its name below runs/.")] = "",
+    plain: Annotated[
+        str,
+        Option(
+            help="A finished run of one encoder without a teacher, such as cosda_ml's, to compare with; or its name below runs/."
+        ),
+    ] = "",
 ):
     "Train one encoder to answer as a finished run does; say what it costs in accuracy and gains in time."
     from macular.deploy.card import result_of  # torch, which other commands do without
     from macular.deploy.distill import distill, report
     from macular.deploy.huggingface import model_of
+
     beside = result_of(plain) if plain else None  # before anything is trained
     changes = {name: typed(name, text) for name, text in pairs(words or [])} | ({"out": out} if out else {})
     student = distill(run, **changes)
     print(report(student, run, beside, model_of).markdown())
-    print(f"\nThe student's run is {student.folder}; macular export {student.folder} FOLDER makes a model folder of it.")
+    print(
+        f"\nThe student's run is {student.folder}; macular export {student.folder} FOLDER makes a model folder of it."
+    )
 
 # %% ../nbs/99_cli.ipynb #a185d714
 from .results.predictions import kind, read
@@ -222,51 +326,96 @@ from .results.statistics import select
 from .results.tables import Table, View, as_csv, beside_paper, languages, overview, selections
 
 # %% ../nbs/99_cli.ipynb #bf3c22c0
-TABLES = {"tasks": overview, "languages": languages, "selections": selections, "paper": beside_paper,
-          "checklist": lambda found, view: checklist(found, view.rows)}
+TABLES = {
+    "tasks": overview,
+    "languages": languages,
+    "selections": selections,
+    "paper": beside_paper,
+    "checklist": lambda found, view: checklist(found, view.rows),
+}
 FORMS = {"markdown": Table.markdown, "latex": Table.latex, "csv": as_csv}
+
 
 def _meant(text):
     "What a text on the command line may stand for: itself, a number, yes or no"
-    if text.lower() in ("true", "false"): return [text, text.lower() == "true"]
-    try: return [text, float(text)]
-    except ValueError: return [text]
+    if text.lower() in ("true", "false"):
+        return [text, text.lower() == "true"]
+    try:
+        return [text, float(text)]
+    except ValueError:
+        return [text]
+
 
 def _conditions(where):
     "`name=value`, for `select`; a number is meant as text and as number"
     wanted = {}
     for name, sign, text in (word.partition("=") for word in where):
-        if not sign: raise ParameterError(f"--where '{name[:80]}' is no condition; write --where name=value, as in --where task=xnli")
+        if not sign:
+            raise ParameterError(
+                f"--where '{name[:80]}' is no condition; write --where name=value, as in --where task=xnli"
+            )
         wanted.setdefault(name, []).extend(_meant(text))
     return wanted
 
 # %% ../nbs/99_cli.ipynb #8eee89ca
-NOT_SAID = {"gold", *Record.__dataclass_fields__} - {"method", "task", "seed", "backbone", "preset", "split"}  # what is counted, and nobody's to say
+NOT_SAID = {"gold", *Record.__dataclass_fields__} - {
+    "method",
+    "task",
+    "seed",
+    "backbone",
+    "preset",
+    "split",
+}  # what is counted, and nobody's to say
+
 
 def _records(path, conditions):
     "What a path holds, or a run's name below runs/; a foreign file is named after itself, and `--where` says what it does not"
     path = located(path) or path
     if (what := kind(path)) == "xtreme":
-        raise ParameterError(f"{path} holds XTREME's answers without the rows they answer, which a command is not given. In Python: macular.results.predictions.read(path, {{lang: load(task, 'test', lang, source), …}}, task=…)")
-    if what not in ("table", "harness"): return read(path)
-    return read(path, **{"method": Path(path).stem} | {name: _last_text(values) for name, values in conditions.items() if name not in NOT_SAID})
+        raise ParameterError(
+            f"{path} holds XTREME's answers without the rows they answer, which a command is not given. In Python: macular.results.predictions.read(path, {{lang: load(task, 'test', lang, source), …}}, task=…)"
+        )
+    if what not in ("table", "harness"):
+        return read(path)
+    return read(
+        path,
+        **{"method": Path(path).stem}
+        | {name: _last_text(values) for name, values in conditions.items() if name not in NOT_SAID},
+    )
 
-def _last_text(values): return [v for v in values if isinstance(v, str)][-1]
 
-def _is_there(path): return bool(located(path)) or resolve(path).exists()
+def _last_text(values):
+    return [v for v in values if isinstance(v, str)][-1]
+
+
+def _is_there(path):
+    return bool(located(path)) or resolve(path).exists()
+
 
 def _one_of(name, value, allowed):
-    if value not in allowed: raise ParameterError(unknown(name, value, allowed))
+    if value not in allowed:
+        raise ParameterError(unknown(name, value, allowed))
     return value
 
 # %% ../nbs/99_cli.ipynb #dd15ca19
 @app.command("table")
 def print_table(
-    paths: Annotated[list[str], Argument(metavar="PATH...", help="Runs or their names below runs/, folders of runs, records (.jsonl), predictions of others: a table of item, language, label, prediction (.csv, .tsv, .parquet), samples of lm-eval. "
-                                                         "XTREME's folders need the gold rows, in Python: macular.results.predictions.read.")] = ["runs"],
+    paths: Annotated[
+        list[str],
+        Argument(
+            metavar="PATH...",
+            help="Runs or their names below runs/, folders of runs, records (.jsonl), predictions of others: a table of item, language, label, prediction (.csv, .tsv, .parquet), samples of lm-eval. "
+            "XTREME's folders need the gold rows, in Python: macular.results.predictions.read.",
+        ),
+    ] = ["runs"],
     by: Annotated[str, Option(help="Columns: tasks, languages, selections, paper, checklist.")] = "tasks",
     against: Annotated[str, Option(help="A method; what differs separably from it is marked.")] = "",
-    where: Annotated[list[str], Option(help="name=value, which records; may be said several times. Of a file of others it says what the file does not (task=xnli).")] = [],
+    where: Annotated[
+        list[str],
+        Option(
+            help="name=value, which records; may be said several times. Of a file of others it says what the file does not (task=xnli)."
+        ),
+    ] = [],
     selection: Annotated[str, Option(help="Which round is scored: en_dev, last, averaged, all_dev_oracle.")] = "en_dev",
     form: Annotated[str, Option(help="markdown, latex or csv.")] = "markdown",
 ):
@@ -280,22 +429,37 @@ def print_table(
 def _side(name, among, conditions):
     "Runs at a path, or a method's among other records; `path:method` is a method's at a path"
     path, colon, method = name.rpartition(":")
-    if name not in methods and _is_there(name): return _records(name, conditions)
-    if colon and _is_there(path): return select(_records(path, conditions), method=method)
+    if name not in methods and _is_there(name):
+        return _records(name, conditions)
+    if colon and _is_there(path):
+        return select(_records(path, conditions), method=method)
     found = [r for r in among() if r.method == name]
-    if not found: raise ParameterError(f"'{name}' is no path here and no run below runs/; {unknown('method among the runs', name, {r.method for r in among()})}")
+    if not found:
+        raise ParameterError(
+            f"'{name}' is no path here and no run below runs/; {unknown('method among the runs', name, {r.method for r in among()})}"
+        )
     return found
+
 
 @app.command("compare")
 def print_comparison(
-    a: Annotated[str, Argument(metavar="A", help="A run's folder or its name below runs/, a file of records, or a method's name; file.jsonl:method for one of several.")],
+    a: Annotated[
+        str,
+        Argument(
+            metavar="A",
+            help="A run's folder or its name below runs/, a file of records, or a method's name; file.jsonl:method for one of several.",
+        ),
+    ],
     b: Annotated[str, Argument(metavar="B", help="What it is compared with.")],
     runs: Annotated[list[str], Option(help="Where methods are looked for when A and B are names.")] = ["runs"],
     where: Annotated[list[str], Option(help="name=value, which records (task=xnli); may be said several times.")] = [],
 ):
     "Two runs or two methods: the difference and its interval, each language, and how they were made."
     conditions = _conditions(where)
-    def among(): return [r for path in runs for r in _records(path, conditions)]
+
+    def among():
+        return [r for path in runs for r in _records(path, conditions)]
+
     print(compare_runs(*(select(_side(name, among, conditions), **conditions) for name in (a, b))).markdown())
 
 # %% ../nbs/99_cli.ipynb #ff55403d
@@ -304,10 +468,13 @@ def main(
 ) -> int:  # the exit code
     "Run a command; what goes wrong on purpose is told without a traceback"
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"): stream.reconfigure(errors="backslashreplace")  # a terminal of few characters is no reason to fail
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a terminal of few characters is no reason to fail
     try:
-        with ending(): app(arguments, standalone_mode=True)
-    except SystemExit as e: return e.code or 0
+        with ending():
+            app(arguments, standalone_mode=True)
+    except SystemExit as e:
+        return e.code or 0
     except MacularError as e:
         print(f"{type(e).__name__}: {e}", file=sys.stderr)
         return e.exit_code

@@ -24,24 +24,32 @@ def printable(
     "A text without characters that cannot be seen"
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
+
 def shown(
     value,  # anything
 ) -> str:  # at most 80 characters; a text is in quotes
     "A value as a message shows it"
-    try: text = printable(repr(value[:80] if isinstance(value, (str, bytes, list, tuple)) else value))
-    except Exception: text = f"a value of type {type(value).__name__}"  # one that cannot be written, such as a number of 5,000 digits
+    try:
+        text = printable(repr(value[:80] if isinstance(value, (str, bytes, list, tuple)) else value))
+    except Exception:
+        text = f"a value of type {type(value).__name__}"  # one that cannot be written, such as a number of 5,000 digits
     cut = len(text) > 80 or isinstance(value, (str, bytes, list, tuple)) and len(value) > 80
     return text[:79] + "…" if cut else text
+
 
 def brief(
     text: str,
 ) -> str:  # at most 12 lines and 1,000 characters
     "A message that fits a screen; what is left out comes from the middle of long lines, and of many"
     lines = printable(text[:20_000] + text[20_000:][-20_000:]).strip().split("\n")
-    if len(lines) > 12: lines = [*lines[:10], f"… {len(lines) - 11} more lines …", lines[-1]]
+    if len(lines) > 12:
+        lines = [*lines[:10], f"… {len(lines) - 11} more lines …", lines[-1]]
     widths = range(1000, 60, -4)
     width = next(w for w in widths if sum(min(len(line), w) + 1 for line in lines) <= 1000)
-    return "\n".join(line if len(line) <= width else f"{line[:width - 30 - width // 4]} … {line[-width // 4:]}" for line in lines)
+    return "\n".join(
+        line if len(line) <= width else f"{line[: width - 30 - width // 4]} … {line[-width // 4 :]}" for line in lines
+    )
+
 
 def first_line(
     error: BaseException,  # of another program
@@ -52,38 +60,54 @@ def first_line(
 # %% ../nbs/00_core.ipynb #30f03dac
 class MacularError(Exception):
     "The root of every error this project raises on purpose"
+
     exit_code = 1
     hint = "Read the message, correct what it names, and give the same command again."
-    def __str__(self): return brief(super().__str__())
+
+    def __str__(self):
+        return brief(super().__str__())
+
 
 class ParameterError(MacularError, ValueError):
     "A parameter is unknown, of the wrong type or out of range"
+
     exit_code = 2
     hint = "Correct the parameter and start again; nothing was begun."
 
+
 class DataError(MacularError, ValueError):
     "A data file is missing or does not hold what it must"
+
     exit_code = 3
     hint = "Correct the file and give the same command again; what was trained before is kept."
 
+
 class EnvironmentProblem(MacularError, RuntimeError):
     "The machine lacks something: network, device, memory, a package"
+
     exit_code = 4
     hint = "Supply what is missing and give the same command again; it goes on from the last checkpoint."
 
+
 class StorageError(MacularError, OSError):
     "A file of ours cannot be written, or is not what was written"
+
     exit_code = 5
     hint = "Free the place and give the same command again; what was written whole is kept."
 
+
 class NumericError(MacularError, ArithmeticError):
     "A number that must be finite is not"
+
     exit_code = 6
     hint = "Take a smaller learning rate, or precision fp32; the last checkpoint is kept."
 
+
 class Stopped(MacularError):
     "A training was asked to stop"
+
     hint = "Its state is saved; the same command goes on from there."
+
 
 def error_class(
     name: str,  # as in a record or a notebook's traceback
@@ -102,7 +126,9 @@ def unknown(
 ) -> str:  # a message with the nearest match and all allowed values
     "What to say when `name` is none of `names`"
     names, wanted = sorted({str(n)[:200] for n in names}), str(name).lower()[:200]
-    near = get_close_matches(wanted.strip(), names, n=1, cutoff=0.5) or [n for n in names if n.lower().strip() == wanted.strip()]
+    near = get_close_matches(wanted.strip(), names, n=1, cutoff=0.5) or [
+        n for n in names if n.lower().strip() == wanted.strip()
+    ]
     hint = f" Did you mean '{near[0]}'?" if near else ""
     more = f", and {len(names) - 40} more" if len(names) > 40 else ""
     return f"unknown {kind} {shown(str(name))}.{hint} There is: {', '.join(names[:40]) or 'none'}{more}."
@@ -118,31 +144,48 @@ class Registry(Mapping):
         "Make `record` known under `record.name` and return it; the same one defined again, as a re-run cell does, replaces it"
         known = self._records.get(record.name)
         if known is not None and known != record and repr(known) != repr(record):
-            raise ParameterError(f"there is already another {self.kind} named '{record.name}'; it differs in: "
-                                 f"{', '.join(diff(known, record)) or 'its type'}. Choose another name.")
+            raise ParameterError(
+                f"there is already another {self.kind} named '{record.name}'; it differs in: "
+                f"{', '.join(diff(known, record)) or 'its type'}. Choose another name."
+            )
         self._records[record.name] = record
         return record
 
     def __getitem__(self, name):
-        if name not in self._records: raise ParameterError(unknown(self.kind, name, self._records))
+        if name not in self._records:
+            raise ParameterError(unknown(self.kind, name, self._records))
         return self._records[name]
 
-    def get(self, name, default=None): return self._records.get(name, default)
-    def __contains__(self, name): return name in self._records
-    def __iter__(self): return iter(self._records)
-    def __len__(self): return len(self._records)
-    def __repr__(self): return f"{self.kind}s: {', '.join(self._records)}"
+    def get(self, name, default=None):
+        return self._records.get(name, default)
+
+    def __contains__(self, name):
+        return name in self._records
+
+    def __iter__(self):
+        return iter(self._records)
+
+    def __len__(self):
+        return len(self._records)
+
+    def __repr__(self):
+        return f"{self.kind}s: {', '.join(self._records)}"
 
 # %% ../nbs/00_core.ipynb #04653754
 def _as_dict(x):
-    if is_dataclass(x) and not isinstance(x, type): return {f.name: getattr(x, f.name) for f in fields(x) if f.compare}
+    if is_dataclass(x) and not isinstance(x, type):
+        return {f.name: getattr(x, f.name) for f in fields(x) if f.compare}
     return x if isinstance(x, Mapping) else None
+
 
 class Difference(dict):
     "Path -> (before, after); shows as a table"
+
     def _repr_markdown_(self):
-        if not self: return "*no difference*"
+        if not self:
+            return "*no difference*"
         return table([{"field": f"`{k}`", "before": a, "after": b} for k, (a, b) in self.items()])
+
 
 def diff(
     a,  # a record or a mapping
@@ -151,45 +194,59 @@ def diff(
     "The fields in which two records differ, the name aside"
     left, right, found = _as_dict(a), _as_dict(b), Difference()
     for name in dict.fromkeys([*left, *right]):
-        if name == "name": continue
+        if name == "name":
+            continue
         x, y = left.get(name), right.get(name)
         if _as_dict(x) is not None and _as_dict(y) is not None and type(x) is type(y):
             found |= {f"{name}.{path}": pair for path, pair in diff(x, y).items()}
-        elif x != y: found[name] = (x, y)
+        elif x != y:
+            found[name] = (x, y)
     return found
 
+
 _HIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+
 
 def visible(text) -> str:
     "A text whose hidden characters are shown by number"
     return _HIDDEN.sub(lambda m: f"⟨U+{ord(m[0]):04X}⟩", str(text))
+
 
 def literal(text) -> str:
     "A text of others as it may stand in Markdown: no element, no picture, no link but to a file or a web page, nothing hidden"
     text = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", visible(text)).replace("![", r"!\[")
     return re.sub(r"\]\((?!https?://[^\s)]|[\w./-]+[)#])", r"]\\(", text)
 
+
 def table(
     rows: list[dict],  # one dictionary a row; the first one's keys are the columns
 ) -> str:  # a Markdown table; bars and line breaks in cells are escaped, and what a page would run
     "Rows as a Markdown table"
-    def cell(x): return literal("" if x is None else x).replace("|", "\\|").replace("\n", " ").replace("\r", " ")
+
+    def cell(x):
+        return literal("" if x is None else x).replace("|", "\\|").replace("\n", " ").replace("\r", " ")
+
     head = list(rows[0]) if rows else []
     lines = [map(cell, head), ["---"] * len(head), *[[cell(row.get(c)) for c in head] for row in rows]]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 # %% ../nbs/00_core.ipynb #ef39ff2b
 def _plain(x):
-    if is_dataclass(x) and not isinstance(x, type): return {"record": type(x).__name__, **asdict(x)}
-    if isinstance(x, np.generic): return x.item()
-    if isinstance(x, (set, frozenset)): return sorted(x)
+    if is_dataclass(x) and not isinstance(x, type):
+        return {"record": type(x).__name__, **asdict(x)}
+    if isinstance(x, np.generic):
+        return x.item()
+    if isinstance(x, (set, frozenset)):
+        return sorted(x)
     raise TypeError(f"{type(x).__name__} cannot be part of a key")
+
 
 def canonical(
     x,  # records, mappings, sequences, strings, numbers, booleans, None
 ) -> str:  # the same text for the same value, in every process
     "Canonical JSON of a value"
     return json.dumps(x, sort_keys=True, default=_plain, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
 
 def key(
     *parts,  # what determines the thing
@@ -205,6 +262,7 @@ def number(
     "A string as a 64-bit counter"
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
+
 def mix(
     *counters,  # integers, strings or arrays of integers, broadcast against each other
 ) -> np.ndarray:  # 64 random bits each, as uint64
@@ -219,11 +277,13 @@ def mix(
             bits = bits ^ (bits >> np.uint64(31))
     return bits
 
+
 def uniform(
     bits: np.ndarray,  # from `mix`
 ) -> np.ndarray:  # float64 in [0, 1)
     "Random bits as numbers between 0 and 1"
     return (bits >> np.uint64(11)) * 2.0**-53
+
 
 def pick(
     bits: np.ndarray,  # from `mix`
@@ -231,6 +291,7 @@ def pick(
 ) -> np.ndarray:  # int64 in [0, n)
     "Random bits as indices"
     return np.floor(uniform(bits) * n).astype(np.int64)
+
 
 def permutation(
     n: int,  # how many
@@ -244,6 +305,7 @@ def root() -> Path:  # the nearest folder, from the working directory up, that h
     "Where relative paths start"
     here = Path.cwd()
     return next((p for p in [here, *here.parents] if (p / "settings.ini").is_file()), here)
+
 
 def resolve(
     path,  # a path of the user's; `~` is expanded

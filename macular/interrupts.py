@@ -12,9 +12,15 @@ from collections.abc import Callable
 # %% ../nbs/02_interrupts.ipynb #74ca955f
 def _wanted() -> list:
     "The signals that may be listened to here"
-    if threading.current_thread() is not threading.main_thread(): return []
+    if threading.current_thread() is not threading.main_thread():
+        return []
     shell = sys.modules.get("IPython") and sys.modules["IPython"].get_ipython()
-    return [s for s in (signal.SIGTERM, *(() if shell else (signal.SIGINT,))) if signal.getsignal(s) not in (signal.SIG_IGN, None)]
+    return [
+        s
+        for s in (signal.SIGTERM, *(() if shell else (signal.SIGINT,)))
+        if signal.getsignal(s) not in (signal.SIG_IGN, None)
+    ]
+
 
 class Listening:
     "`with Listening() as heard:` a signal to end is noted in `heard.number`; a second one acts as it would have without"
@@ -26,15 +32,18 @@ class Listening:
         self.before = {s: signal.signal(s, self._note) for s in _wanted()}
         return self
 
-    def __exit__(self, *_): self._stop()
+    def __exit__(self, *_):
+        self._stop()
 
     def _stop(self):
-        while self.before: signal.signal(*self.before.popitem())
+        while self.before:
+            signal.signal(*self.before.popitem())
 
     def _note(self, number, frame):
         self.number = number
         self._stop()
-        if self.then: self.then(number)
+        if self.then:
+            self.then(number)
 
     def act(self):
         "Let the signal that was noted do what it does"
@@ -44,5 +53,8 @@ class Listening:
 # %% ../nbs/02_interrupts.ipynb #6eabc874
 def ending() -> Listening:
     "`with ending():` a signal to end is an orderly exit, with the code of a shell: 143 or 130"
-    def leave(number): raise SystemExit(128 + number)
+
+    def leave(number):
+        raise SystemExit(128 + number)
+
     return Listening(leave)

@@ -16,23 +16,33 @@ from .core import StorageError
 # %% ../nbs/01_store.ipynb #66fc06cd
 def _sync(path):
     handle = os.open(path, os.O_RDONLY)
-    try: os.fsync(handle)
-    finally: os.close(handle)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
-def _aside(path, kind="tmp"): return path.with_name(f".{path.name[:40] if kind == 'tmp' else path.name}.{secrets.token_hex(8)}.{kind}")
+
+def _aside(path, kind="tmp"):
+    return path.with_name(f".{path.name[:40] if kind == 'tmp' else path.name}.{secrets.token_hex(8)}.{kind}")
+
 
 @contextmanager
 def _told(path, kept=" What stood there before is unchanged."):
     "What the system refuses, as an error of ours; safetensors raises its own, with the system's in its text"
-    try: yield
-    except StorageError: raise
+    try:
+        yield
+    except StorageError:
+        raise
     except Exception as e:
-        if not isinstance(e, OSError) and "os error" not in str(e) and "null byte" not in str(e): raise
+        if not isinstance(e, OSError) and "os error" not in str(e) and "null byte" not in str(e):
+            raise
         full = getattr(e, "errno", None) == errno.ENOSPC or "os error 28" in str(e)
         free = f" ({shutil.disk_usage(_there(path)).free / 1e6:,.1f} MB are free)" if full else ""
         raise StorageError(f"cannot write {path}: {getattr(e, 'strerror', None) or e}{free}.{kept}") from e
 
-def _there(path): return next(p for p in Path(path).absolute().parents if p.is_dir())
+
+def _there(path):
+    return next(p for p in Path(path).absolute().parents if p.is_dir())
 
 # %% ../nbs/01_store.ipynb #66fc06ce
 def put(
@@ -44,7 +54,9 @@ def put(
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         _sync(aside)
         os.replace(aside, path)
-    with _told(path, " It is there, but the disk did not confirm it."): _sync(Path(path).parent)
+    with _told(path, " It is there, but the disk did not confirm it."):
+        _sync(Path(path).parent)
+
 
 def write_bytes(
     path,  # the file; its folder is made when missing
@@ -56,10 +68,12 @@ def write_bytes(
     with _told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with open(aside, "xb") as f: f.write(data)
+            with open(aside, "xb") as f:
+                f.write(data)
             put(aside, path)
         except BaseException:
-            with suppress(OSError): aside.unlink()
+            with suppress(OSError):
+                aside.unlink()
             raise
 
 # %% ../nbs/01_store.ipynb #c69f5769
@@ -74,8 +88,10 @@ def write_json(
 # %% ../nbs/01_store.ipynb #e523f706
 def read_json(path):
     "Read a JSON file; say which one when it cannot be read"
-    try: return json.loads(Path(path).read_bytes())
-    except (OSError, ValueError, RecursionError) as e: raise StorageError(f"cannot read {path}: {e}") from e
+    try:
+        return json.loads(Path(path).read_bytes())
+    except (OSError, ValueError, RecursionError) as e:
+        raise StorageError(f"cannot read {path}: {e}") from e
 
 # %% ../nbs/01_store.ipynb #d6c14c52
 def append_text(
@@ -88,12 +104,15 @@ def append_text(
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a+b", buffering=0) as f:
             end = f.seek(0, os.SEEK_END)
-            if end and (f.seek(-1, os.SEEK_END), f.read(1))[1] != b"\n": data = b"\n" + data
+            if end and (f.seek(-1, os.SEEK_END), f.read(1))[1] != b"\n":
+                data = b"\n" + data
             try:
-                if f.write(data) < len(data): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                if f.write(data) < len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             except OSError:
                 f.truncate(end)
                 raise
+
 
 def append(
     path,  # the log file
@@ -108,57 +127,77 @@ def read_lines(
 ) -> list[dict]:  # its whole lines, in order
     "Read a log, leaving out lines that were torn by a crash"
     records = []
-    try: data = Path(path).read_bytes()
-    except FileNotFoundError: return records
-    except OSError as e: raise StorageError(f"cannot read {path}: {e}") from e
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        return records
+    except OSError as e:
+        raise StorageError(f"cannot read {path}: {e}") from e
     for line in data.split(b"\n"):
-        try: records.append(json.loads(line))
-        except ValueError: continue
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            continue
     return records
 
 # %% ../nbs/01_store.ipynb #eff5e8bd
 MANIFEST, FORMAT, READS = "manifest.json", 2, (1, 2)  # what is written, what is read; format 1 had no name
 
+
 def sha256(
     path,  # a file
 ) -> str:  # hexadecimal
     "The SHA-256 of a file's bytes"
-    with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
 
 def _sizes_and_sums(folder):
     "Of every file but the manifest; a link is refused, so nothing outside is read"
     found = {}
     for p in sorted(Path(folder).rglob("*")):
         name = p.relative_to(folder).as_posix()
-        if p.is_symlink() or not (p.is_dir() or p.is_file()): raise StorageError(f"{folder} holds {name}, which is no plain file")
-        if p.is_file() and name != MANIFEST: found[name] = {"bytes": p.stat().st_size, "sha256": sha256(p)}
+        if p.is_symlink() or not (p.is_dir() or p.is_file()):
+            raise StorageError(f"{folder} holds {name}, which is no plain file")
+        if p.is_file() and name != MANIFEST:
+            found[name] = {"bytes": p.stat().st_size, "sha256": sha256(p)}
     return found
+
 
 def _seal(aside, name):
     "Flush all files, open them to whom the umask says, and write what they are"
     mode, files = aside.stat().st_mode & 0o666, _sizes_and_sums(aside)
-    for file in files: os.chmod(aside / file, mode)  # safetensors writes for the owner alone
-    for p in aside.rglob("*"): _sync(p)
+    for file in files:
+        os.chmod(aside / file, mode)  # safetensors writes for the owner alone
+    for p in aside.rglob("*"):
+        _sync(p)
     write_json(aside / MANIFEST, {"format": FORMAT, "name": name, "files": files})
 
 # %% ../nbs/01_store.ipynb #eff5e8be
 def _exchange(a, b):  # whether it was done
     "Let two folders change names, in one step"
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    return rename is not None and rename(-100, os.fsencode(a), -100, os.fsencode(b), 2) == 0  # AT_FDCWD, RENAME_EXCHANGE
+    return (
+        rename is not None and rename(-100, os.fsencode(a), -100, os.fsencode(b), 2) == 0
+    )  # AT_FDCWD, RENAME_EXCHANGE
+
 
 def _replace(aside, path):
     "Let a folder take another's place; the other one is `aside` afterwards, or gone"
-    if not os.path.lexists(path): os.rename(aside, path)
-    elif path.is_symlink() or not path.is_dir(): raise OSError(errno.EEXIST, "something else than a folder stands there")
+    if not os.path.lexists(path):
+        os.rename(aside, path)
+    elif path.is_symlink() or not path.is_dir():
+        raise OSError(errno.EEXIST, "something else than a folder stands there")
     elif not _exchange(aside, path):
         old = _aside(path, "old")
         os.rename(path, old)
-        try: os.rename(aside, path)
+        try:
+            os.rename(aside, path)
         except OSError:
             os.rename(old, path)
             raise
         shutil.rmtree(old, ignore_errors=True)
+
 
 @contextmanager
 def staged(
@@ -175,27 +214,38 @@ def staged(
             yield aside
             _seal(aside, None if movable else path.name)
             _replace(aside, path)
-        with _told(path, " It is there, but the disk did not confirm it."): _sync(path.parent)
-    finally: shutil.rmtree(aside, ignore_errors=True)
+        with _told(path, " It is there, but the disk did not confirm it."):
+            _sync(path.parent)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 # %% ../nbs/01_store.ipynb #815d0729
 class Foreign(StorageError):
     "A folder that is whole, but of another version or from another place: it is left as it is, never skipped"
 
+
 def _manifest(path):
     with suppress(OSError):
-        if (path / MANIFEST).stat().st_size > 10**6: raise StorageError(f"{path / MANIFEST} is too large for a manifest")
+        if (path / MANIFEST).stat().st_size > 10**6:
+            raise StorageError(f"{path / MANIFEST} is too large for a manifest")
     found = read_json(path / MANIFEST)
-    if not isinstance(found, dict) or not isinstance(found.get("files"), dict): raise StorageError(f"{path / MANIFEST} is no manifest")
+    if not isinstance(found, dict) or not isinstance(found.get("files"), dict):
+        raise StorageError(f"{path / MANIFEST} is no manifest")
     format = found.get("format")
     if type(format) is not int or format not in READS:
         newer = type(format) is int and format > FORMAT
-        raise (Foreign if newer else StorageError)(f"{path} has format {str(format)[:40]!r}; this version reads format {' and '.join(map(str, READS))}"
-                                                   + ". It was written by a newer one, which can read it" * newer)
-    if format > 1 and found.keys() != {"format", "name", "files"}: raise StorageError(f"{path / MANIFEST} is damaged")
+        raise (Foreign if newer else StorageError)(
+            f"{path} has format {str(format)[:40]!r}; this version reads format {' and '.join(map(str, READS))}"
+            + ". It was written by a newer one, which can read it" * newer
+        )
+    if format > 1 and found.keys() != {"format", "name", "files"}:
+        raise StorageError(f"{path / MANIFEST} is damaged")
     if found.get("name", path.name) not in (path.name, None):
-        raise Foreign(f"{path} was written as {str(found['name'])[:80]} and is not used under another name; give it its own again, or move it away")
+        raise Foreign(
+            f"{path} was written as {str(found['name'])[:80]} and is not used under another name; give it its own again, or move it away"
+        )
     return found
+
 
 def verify(
     path,  # a folder made by `staged`
@@ -203,14 +253,24 @@ def verify(
     "Check a folder against its manifest, every byte of it"
     path = Path(path)
     manifest = _manifest(path)
-    try: want, have = manifest["files"], _sizes_and_sums(path)
-    except OSError as e: raise e if isinstance(e, StorageError) else StorageError(f"cannot read {path}: {e}") from e
+    try:
+        want, have = manifest["files"], _sizes_and_sums(path)
+    except OSError as e:
+        raise e if isinstance(e, StorageError) else StorageError(f"cannot read {path}: {e}") from e
     bad = sorted(name for name in want.keys() | have.keys() if want.get(name) != have.get(name))
-    if not bad: return manifest
-    def told(name): return f"{name[:80]} ({_sum(want.get(name), 'not listed')} expected, {_sum(have.get(name), 'missing')} found)"
-    raise StorageError(f"{path} is not what was written: {', '.join(map(told, bad[:3]))}; in all {len(bad)} of {len(want)} files")
+    if not bad:
+        return manifest
 
-def _sum(entry, otherwise): return f"SHA-256 {str(entry.get('sha256'))[:12]}…" if isinstance(entry, dict) else otherwise
+    def told(name):
+        return f"{name[:80]} ({_sum(want.get(name), 'not listed')} expected, {_sum(have.get(name), 'missing')} found)"
+
+    raise StorageError(
+        f"{path} is not what was written: {', '.join(map(told, bad[:3]))}; in all {len(bad)} of {len(want)} files"
+    )
+
+
+def _sum(entry, otherwise):
+    return f"SHA-256 {str(entry.get('sha256'))[:12]}…" if isinstance(entry, dict) else otherwise
 
 # %% ../nbs/01_store.ipynb #02513710
 def newest(
@@ -220,10 +280,14 @@ def newest(
     "The latest folder `name-N` that is what was written"
     found = [p for p in Path(folder).glob(f"{name}-*") if p.name[len(name) + 1 :].isdecimal()]
     for p in sorted(found, key=lambda p: -int(p.name[len(name) + 1 :])):
-        try: verify(p)
-        except Foreign: raise
-        except StorageError as e: warnings.warn(f"{e}. It is left out, an earlier one is looked for.", stacklevel=2)
-        else: return p
+        try:
+            verify(p)
+        except Foreign:
+            raise
+        except StorageError as e:
+            warnings.warn(f"{e}. It is left out, an earlier one is looked for.", stacklevel=2)
+        else:
+            return p
 
 # %% ../nbs/01_store.ipynb #27b4b525
 def clear(
@@ -232,18 +296,25 @@ def clear(
     "Take away what a killed writer left half-written; put back what it had moved aside"
     for p in Path(folder).glob(".*.*"):
         left = re.fullmatch(r"\.(.+)\.[0-9a-f]{16}\.(tmp|old)", p.name)
-        if not left: continue
-        if left[2] == "old" and not os.path.lexists(p.with_name(left[1])): os.rename(p, p.with_name(left[1]))
-        elif p.is_dir() and not p.is_symlink(): shutil.rmtree(p, ignore_errors=True)
-        else: p.unlink(missing_ok=True)
+        if not left:
+            continue
+        if left[2] == "old" and not os.path.lexists(p.with_name(left[1])):
+            os.rename(p, p.with_name(left[1]))
+        elif p.is_dir() and not p.is_symlink():
+            shutil.rmtree(p, ignore_errors=True)
+        else:
+            p.unlink(missing_ok=True)
+
 
 def _holder(folder):
     "Who wrote last that it holds a folder"
     try:
         said = json.loads((folder / ".writer").read_bytes())
-        if (said["pid"], said["host"]) == (os.getpid(), platform.node()): return "this process already"
+        if (said["pid"], said["host"]) == (os.getpid(), platform.node()):
+            return "this process already"
         return f"another process, {said['pid']} on {said['host']}, for {max(0, time.time() - said['since']):,.0f} s"
-    except (OSError, ValueError, TypeError, KeyError): return "another process"
+    except (OSError, ValueError, TypeError, KeyError):
+        return "another process"
 
 # %% ../nbs/01_store.ipynb #c0a7d3e1
 def held(
@@ -251,12 +322,18 @@ def held(
 ) -> bool:
     "Whether a process holds a folder; who looks leaves no trace"
     from filelock import FileLock, Timeout
+
     path = Path(folder) / ".lock"
-    if not path.exists(): return False
+    if not path.exists():
+        return False
     try:
-        with FileLock(path, timeout=0): return False
-    except Timeout: return True
-    except OSError: return False  # not ours to hold
+        with FileLock(path, timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:
+        return False  # not ours to hold
+
 
 @contextmanager
 def lock(
@@ -265,19 +342,24 @@ def lock(
 ):
     "Hold a folder as its only writer"
     from filelock import FileLock, Timeout
+
     folder = Path(folder)
     held, writer = FileLock(folder / ".lock", timeout=wait), folder / ".writer"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         held.acquire()
-    except Timeout as e: raise StorageError(f"{folder} is being written by {_holder(folder)}; wait for it, or stop it first") from e
-    except (OSError, ValueError) as e: raise StorageError(f"cannot write in {folder}: {getattr(e, 'strerror', None) or e}") from e
+    except Timeout as e:
+        raise StorageError(f"{folder} is being written by {_holder(folder)}; wait for it, or stop it first") from e
+    except (OSError, ValueError) as e:
+        raise StorageError(f"cannot write in {folder}: {getattr(e, 'strerror', None) or e}") from e
     try:
         with _told(folder, ""):
             clear(folder)
             writer.unlink(missing_ok=True)
-            with open(writer, "x") as f: json.dump({"pid": os.getpid(), "host": platform.node(), "since": time.time()}, f)
+            with open(writer, "x") as f:
+                json.dump({"pid": os.getpid(), "host": platform.node(), "since": time.time()}, f)
         yield
     finally:
-        with suppress(OSError): writer.unlink()
+        with suppress(OSError):
+            writer.unlink()
         held.release()

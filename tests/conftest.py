@@ -1,4 +1,5 @@
 """Every test runs offline, on one thread per process, from a copy where it would change files."""
+
 import os
 import shutil
 import signal
@@ -11,11 +12,17 @@ from pathlib import Path
 import pytest
 
 # before anything heavy is imported; a caller's own setting wins
-for name, value in {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}.items():
+for name, value in {
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "OMP_NUM_THREADS": "1",
+    "MPLBACKEND": "agg",
+}.items():
     os.environ.setdefault(name, value)
 
 # a shell lets what it starts in the background ignore SIGINT; some tests send it, and want it heard
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN: signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -23,17 +30,22 @@ ROOT = Path(__file__).resolve().parents[1]
 def is_loopback(host):
     "Whether a socket address stays on this machine"
     host = host.decode() if isinstance(host, bytes) else host
-    if host in ("localhost", ""): return True
-    try: return ip_address(host.split("%")[0]).is_loopback
-    except ValueError: return False
+    if host in ("localhost", ""):
+        return True
+    try:
+        return ip_address(host.split("%")[0]).is_loopback
+    except ValueError:
+        return False
 
 
 def guarded(method):
     "A socket method that fails the test when it would leave this machine"
+
     def only_loopback(self, address, *rest):
         if self.family in (socket.AF_INET, socket.AF_INET6) and not is_loopback(address[0]):
             pytest.fail(f"a test reached for the network: {address}")
         return method(self, address, *rest)
+
     return only_loopback
 
 
@@ -42,8 +54,21 @@ socket.socket.connect, socket.socket.connect_ex = guarded(socket.socket.connect)
 
 def copy_project(folder):
     "The project's files in another folder, without runs and caches"
-    skip = shutil.ignore_patterns(".git", ".venv", "runs", "build", "dist", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis",
-                                  ".ipynb_checkpoints", "_proc", "_docs", ".last_checked")
+    skip = shutil.ignore_patterns(
+        ".git",
+        ".venv",
+        "runs",
+        "build",
+        "dist",
+        "*.egg-info",
+        "__pycache__",
+        ".*_cache",
+        ".hypothesis",
+        ".ipynb_checkpoints",
+        "_proc",
+        "_docs",
+        ".last_checked",
+    )
     shutil.copytree(ROOT, folder, ignore=skip)
     (folder / "runs").mkdir()
     return folder
@@ -51,8 +76,14 @@ def copy_project(folder):
 
 def tool(name, cwd, **env):
     "Run one of nbdev's commands in a project and return what it printed"
-    done = subprocess.run([Path(sys.executable).with_name(name)], cwd=cwd, capture_output=True, text=True, timeout=300,
-                          env=os.environ | {"JUPYTER_DATA_DIR": str(Path(cwd) / ".jupyter")} | env)
+    done = subprocess.run(
+        [Path(sys.executable).with_name(name)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"JUPYTER_DATA_DIR": str(Path(cwd) / ".jupyter")} | env,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -73,5 +104,6 @@ def project(tmp_path):
 def shared():
     "The folder of real data beside the repository; tests that need it are skipped where it is absent"
     path = ROOT.parent / "shared" / "data"
-    if not path.is_dir(): pytest.skip("real data is not there (../shared/data)")
+    if not path.is_dir():
+        pytest.skip("real data is not there (../shared/data)")
     return path

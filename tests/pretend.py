@@ -1,4 +1,5 @@
 """Stand-ins for training that other processes can import: a job is done in a moment, killed, refused, or killed half-way through its training."""
+
 import os
 import signal
 import time
@@ -8,14 +9,26 @@ from macular.jobs.plan import identity, place
 from macular.store import append, lock, read_lines, write_json
 
 
-def result(job): return resolve(job.out) / f"done-{identity(job)}"
+def result(job):
+    return resolve(job.out) / f"done-{identity(job)}"
 
 
-def log(job, event): append(resolve(job.out) / "log.jsonl", {"event": event, "job": identity(job), "seed": job.seed, "pid": os.getpid(),
-                                                             "gpu": os.environ.get("CUDA_VISIBLE_DEVICES"), "threads": os.environ.get("OMP_NUM_THREADS")})
+def log(job, event):
+    append(
+        resolve(job.out) / "log.jsonl",
+        {
+            "event": event,
+            "job": identity(job),
+            "seed": job.seed,
+            "pid": os.getpid(),
+            "gpu": os.environ.get("CUDA_VISIBLE_DEVICES"),
+            "threads": os.environ.get("OMP_NUM_THREADS"),
+        },
+    )
 
 
-def logged(out, event): return [line for line in read_lines(resolve(out) / "log.jsonl") if line["event"] == event]
+def logged(out, event):
+    return [line for line in read_lines(resolve(out) / "log.jsonl") if line["event"] == event]
 
 
 def wait(job, seconds=0.02):
@@ -29,27 +42,33 @@ def wait(job, seconds=0.02):
     return result(job)
 
 
-def wait_long(job): return wait(job, 0.5)
+def wait_long(job):
+    return wait(job, 0.5)
 
 
 def killed_once(job):
     "The job of seed 2 dies at its first attempt, as if for memory"
     log(job, "asked")
-    if job.seed == 2 and len([x for x in logged(job.out, "asked") if x["seed"] == 2]) == 1: os.kill(os.getpid(), signal.SIGKILL)
+    if job.seed == 2 and len([x for x in logged(job.out, "asked") if x["seed"] == 2]) == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
     return wait(job, 0.3)  # long enough that several workers have something to do
 
 
 def killed_always(job):
     log(job, "asked")
-    if job.seed == 2: os.kill(os.getpid(), signal.SIGKILL)
+    if job.seed == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
     return wait(job)
 
 
 def refused(job):
     log(job, "asked")
-    if job.seed == 1: raise DataError("there are no rows\nand a second line")
-    if job.seed == 2: raise ParameterError("alpha is odd")
-    if job.seed == 3: raise ZeroDivisionError("a bug \ud800")
+    if job.seed == 1:
+        raise DataError("there are no rows\nand a second line")
+    if job.seed == 2:
+        raise ParameterError("alpha is odd")
+    if job.seed == 3:
+        raise ZeroDivisionError("a bug \ud800")
     return wait(job)
 
 
@@ -65,10 +84,14 @@ def blocked(job):
 def train_killed_once(job):
     "A real job whose process dies in the middle of its training, once"
     from macular.train.run import run
+
     first = len(logged(job.out, "asked")) == 0
     log(job, "asked")
+
     def watch(event, facts):
-        if first and event == "step" and facts["step"] == 3: os.kill(os.getpid(), signal.SIGKILL)
+        if first and event == "step" and facts["step"] == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
     return run(job, watch).folder
 
 

@@ -3,6 +3,7 @@
 A row says what is changed in a small world that is in order, and what must come of it: `A` the job reaches its model and has nothing to
 say, `W` it reaches its model and says these words, or the class of the error and what its message must hold. D is for data, X for
 dictionaries, P for parameters, E for the machine."""
+
 import gzip
 import json
 import os
@@ -40,10 +41,21 @@ def table(*rows, n=8, head=HEAD, start=0):
     return head + "\n".join([*good, *rows]) + "\n"
 
 
-def dictionary(*lines): return "\n".join(["the die", "the der", "dog Hund", "cat Katze", "house Haus", "book Buch", "sees sieht", *lines]) + "\n"
+def dictionary(*lines):
+    return (
+        "\n".join(["the die", "the der", "dog Hund", "cat Katze", "house Haus", "book Buch", "sees sieht", *lines])
+        + "\n"
+    )
 
 
-GOOD = {"train.en.tsv": table(), "dev.en.tsv": table(start=100), "test.en.tsv": table(start=200), "test.de.tsv": table(start=300), "words/en-de.txt": dictionary(), "own.toml": TOML}
+GOOD = {
+    "train.en.tsv": table(),
+    "dev.en.tsv": table(start=100),
+    "test.en.tsv": table(start=200),
+    "test.de.tsv": table(start=300),
+    "words/en-de.txt": dictionary(),
+    "own.toml": TOML,
+}
 
 
 def world(folder, changes):
@@ -51,8 +63,10 @@ def world(folder, changes):
     for name, what in (GOOD | changes).items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        if callable(what): what(path)
-        elif what is not None: path.write_bytes(what if isinstance(what, bytes) else what.encode())
+        if callable(what):
+            what(path)
+        elif what is not None:
+            path.write_bytes(what if isinstance(what, bytes) else what.encode())
     return folder
 
 
@@ -61,21 +75,41 @@ def outcome(tmp_path, monkeypatch):
     "Do a job of the world; (error or None, what was said)"
     import macular.train.build
     import macular.train.run
-    def load(*a, **k): raise Loaded
+
+    def load(*a, **k):
+        raise Loaded
+
     monkeypatch.setattr(macular.train.build, "load_encoder", load)
+
     def do(files, given):
         world(tmp_path, files)
         said = []
-        def watch(event, facts): said.extend(facts["notes"] if event == "data" else ())
-        usual = {"task": str(tmp_path / "own.toml"), "method": "cosda_ml", "preset": "mini", "backbone": "mini-bert", "batch_size": 4, "lexicon_dir": str(tmp_path / "words"), "out": str(tmp_path / "runs")}
-        try: macular.train.run.run(check(usual | given), watch)
-        except Loaded: return None, said
-        except MacularError as e: return e, said
+
+        def watch(event, facts):
+            said.extend(facts["notes"] if event == "data" else ())
+
+        usual = {
+            "task": str(tmp_path / "own.toml"),
+            "method": "cosda_ml",
+            "preset": "mini",
+            "backbone": "mini-bert",
+            "batch_size": 4,
+            "lexicon_dir": str(tmp_path / "words"),
+            "out": str(tmp_path / "runs"),
+        }
+        try:
+            macular.train.run.run(check(usual | given), watch)
+        except Loaded:
+            return None, said
+        except MacularError as e:
+            return e, said
         pytest.fail("neither refused nor trained")
+
     return do
 
 
-def readable(text): return len(text) <= 1000 and text.count("\n") < 12 and text.replace("\n", "").isprintable()
+def readable(text):
+    return len(text) <= 1000 and text.count("\n") < 12 and text.replace("\n", "").isprintable()
 
 
 def judge(outcome, files, given, expected, words):
@@ -95,103 +129,428 @@ def judge(outcome, files, given, expected, words):
     assert [w for w in words if w not in text] == [], text
 
 
-def folder(path): path.mkdir()
-def pipe(path): os.mkfifo(path)
-def dangling(path): path.symlink_to("nowhere")
+def folder(path):
+    path.mkdir()
+
+
+def pipe(path):
+    os.mkfifo(path)
+
+
+def dangling(path):
+    path.symlink_to("nowhere")
 
 
 def parquet(rows, labels=None):
     def write(path):
         from datasets import ClassLabel, Dataset
+
         found = Dataset.from_list(rows)
         (found.cast_column("label", ClassLabel(names=labels)) if labels else found).to_parquet(path)
+
     return write
 
 
-def toml(old, new): return {"own.toml": TOML.replace(old, new, 1)}
-def train(text): return {"train.en.tsv": text}
-def lines(*objects): return toml("{lang}.tsv", "{lang}.jsonl") | {f"{s}.jsonl": "".join(f'{{"id": "{s}{i}", "a": "the dog", "b": "cat {s} {i}", "label": "{i % 2}"}}\n' for i in range(4)) for s in ("train.en", "dev.en", "test.en", "test.de")} \
-    | {"train.en.jsonl": "".join(x + "\n" for x in ('{"id": "1", "a": "the dog", "b": "cat", "label": "1"}', '{"id": "2", "a": "the dog", "b": "house", "label": "0"}', *objects))}
-def columns(**changes): return toml("{lang}.tsv", "{lang}.parquet") | {f"{s}.parquet": parquet([{"id": f"{s}{i}", "a": "the dog", "b": f"cat {s} {i}", "label": str(i % 2)} | (changes if s == "train.en" and i == 3 else {}) for i in range(4)])
-                                                                    for s in ("train.en", "dev.en", "test.en", "test.de")}
-def other(kind, content): return {"own.toml": TOML.replace(".tsv", f".{kind}")} | {f"{x}.{kind}": content for x in ("train.en", "dev.en", "test.en", "test.de")}
-def utf16(text): return text.encode("utf-16")
-def odd(text): return train(table(f"8\t{text}\tthe house\t0"))
+def toml(old, new):
+    return {"own.toml": TOML.replace(old, new, 1)}
+
+
+def train(text):
+    return {"train.en.tsv": text}
+
+
+def lines(*objects):
+    return (
+        toml("{lang}.tsv", "{lang}.jsonl")
+        | {
+            f"{s}.jsonl": "".join(
+                f'{{"id": "{s}{i}", "a": "the dog", "b": "cat {s} {i}", "label": "{i % 2}"}}\n' for i in range(4)
+            )
+            for s in ("train.en", "dev.en", "test.en", "test.de")
+        }
+        | {
+            "train.en.jsonl": "".join(
+                x + "\n"
+                for x in (
+                    '{"id": "1", "a": "the dog", "b": "cat", "label": "1"}',
+                    '{"id": "2", "a": "the dog", "b": "house", "label": "0"}',
+                    *objects,
+                )
+            )
+        }
+    )
+
+
+def columns(**changes):
+    return toml("{lang}.tsv", "{lang}.parquet") | {
+        f"{s}.parquet": parquet(
+            [
+                {"id": f"{s}{i}", "a": "the dog", "b": f"cat {s} {i}", "label": str(i % 2)}
+                | (changes if s == "train.en" and i == 3 else {})
+                for i in range(4)
+            ]
+        )
+        for s in ("train.en", "dev.en", "test.en", "test.de")
+    }
+
+
+def other(kind, content):
+    return {"own.toml": TOML.replace(".tsv", f".{kind}")} | {
+        f"{x}.{kind}": content for x in ("train.en", "dev.en", "test.en", "test.de")
+    }
+
+
+def utf16(text):
+    return text.encode("utf-16")
+
+
+def odd(text):
+    return train(table(f"8\t{text}\tthe house\t0"))
 
 
 LONG = "the dog sees the house " * 45_000
 DATA = [
     # columns
-    ("D01", "text column missing", train(table(head="id\tx\tb\tlabel\n")), DataError, ("train.en.tsv", "unknown column 'a'", "There is: b, id, label, x")),
-    ("D01", "several columns missing", train(table(head="id\tx\ty\tlabel\n")), DataError, ("unknown column 'a'", "Also missing: b")),
-    ("D02", "label column missing", train(table(head="id\ta\tb\tlable\n")), DataError, ("train.en.tsv", "unknown column 'label'. Did you mean 'lable'?")),
-    ("D03", "no labels in a test file", {"test.de.tsv": "id\ta\tb\n1\tthe dog\tthe cat\n"}, DataError, ("test.de.tsv", "unknown column 'label'")),
-    ("D04", "extra columns", train("more\t" + HEAD + "".join(f"x\t{line}\n" for line in table().splitlines()[1:])), A, ()),
-    ("D05", "a column twice", train(table(head="id\ta\ta\tlabel\n")), DataError, ("two columns are called 'a'", "columns 2 and 3")),
-    ("D06", "capitals in a name", train(table(head="id\tA\tb\tlabel\n")), DataError, ("unknown column 'a'. Did you mean 'A'?",)),
-    ("D06", "a blank before a name", train(table(head="id\t a\tb\tlabel\n")), DataError, ("unknown column 'a'. Did you mean ' a'?",)),
+    (
+        "D01",
+        "text column missing",
+        train(table(head="id\tx\tb\tlabel\n")),
+        DataError,
+        ("train.en.tsv", "unknown column 'a'", "There is: b, id, label, x"),
+    ),
+    (
+        "D01",
+        "several columns missing",
+        train(table(head="id\tx\ty\tlabel\n")),
+        DataError,
+        ("unknown column 'a'", "Also missing: b"),
+    ),
+    (
+        "D02",
+        "label column missing",
+        train(table(head="id\ta\tb\tlable\n")),
+        DataError,
+        ("train.en.tsv", "unknown column 'label'. Did you mean 'lable'?"),
+    ),
+    (
+        "D03",
+        "no labels in a test file",
+        {"test.de.tsv": "id\ta\tb\n1\tthe dog\tthe cat\n"},
+        DataError,
+        ("test.de.tsv", "unknown column 'label'"),
+    ),
+    (
+        "D04",
+        "extra columns",
+        train("more\t" + HEAD + "".join(f"x\t{line}\n" for line in table().splitlines()[1:])),
+        A,
+        (),
+    ),
+    (
+        "D05",
+        "a column twice",
+        train(table(head="id\ta\ta\tlabel\n")),
+        DataError,
+        ("two columns are called 'a'", "columns 2 and 3"),
+    ),
+    (
+        "D06",
+        "capitals in a name",
+        train(table(head="id\tA\tb\tlabel\n")),
+        DataError,
+        ("unknown column 'a'. Did you mean 'A'?",),
+    ),
+    (
+        "D06",
+        "a blank before a name",
+        train(table(head="id\t a\tb\tlabel\n")),
+        DataError,
+        ("unknown column 'a'. Did you mean ' a'?",),
+    ),
     ("D54", "second text missing", train("id\ta\tlabel\n1\tthe dog\t1\n"), DataError, ("unknown column 'b'",)),
     # labels
-    ("D07", "an unknown label", train(table("8\tthe dog\tcat\t2", "9\tthe dog\tcat\tjes")), DataError, ("train.en.tsv", "2 of 10 rows", "line 10: '2'; line 11: 'jes'", "There is: 0, 1")),
-    ("D08", "a label beyond the last", train(table("8\tthe dog\tcat\t3")), DataError, ("1 of 9 rows have an unknown label", "line 10: '3'")),
-    ("D09", "hidden labels", {"test.de.tsv": HEAD + "1\tthe dog\tcat\t-1\n2\tthe\tcat\t-1\n"}, DataError, ("test.de.tsv: 2 of 2 rows", "Is this a test set whose labels are hidden?")),
-    ("D10", "labels that a loss ignores", train(table("8\tthe dog\tcat\t-100")), DataError, ("line 10: '-100'", "hidden?")),
+    (
+        "D07",
+        "an unknown label",
+        train(table("8\tthe dog\tcat\t2", "9\tthe dog\tcat\tjes")),
+        DataError,
+        ("train.en.tsv", "2 of 10 rows", "line 10: '2'; line 11: 'jes'", "There is: 0, 1"),
+    ),
+    (
+        "D08",
+        "a label beyond the last",
+        train(table("8\tthe dog\tcat\t3")),
+        DataError,
+        ("1 of 9 rows have an unknown label", "line 10: '3'"),
+    ),
+    (
+        "D09",
+        "hidden labels",
+        {"test.de.tsv": HEAD + "1\tthe dog\tcat\t-1\n2\tthe\tcat\t-1\n"},
+        DataError,
+        ("test.de.tsv: 2 of 2 rows", "Is this a test set whose labels are hidden?"),
+    ),
+    (
+        "D10",
+        "labels that a loss ignores",
+        train(table("8\tthe dog\tcat\t-100")),
+        DataError,
+        ("line 10: '-100'", "hidden?"),
+    ),
     ("D11", "an empty label", train(table("8\tthe dog\tcat\t")), DataError, ("line 10: ''",)),
-    ("D12", "True and False", train(table("8\tthe dog\tcat\tTrue")), DataError, ("line 10: 'True'", "Spellings are stated in the layout's `labels`")),
-    ("D13", "a blank behind a label", train(table("8\tthe dog\tcat\t1 ")), DataError, ("line 10: '1 '", "Did you mean '1'?")),
-    ("D14", "labels numbered in another order", toml("{lang}.tsv", "{lang}.parquet") | toml('"0" = "no", "1" = "yes"', 'no = "no", yes = "yes"') | {"own.toml": TOML.replace(".tsv", ".parquet").replace('"0" = "no", "1" = "yes"', 'no = "no", yes = "yes"')} | {
-        f"{s}.parquet": parquet([{"id": f"{i}", "a": "the dog", "b": f"cat {s} {i}", "label": i % 2} for i in range(4)], ["yes", "no"] if s == "train.en" else ["no", "yes"]) for s in ("train.en", "dev.en", "test.en", "test.de")}, A, ()),
-    ("D14", "numbers whose names are not said", {"own.toml": TOML.replace('labels = {"0" = "no", "1" = "yes"}\n', "")}, DataError, ("8 of 8 rows have an unknown label", "There is: no, yes")),
-    ("D35", "one class in training", train(HEAD + "1\tthe dog\tcat\t1\n2\tthe dog\thouse\t1\n"), DataError, ("own train in 'en'", "none of them no")),
-    ("D36", "a class in test that training lacks", toml('["no", "yes"]', '["no", "yes", "maybe"]') | {"own.toml": TOML.replace('["no", "yes"]', '["no", "yes", "maybe"]').replace('"1" = "yes"', '"1" = "yes", "2" = "maybe"'),
-                                             "test.de.tsv": table("8\tthe dog\tcat\t2")}, DataError, ("none of them maybe",)),
-    ("D37", "nearly one class", train(HEAD + "".join(f"{i}\tthe dog {i}\tcat\t{int(i > 0)}\n" for i in range(40))), W, ("one label is nearly all there is: own train in en 97.5%",)),
+    (
+        "D12",
+        "True and False",
+        train(table("8\tthe dog\tcat\tTrue")),
+        DataError,
+        ("line 10: 'True'", "Spellings are stated in the layout's `labels`"),
+    ),
+    (
+        "D13",
+        "a blank behind a label",
+        train(table("8\tthe dog\tcat\t1 ")),
+        DataError,
+        ("line 10: '1 '", "Did you mean '1'?"),
+    ),
+    (
+        "D14",
+        "labels numbered in another order",
+        toml("{lang}.tsv", "{lang}.parquet")
+        | toml('"0" = "no", "1" = "yes"', 'no = "no", yes = "yes"')
+        | {"own.toml": TOML.replace(".tsv", ".parquet").replace('"0" = "no", "1" = "yes"', 'no = "no", yes = "yes"')}
+        | {
+            f"{s}.parquet": parquet(
+                [{"id": f"{i}", "a": "the dog", "b": f"cat {s} {i}", "label": i % 2} for i in range(4)],
+                ["yes", "no"] if s == "train.en" else ["no", "yes"],
+            )
+            for s in ("train.en", "dev.en", "test.en", "test.de")
+        },
+        A,
+        (),
+    ),
+    (
+        "D14",
+        "numbers whose names are not said",
+        {"own.toml": TOML.replace('labels = {"0" = "no", "1" = "yes"}\n', "")},
+        DataError,
+        ("8 of 8 rows have an unknown label", "There is: no, yes"),
+    ),
+    (
+        "D35",
+        "one class in training",
+        train(HEAD + "1\tthe dog\tcat\t1\n2\tthe dog\thouse\t1\n"),
+        DataError,
+        ("own train in 'en'", "none of them no"),
+    ),
+    (
+        "D36",
+        "a class in test that training lacks",
+        toml('["no", "yes"]', '["no", "yes", "maybe"]')
+        | {
+            "own.toml": TOML.replace('["no", "yes"]', '["no", "yes", "maybe"]').replace(
+                '"1" = "yes"', '"1" = "yes", "2" = "maybe"'
+            ),
+            "test.de.tsv": table("8\tthe dog\tcat\t2"),
+        },
+        DataError,
+        ("none of them maybe",),
+    ),
+    (
+        "D37",
+        "nearly one class",
+        train(HEAD + "".join(f"{i}\tthe dog {i}\tcat\t{int(i > 0)}\n" for i in range(40))),
+        W,
+        ("one label is nearly all there is: own train in en 97.5%",),
+    ),
     # texts
-    ("D15", "empty text", train(table("8\t\tcat\t1", "9\tdog\t\t0")), DataError, ("1 of 10 rows have an empty text in a", "line 10")),
+    (
+        "D15",
+        "empty text",
+        train(table("8\t\tcat\t1", "9\tdog\t\t0")),
+        DataError,
+        ("1 of 10 rows have an empty text in a", "line 10"),
+    ),
     ("D16", "blanks only", odd(" \u3000 "), DataError, ("an empty text in a", "line 10")),
-    ("D17", "invisible characters only", odd("\u200b\ufeff\u2060"), DataError, ("1 of 9 rows have an empty text in a", "line 10: '\\u200b\\ufeff\\u2060'")),
+    (
+        "D17",
+        "invisible characters only",
+        odd("\u200b\ufeff\u2060"),
+        DataError,
+        ("1 of 9 rows have an empty text in a", "line 10: '\\u200b\\ufeff\\u2060'"),
+    ),
     ("D18", "no text at all", columns(a=None), DataError, ("1 of 4 rows have no text in column 'a'", "line 4: 'None'")),
     *(("D19", f"a text is {text}", odd(text), A, ()) for text in ("NA", "null", "None", "nan", "N/A", "-", "#N/A")),
-    ("D20", "numbers where texts should be", toml("{lang}.tsv", "{lang}.parquet") | {f"{s}.parquet": parquet([{"id": f"{i}", "a": i, "b": f"cat {i}", "label": f"{i % 2}"} for i in range(4)]) for s in ("train.en", "dev.en", "test.en", "test.de")},
-     DataError, ("4 of 4 rows have no text in column 'a'", "line 1: '0'")),
-    ("D21", "bytes", toml("{lang}.tsv", "{lang}.parquet") | {f"{s}.parquet": parquet([{"id": f"{i}", "a": b"dog", "b": f"cat {i}", "label": f"{i % 2}"} for i in range(4)]) for s in ("train.en", "dev.en", "test.en", "test.de")},
-     DataError, ("have no text in column 'a'", "b'dog'")),
-    ("D22", "a text of a megabyte", odd(LONG), W, ("1 of 66 texts are longer than 10,000 characters and will be cut", "own train in en, item 8")),
-    ("D23", "a megabyte without a blank", odd("x" * 1_000_000), W, ("1 of 66 texts have no blank in 1,000 characters",)),
-    ("D24", "letters the backbone does not know", {"test.de.tsv": HEAD + "".join(f"{i}\t{chr(0x1320 + i) * 3} {chr(0x1330 + i)} ꙮ\tcat {i}\t{i % 2}\n" for i in range(8))}, W, ("most of what the backbone reads is unknown to it: own test in de",)),
-    ("D25", "half a character", lines('{"id": "3", "a": "\\ud800", "b": "cat", "label": "1"}'), DataError, ("train.en.jsonl", "line 3: not a JSON object of proper text")),
-    ("D25", "half a character, as bytes", train(table().encode() + b"9\t\xed\xa0\x80\tcat\t1\n"), DataError, ("line 10: byte",)),
+    (
+        "D20",
+        "numbers where texts should be",
+        toml("{lang}.tsv", "{lang}.parquet")
+        | {
+            f"{s}.parquet": parquet([{"id": f"{i}", "a": i, "b": f"cat {i}", "label": f"{i % 2}"} for i in range(4)])
+            for s in ("train.en", "dev.en", "test.en", "test.de")
+        },
+        DataError,
+        ("4 of 4 rows have no text in column 'a'", "line 1: '0'"),
+    ),
+    (
+        "D21",
+        "bytes",
+        toml("{lang}.tsv", "{lang}.parquet")
+        | {
+            f"{s}.parquet": parquet(
+                [{"id": f"{i}", "a": b"dog", "b": f"cat {i}", "label": f"{i % 2}"} for i in range(4)]
+            )
+            for s in ("train.en", "dev.en", "test.en", "test.de")
+        },
+        DataError,
+        ("have no text in column 'a'", "b'dog'"),
+    ),
+    (
+        "D22",
+        "a text of a megabyte",
+        odd(LONG),
+        W,
+        ("1 of 66 texts are longer than 10,000 characters and will be cut", "own train in en, item 8"),
+    ),
+    (
+        "D23",
+        "a megabyte without a blank",
+        odd("x" * 1_000_000),
+        W,
+        ("1 of 66 texts have no blank in 1,000 characters",),
+    ),
+    (
+        "D24",
+        "letters the backbone does not know",
+        {
+            "test.de.tsv": HEAD
+            + "".join(f"{i}\t{chr(0x1320 + i) * 3} {chr(0x1330 + i)} ꙮ\tcat {i}\t{i % 2}\n" for i in range(8))
+        },
+        W,
+        ("most of what the backbone reads is unknown to it: own test in de",),
+    ),
+    (
+        "D25",
+        "half a character",
+        lines('{"id": "3", "a": "\\ud800", "b": "cat", "label": "1"}'),
+        DataError,
+        ("train.en.jsonl", "line 3: not a JSON object of proper text"),
+    ),
+    (
+        "D25",
+        "half a character, as bytes",
+        train(table().encode() + b"9\t\xed\xa0\x80\tcat\t1\n"),
+        DataError,
+        ("line 10: byte",),
+    ),
     ("D26", "NUL in a text", odd("the \0 dog"), W, ("1 of 66 texts hold NUL",)),
     ("D27", "line separators in a text", odd("one\x0btwo\x0cthree\x1cfour\x85five\u2028six\u2029seven"), A, ()),
     ("D28", "many scripts in a text", odd("dog 狗 كلب หมา सोफ़ा"), A, ()),
     ("D29", "right to left", odd("כלב בבית"), A, ()),
-    ("D29", "marks that turn the direction", odd("the \u202egod"), W, ("1 of 66 texts hold marks that turn the direction of writing",)),
+    (
+        "D29",
+        "marks that turn the direction",
+        odd("the \u202egod"),
+        W,
+        ("1 of 66 texts hold marks that turn the direction of writing",),
+    ),
     ("D30", "thousands of accents", odd("e" + "\u0301" * 900), A, ()),
     ("D31", "emoji of several characters", odd("a 👩‍👩‍👧 and 𝒜"), A, ()),
-    ("D32", "one text in two Unicode forms", train(table("8\tcafé\tcat\t1", "9\tcafe\u0301\tcat\t1")), W, ("1 of 10 pairs differ from another only in their Unicode form", "own train in en 1")),
+    (
+        "D32",
+        "one text in two Unicode forms",
+        train(table("8\tcafé\tcat\t1", "9\tcafe\u0301\tcat\t1")),
+        W,
+        ("1 of 10 pairs differ from another only in their Unicode form", "own train in en 1"),
+    ),
     ("D44", "wrongly decoded", odd("cafÃ©"), W, ("1 of 66 texts look wrongly decoded",)),
-    ("D55", "special tokens in a text", odd("a [SEP] b [MASK] <s>"), W, ("1 of 66 texts spell a special token; it is read as plain text",)),
+    (
+        "D55",
+        "special tokens in a text",
+        odd("a [SEP] b [MASK] <s>"),
+        W,
+        ("1 of 66 texts spell a special token; it is read as plain text",),
+    ),
     ("D56", "HTML in a text", odd("<script>alert(1)</script>"), A, ()),
     # files
     ("D33", "a header and nothing else", train(HEAD), DataError, ("train.en.tsv has no rows",)),
     ("D34", "an empty file", train(""), DataError, ("train.en.tsv is empty",)),
     ("D34", "blank lines only", train("\n\n\n"), DataError, ("train.en.tsv is empty",)),
-    ("D41", "Latin-1", train(table().encode() + "9\tcafé\tcat\t1\n".encode("latin-1")), DataError, ("train.en.tsv, line 10: byte", "is not UTF-8 (Latin-1?)", "Save the file as UTF-8")),
+    (
+        "D41",
+        "Latin-1",
+        train(table().encode() + "9\tcafé\tcat\t1\n".encode("latin-1")),
+        DataError,
+        ("train.en.tsv, line 10: byte", "is not UTF-8 (Latin-1?)", "Save the file as UTF-8"),
+    ),
     ("D42", "UTF-16", train(utf16(table())), DataError, ("train.en.tsv is UTF-16",)),
-    ("D42", "UTF-16 without its mark", train(table().encode("utf-16-le")), DataError, ("train.en.tsv is no text", "as in UTF-16")),
+    (
+        "D42",
+        "UTF-16 without its mark",
+        train(table().encode("utf-16-le")),
+        DataError,
+        ("train.en.tsv is no text", "as in UTF-16"),
+    ),
     ("D43", "a byte-order mark", train("\ufeff" + table()), A, ()),
     ("D45", "CRLF", {name: text.replace("\n", "\r\n") for name, text in GOOD.items()}, A, ()),
     ("D46", "CR alone", train(table().replace("\n", "\r")), A, ()),
     ("D46", "CR inside a row", odd("the\rdog"), DataError, ("train.en.tsv, line 10: a carriage return inside a row",)),
-    ("D47", "quotes that open and never close", train(HEAD + "".join(f'{i}\t"the dog {i}\tsaid "cat {i}\t{i % 2}\n' for i in range(13))), A, ()),
-    ("D48", "a row with too many cells", train(table("8\tthe\tdog\tcat\t1", "9\ta\tb\tc\td\t0")), DataError, ("2 rows do not have the 4 cells", "line 10 has 5; line 11 has 6")),
-    ("D49", "a row with too few", train(table("8\tthe dog\t1")), DataError, ("1 rows do not have the 4 cells", "line 10 has 3")),
+    (
+        "D47",
+        "quotes that open and never close",
+        train(HEAD + "".join(f'{i}\t"the dog {i}\tsaid "cat {i}\t{i % 2}\n' for i in range(13))),
+        A,
+        (),
+    ),
+    (
+        "D48",
+        "a row with too many cells",
+        train(table("8\tthe\tdog\tcat\t1", "9\ta\tb\tc\td\t0")),
+        DataError,
+        ("2 rows do not have the 4 cells", "line 10 has 5; line 11 has 6"),
+    ),
+    (
+        "D49",
+        "a row with too few",
+        train(table("8\tthe dog\t1")),
+        DataError,
+        ("1 rows do not have the 4 cells", "line 10 has 3"),
+    ),
     ("D49", "a blank line", train(table("", "8\tthe dog\tcat\t1")), DataError, ("line 10",)),
-    ("D50", "commas in a .tsv", train(table().replace("\t", ",")), DataError, ("unknown column", "if ',' stands between the cells, the layout must say so: separator")),
-    ("D50", "semicolons in a .csv", other("csv", table().replace("\t", ";")), DataError, ("if ';' stands between the cells",)),
-    ("D51", "a torn .gz", train(None) | {"train.en.tsv.gz": gzip.compress(table(n=999).encode())[:-20]}, DataError, ("train.en.tsv.gz cannot be read", "Fetch it again")),
-    ("D51", "a bomb", train(None) | {"train.en.tsv.gz": gzip.compress(b"\0" * 5_000_000)}, DataError, ("more than 100 times its size",)),
-    ("D52", "no training file", train(None), DataError, ("own train in 'en'", "train.en.tsv is not there", "dev in en; test in en, de")),
+    (
+        "D50",
+        "commas in a .tsv",
+        train(table().replace("\t", ",")),
+        DataError,
+        ("unknown column", "if ',' stands between the cells, the layout must say so: separator"),
+    ),
+    (
+        "D50",
+        "semicolons in a .csv",
+        other("csv", table().replace("\t", ";")),
+        DataError,
+        ("if ';' stands between the cells",),
+    ),
+    (
+        "D51",
+        "a torn .gz",
+        train(None) | {"train.en.tsv.gz": gzip.compress(table(n=999).encode())[:-20]},
+        DataError,
+        ("train.en.tsv.gz cannot be read", "Fetch it again"),
+    ),
+    (
+        "D51",
+        "a bomb",
+        train(None) | {"train.en.tsv.gz": gzip.compress(b"\0" * 5_000_000)},
+        DataError,
+        ("more than 100 times its size",),
+    ),
+    (
+        "D52",
+        "no training file",
+        train(None),
+        DataError,
+        ("own train in 'en'", "train.en.tsv is not there", "dev in en; test in en, de"),
+    ),
     ("D52", "a folder in place of a file", train(folder), DataError, ("train.en.tsv is a folder",)),
     ("D52", "a pipe in place of a file", train(pipe), DataError, ("train.en.tsv is a pipe",)),
     ("D52", "a link that leads nowhere", train(dangling), DataError, ("train.en.tsv is not there",)),
@@ -199,19 +558,78 @@ DATA = [
     ("D52", "a pipe in place of the task", {"own.toml": pipe}, ParameterError, ("own.toml is a pipe",)),
     ("D52", "a folder in place of the task", {"own.toml": folder}, ParameterError, ("own.toml is a folder",)),
     ("D53", "a language without a file", {"test.de.tsv": None}, A, ()),
-    ("D53", "a language that is asked for and has no file", {"test.de.tsv": None, "@langs": "de"}, DataError, ("langs asks for de", "no test rows of own", "there are in en")),
-    *(("D57", f"JSON: {what}", lines(line), DataError, ("train.en.jsonl", "line 3: not a JSON object")) for what, line in (
-        ("a comma too many", '{"a": "x", "b": "y", "label": "1",}'), ("a list", "[1, 2]"), ("nested", "[" * 10_000), ("nothing", ""))),
-    ("D57", "JSON: NaN", lines('{"id": "3", "a": NaN, "b": "y", "label": "1"}'), DataError, ("1 of 3 rows have no text in column 'a'", "line 3: 'nan'")),
-    ("D58", "a script", other("py", "raise SystemExit(1)\n"), DataError, ("train.en.py is a program, and programs are never run",)),
+    (
+        "D53",
+        "a language that is asked for and has no file",
+        {"test.de.tsv": None, "@langs": "de"},
+        DataError,
+        ("langs asks for de", "no test rows of own", "there are in en"),
+    ),
+    *(
+        ("D57", f"JSON: {what}", lines(line), DataError, ("train.en.jsonl", "line 3: not a JSON object"))
+        for what, line in (
+            ("a comma too many", '{"a": "x", "b": "y", "label": "1",}'),
+            ("a list", "[1, 2]"),
+            ("nested", "[" * 10_000),
+            ("nothing", ""),
+        )
+    ),
+    (
+        "D57",
+        "JSON: NaN",
+        lines('{"id": "3", "a": NaN, "b": "y", "label": "1"}'),
+        DataError,
+        ("1 of 3 rows have no text in column 'a'", "line 3: 'nan'"),
+    ),
+    (
+        "D58",
+        "a script",
+        other("py", "raise SystemExit(1)\n"),
+        DataError,
+        ("train.en.py is a program, and programs are never run",),
+    ),
     ("D58", "a spreadsheet", other("xlsx", b"PK\x03\x04"), DataError, ("is a spreadsheet; save it as .csv",)),
-    ("D59", "the task file is no TOML", {"own.toml": TOML.replace("name =", "name")}, ParameterError, ("own.toml is not TOML",)),
-    ("D59", "a list of the task file is a number", {"own.toml": TOML.replace('langs = ["en", "de"]', "langs = 3")}, ParameterError, ("own.toml", "a list of names is needed")),
+    (
+        "D59",
+        "the task file is no TOML",
+        {"own.toml": TOML.replace("name =", "name")},
+        ParameterError,
+        ("own.toml is not TOML",),
+    ),
+    (
+        "D59",
+        "a list of the task file is a number",
+        {"own.toml": TOML.replace('langs = ["en", "de"]', "langs = 3")},
+        ParameterError,
+        ("own.toml", "a list of names is needed"),
+    ),
     # rows beside other rows
     ("D38", "an id twice", train(table("7\tthe dog\tcat\t1")), W, ("1 of 9 ids stand there more than once",)),
-    ("D39", "an id twice, with two labels", train(table("7\tthe dog sees house 7\tthe cat reads book 7\t0")), W, ("1 of 9 ids stand there more than once", "1 of 9 pairs stand there with two labels", "1 of 9 pairs stand there more than once")),
-    ("D40", "test rows that were trained on", {"test.en.tsv": table(start=200, n=6) + "\n".join(table().splitlines()[1:4]) + "\n"}, W, ("3 of 9 pairs to be scored are training rows, too: own test in en 3",)),
-    ("D60", "max_train takes a label away", {"train.en.tsv": HEAD + "".join(f"{i}\tthe dog {i}\tcat\t{int(i == 0)}\n" for i in range(12)), "@max_train": 2}, DataError, ("max_train=2 leaves too few rows", "none of yes")),
+    (
+        "D39",
+        "an id twice, with two labels",
+        train(table("7\tthe dog sees house 7\tthe cat reads book 7\t0")),
+        W,
+        (
+            "1 of 9 ids stand there more than once",
+            "1 of 9 pairs stand there with two labels",
+            "1 of 9 pairs stand there more than once",
+        ),
+    ),
+    (
+        "D40",
+        "test rows that were trained on",
+        {"test.en.tsv": table(start=200, n=6) + "\n".join(table().splitlines()[1:4]) + "\n"},
+        W,
+        ("3 of 9 pairs to be scored are training rows, too: own test in en 3",),
+    ),
+    (
+        "D60",
+        "max_train takes a label away",
+        {"train.en.tsv": HEAD + "".join(f"{i}\tthe dog {i}\tcat\t{int(i == 0)}\n" for i in range(12)), "@max_train": 2},
+        DataError,
+        ("max_train=2 leaves too few rows", "none of yes"),
+    ),
 ]
 
 DICTIONARIES = [
@@ -220,53 +638,204 @@ DICTIONARIES = [
     ("X01", "a pipe in place of it", {"words/en-de.txt": pipe}, DataError, ("en-de.txt is a pipe",)),
     ("X02", "zero bytes", {"words/en-de.txt": ""}, DataError, ("en-de.txt is empty",)),
     ("X03", "blank lines", {"words/en-de.txt": "\n\n"}, DataError, ("en-de.txt is empty",)),
-    ("X04", "one column", {"words/en-de.txt": dictionary("alone", "again")}, DataError, ("2 of 9 lines cannot be used", "line 8 holds one column", "line 9 holds one column")),
-    ("X05", "three columns", {"words/en-de.txt": dictionary("wine\tWein\tnoun")}, DataError, ("line 8 holds three columns",)),
+    (
+        "X04",
+        "one column",
+        {"words/en-de.txt": dictionary("alone", "again")},
+        DataError,
+        ("2 of 9 lines cannot be used", "line 8 holds one column", "line 9 holds one column"),
+    ),
+    (
+        "X05",
+        "three columns",
+        {"words/en-de.txt": dictionary("wine\tWein\tnoun")},
+        DataError,
+        ("line 8 holds three columns",),
+    ),
     ("X06", "tabs and blanks", {"words/en-de.txt": dictionary("wine\tWein", "water Wasser")}, A, ()),
     ("X07", "several blanks", {"words/en-de.txt": dictionary("wine     Wein")}, A, ()),
     ("X08", "a byte-order mark", {"words/en-de.txt": "\ufeff" + dictionary()}, A, ()),
     ("X09", "CRLF", {"words/en-de.txt": dictionary().replace("\n", "\r\n")}, A, ()),
-    ("X10", "a pair twice", {"words/en-de.txt": dictionary("dog Hund", "dog Hund")}, W, ("2 pairs stand twice in a dictionary, and count once",)),
+    (
+        "X10",
+        "a pair twice",
+        {"words/en-de.txt": dictionary("dog Hund", "dog Hund")},
+        W,
+        ("2 pairs stand twice in a dictionary, and count once",),
+    ),
     ("X11", "many translations", {"words/en-de.txt": dictionary("dog Köter", "dog Dogge")}, A, ()),
-    ("X12", "words that are their own translation", {"words/en-de.txt": dictionary(*(f"{w} {w}" for w in "arm hand wind warm gold land sand ring finger name".split()))}, W, ("mostly give the word itself: de",)),
-    ("X13", "a file for no language of the job", {"words/en-de.txt": None, "words/en-german.txt": dictionary()}, DataError, ("none of the dictionaries", "Files are called en-xx.txt")),
-    ("X15", "reversed", {"words/en-de.txt": "".join(f"{b} {a}\n" for a, b in (line.split() for line in dictionary().splitlines()))}, DataError, ("1 of 1 dictionaries", "de: the second column knows", "are the columns reversed?")),
-    ("X15", "few words of the training rows", {"words/en-de.txt": "book Buch\nwine Wein\n", "train.en.tsv": HEAD + "".join(f"{i}\tthe small dog sees an old house {i}\tthe red cat drinks water here {i}\t{i % 2}\n" for i in range(8)).replace("here 0", "book 0")}, W, ("know few of the training words: de",)),
+    (
+        "X12",
+        "words that are their own translation",
+        {
+            "words/en-de.txt": dictionary(
+                *(f"{w} {w}" for w in "arm hand wind warm gold land sand ring finger name".split())
+            )
+        },
+        W,
+        ("mostly give the word itself: de",),
+    ),
+    (
+        "X13",
+        "a file for no language of the job",
+        {"words/en-de.txt": None, "words/en-german.txt": dictionary()},
+        DataError,
+        ("none of the dictionaries", "Files are called en-xx.txt"),
+    ),
+    (
+        "X15",
+        "reversed",
+        {"words/en-de.txt": "".join(f"{b} {a}\n" for a, b in (line.split() for line in dictionary().splitlines()))},
+        DataError,
+        ("1 of 1 dictionaries", "de: the second column knows", "are the columns reversed?"),
+    ),
+    (
+        "X15",
+        "few words of the training rows",
+        {
+            "words/en-de.txt": "book Buch\nwine Wein\n",
+            "train.en.tsv": HEAD
+            + "".join(
+                f"{i}\tthe small dog sees an old house {i}\tthe red cat drinks water here {i}\t{i % 2}\n"
+                for i in range(8)
+            ).replace("here 0", "book 0"),
+        },
+        W,
+        ("know few of the training words: de",),
+    ),
     ("X16", "capitals", {"words/en-de.txt": dictionary().replace("dog", "DOG")}, A, ()),
-    ("X17", "nothing in common with the data", {"words/en-de.txt": "perro Hund\ngato Katze\n"}, DataError, ("de: no word of the training rows is in it",)),
+    (
+        "X17",
+        "nothing in common with the data",
+        {"words/en-de.txt": "perro Hund\ngato Katze\n"},
+        DataError,
+        ("de: no word of the training rows is in it",),
+    ),
     ("X18", "signs and digits", {"words/en-de.txt": dictionary("7 sieben", "% Prozent")}, A, ()),
     ("X19", "phrases", {"words/en-de.txt": dictionary("wine\tein Glas Wein")}, A, ()),
     ("X20", "an empty translation", {"words/en-de.txt": dictionary("wine\t")}, DataError, ("line 8 holds one column",)),
-    ("X21", "a hidden character", {"words/en-de.txt": dictionary("wine We\u202ein")}, DataError, ("line 8 holds a hidden character",)),
+    (
+        "X21",
+        "a hidden character",
+        {"words/en-de.txt": dictionary("wine We\u202ein")},
+        DataError,
+        ("line 8 holds a hidden character",),
+    ),
     ("X21", "a special token, HTML", {"words/en-de.txt": dictionary("wine [SEP]", "water <b>Wasser</b>")}, A, ()),
-    ("X22", "Latin-1", {"words/en-de.txt": dictionary("over über").encode("latin-1")}, DataError, ("en-de.txt, line 8: byte", "not UTF-8")),
-    ("X23", "half a character", {"words/en-de.txt": dictionary().encode() + b"wine \xed\xa0\x80\n"}, DataError, ("en-de.txt, line 8: byte",)),
-    ("X24", "one file under two names", {"own.toml": TOML.replace('"de"', '"de", "fr"'), "words/en-fr.txt": dictionary()}, DataError, ("the same dictionary under several names: en-de.txt, en-fr.txt",)),
+    (
+        "X22",
+        "Latin-1",
+        {"words/en-de.txt": dictionary("over über").encode("latin-1")},
+        DataError,
+        ("en-de.txt, line 8: byte", "not UTF-8"),
+    ),
+    (
+        "X23",
+        "half a character",
+        {"words/en-de.txt": dictionary().encode() + b"wine \xed\xa0\x80\n"},
+        DataError,
+        ("en-de.txt, line 8: byte",),
+    ),
+    (
+        "X24",
+        "one file under two names",
+        {"own.toml": TOML.replace('"de"', '"de", "fr"'), "words/en-fr.txt": dictionary()},
+        DataError,
+        ("the same dictionary under several names: en-de.txt, en-fr.txt",),
+    ),
     ("X25", "English to English", {"words/en-en.txt": dictionary("dog dog")}, A, ()),
-    ("X26", "very many pairs", {"words/en-de.txt": dictionary(*(f"word{i} Vokabel{i}" for i in range(200_000)))}, A, ()),
-    ("X27", "one translation for many words", {"words/en-de.txt": dictionary(*(f"word{i} Ding" for i in range(30)))}, W, ("give one translation to many words: de 'ding' (30 of ",)),
-    ("X28", "another language's words", {"own.toml": TOML.replace('"de"', '"de", "ru"'), "test.ru.tsv": table(start=400), "words/en-ru.txt": dictionary("arm Arm")}, DataError, ("1 of 2 dictionaries", "ru: the translations are not in its script")),
+    (
+        "X26",
+        "very many pairs",
+        {"words/en-de.txt": dictionary(*(f"word{i} Vokabel{i}" for i in range(200_000)))},
+        A,
+        (),
+    ),
+    (
+        "X27",
+        "one translation for many words",
+        {"words/en-de.txt": dictionary(*(f"word{i} Ding" for i in range(30)))},
+        W,
+        ("give one translation to many words: de 'ding' (30 of ",),
+    ),
+    (
+        "X28",
+        "another language's words",
+        {
+            "own.toml": TOML.replace('"de"', '"de", "ru"'),
+            "test.ru.tsv": table(start=400),
+            "words/en-ru.txt": dictionary("arm Arm"),
+        },
+        DataError,
+        ("1 of 2 dictionaries", "ru: the translations are not in its script"),
+    ),
 ]
 
 PARAMETERS = [
-    ("P01", dict(alpha=-0.1), "alpha is -0.1; it must be at least 0 and at most 1"), ("P02", dict(alpha=1.1), "at most 1"), ("P03", dict(alpha=float("nan")), "must be"), ("P03", dict(alpha=float("inf")), "must be"),
-    ("P05", dict(alpha="0,5"), "a number is needed"), ("P06", dict(method="macular", beta2=-1), "at least 0"), ("P07", dict(method="macular", beta1=float("inf")), "at most 1000"), ("P09", dict(learning_rate=0), "above 0"),
-    ("P10", dict(learning_rate=-1e-5), "above 0"), ("P10", dict(learning_rate=float("nan")), "must be"), ("P12", dict(learning_rate="1e-5"), "YAML wants a dot, write 1.0e-05"), ("P13", dict(batch_size=0), "at least 1"),
-    ("P13", dict(batch_size=-4), "at least 1"), ("P14", dict(batch_size=1.5), "a whole number"), ("P14", dict(batch_size=True), "a number is needed"), ("P14", dict(batch_size="8"), "leave out the quotes"), ("P16", dict(rounds=0), "at least 1"),
-    ("P17", dict(rounds=-1), "at least 1"), ("P17", dict(rounds=2.5), "a whole number"), ("P18", dict(discriminator_rate=0), "above 0"), ("P19", dict(max_length=2), "at least 8"), ("P19", dict(max_length=100_000), "at most 8192"),
-    ("P20", dict(word_rate=-0.1), "at least 0"), ("P20", dict(word_rate=float("nan")), "must be"), ("P22", dict(pool=-1), "at least 1"), ("P23", dict(seed="abc"), "a number is needed"), ("P24", dict(seed="7"), "leave out the quotes"),
-    ("P25", dict(seed=-1), "at least 0"), ("P25", dict(seed=2**32), "at most"), ("P26", dict(seed=1.5), "a whole number"), ("P26", dict(seed=True), "a number is needed"), ("P28", dict(task="xnl"), "Did you mean 'xnli'?"),
-    ("P29", dict(task="XNLI"), "Did you mean 'xnli'?"), ("P30", dict(task=""), "task is empty"), ("P30", dict(task=float("nan")), "a text is needed"), ("P31", dict(task="../../x"), "unknown task"), ("P31", dict(task="x\0y"), "holds a NUL"),
-    ("P31", dict(task="x" * 300), "unknown task 'xxx"), ("P31", dict(out="\ud800"), "half a character"), ("P32", dict(method="macular", stage1="xnli,xnli"), "names one thing twice"), ("P33", dict(method="macular", stage1="xnli,nli,qam"), "Did you mean 'xnli'?"),
-    ("P35", dict(method="macular_nots_wo_xnli", task="xnli"), "does not learn 'xnli'"), ("P37", dict(method="makular"), "Did you mean 'macular'?"), ("P38", dict(backbone="mini-brt"), "Did you mean 'mini-bert'?"),
-    ("P38", dict(backbone="./nowhere"), "no folder './nowhere'"), ("P39", dict(langs=False), "quote it: 'no'"), ("P39", dict(langs=["de", False]), "quote it: 'no'"), ("P39", dict(task=False), "quote it: 'no'"), ("P40", dict(langs="dee"), "Did you mean 'de'?"),
-    ("P40", dict(langs="de,de"), "twice"), ("P41", dict(lrr=1e-5), "unknown parameter 'lrr'"), ("P41", dict(learning_rat=1e-5), "Did you mean 'learning_rate'?"), ("P42", {"x=1\nimport os": 1}, "unknown parameter 'x=1\\nimport os'"),
-    ("P42", {"lambda": 1}, "unknown parameter 'lambda'"), ("P43", dict(lrr=1, alpha=2, seed=-1), ("lrr", "alpha is 2", "seed is -1")), ("E09", dict(precision="fp8"), "unknown precision"), ("P45", dict(seed=10**5000), "more than 30 digits"),
-    ("P45", dict(alpha=["0.5"] * 10_000), "a number is needed"), ("P45", {"x" * 10**6: 1}, "unknown parameter"),
+    ("P01", dict(alpha=-0.1), "alpha is -0.1; it must be at least 0 and at most 1"),
+    ("P02", dict(alpha=1.1), "at most 1"),
+    ("P03", dict(alpha=float("nan")), "must be"),
+    ("P03", dict(alpha=float("inf")), "must be"),
+    ("P05", dict(alpha="0,5"), "a number is needed"),
+    ("P06", dict(method="macular", beta2=-1), "at least 0"),
+    ("P07", dict(method="macular", beta1=float("inf")), "at most 1000"),
+    ("P09", dict(learning_rate=0), "above 0"),
+    ("P10", dict(learning_rate=-1e-5), "above 0"),
+    ("P10", dict(learning_rate=float("nan")), "must be"),
+    ("P12", dict(learning_rate="1e-5"), "YAML wants a dot, write 1.0e-05"),
+    ("P13", dict(batch_size=0), "at least 1"),
+    ("P13", dict(batch_size=-4), "at least 1"),
+    ("P14", dict(batch_size=1.5), "a whole number"),
+    ("P14", dict(batch_size=True), "a number is needed"),
+    ("P14", dict(batch_size="8"), "leave out the quotes"),
+    ("P16", dict(rounds=0), "at least 1"),
+    ("P17", dict(rounds=-1), "at least 1"),
+    ("P17", dict(rounds=2.5), "a whole number"),
+    ("P18", dict(discriminator_rate=0), "above 0"),
+    ("P19", dict(max_length=2), "at least 8"),
+    ("P19", dict(max_length=100_000), "at most 8192"),
+    ("P20", dict(word_rate=-0.1), "at least 0"),
+    ("P20", dict(word_rate=float("nan")), "must be"),
+    ("P22", dict(pool=-1), "at least 1"),
+    ("P23", dict(seed="abc"), "a number is needed"),
+    ("P24", dict(seed="7"), "leave out the quotes"),
+    ("P25", dict(seed=-1), "at least 0"),
+    ("P25", dict(seed=2**32), "at most"),
+    ("P26", dict(seed=1.5), "a whole number"),
+    ("P26", dict(seed=True), "a number is needed"),
+    ("P28", dict(task="xnl"), "Did you mean 'xnli'?"),
+    ("P29", dict(task="XNLI"), "Did you mean 'xnli'?"),
+    ("P30", dict(task=""), "task is empty"),
+    ("P30", dict(task=float("nan")), "a text is needed"),
+    ("P31", dict(task="../../x"), "unknown task"),
+    ("P31", dict(task="x\0y"), "holds a NUL"),
+    ("P31", dict(task="x" * 300), "unknown task 'xxx"),
+    ("P31", dict(out="\ud800"), "half a character"),
+    ("P32", dict(method="macular", stage1="xnli,xnli"), "names one thing twice"),
+    ("P33", dict(method="macular", stage1="xnli,nli,qam"), "Did you mean 'xnli'?"),
+    ("P35", dict(method="macular_nots_wo_xnli", task="xnli"), "does not learn 'xnli'"),
+    ("P37", dict(method="makular"), "Did you mean 'macular'?"),
+    ("P38", dict(backbone="mini-brt"), "Did you mean 'mini-bert'?"),
+    ("P38", dict(backbone="./nowhere"), "no folder './nowhere'"),
+    ("P39", dict(langs=False), "quote it: 'no'"),
+    ("P39", dict(langs=["de", False]), "quote it: 'no'"),
+    ("P39", dict(task=False), "quote it: 'no'"),
+    ("P40", dict(langs="dee"), "Did you mean 'de'?"),
+    ("P40", dict(langs="de,de"), "twice"),
+    ("P41", dict(lrr=1e-5), "unknown parameter 'lrr'"),
+    ("P41", dict(learning_rat=1e-5), "Did you mean 'learning_rate'?"),
+    ("P42", {"x=1\nimport os": 1}, "unknown parameter 'x=1\\nimport os'"),
+    ("P42", {"lambda": 1}, "unknown parameter 'lambda'"),
+    ("P43", dict(lrr=1, alpha=2, seed=-1), ("lrr", "alpha is 2", "seed is -1")),
+    ("E09", dict(precision="fp8"), "unknown precision"),
+    ("P45", dict(seed=10**5000), "more than 30 digits"),
+    ("P45", dict(alpha=["0.5"] * 10_000), "a number is needed"),
+    ("P45", {"x" * 10**6: 1}, "unknown parameter"),
 ]
 
 
-def case(row): return f"{row[0]} {row[1] if isinstance(row[1], str) else ', '.join(str(k)[:12] for k in row[1])}"
+def case(row):
+    return f"{row[0]} {row[1] if isinstance(row[1], str) else ', '.join(str(k)[:12] for k in row[1])}"
 
 
 @pytest.mark.parametrize("row", DATA + DICTIONARIES, ids=case)
@@ -277,62 +846,112 @@ def test_a_file(outcome, row):
 
 
 @pytest.mark.parametrize("row", PARAMETERS, ids=case)
-def test_a_parameter(outcome, row): judge(outcome, {}, row[1], ParameterError, row[2])
+def test_a_parameter(outcome, row):
+    judge(outcome, {}, row[1], ParameterError, row[2])
 
 
-def test_the_world_is_in_order(outcome): judge(outcome, {}, {}, A, ())
+def test_the_world_is_in_order(outcome):
+    judge(outcome, {}, {}, A, ())
 
 
-@pytest.mark.parametrize("row", [
-    ("P04", dict(method="cosda_ml"), {}, A, ()), ("P15", dict(batch_size=32), {}, W, ("a batch of 32 is more than the 8 training rows",)), ("P24", dict(seed=3.0), {}, A, ()), ("P12", dict(learning_rate=1), {}, A, ()),
-    ("P46", dict(langs="de"), {}, A, ())], ids=case)
-def test_a_parameter_that_passes(outcome, row): judge(outcome, row[2], row[1], row[3], row[4])
+@pytest.mark.parametrize(
+    "row",
+    [
+        ("P04", dict(method="cosda_ml"), {}, A, ()),
+        ("P15", dict(batch_size=32), {}, W, ("a batch of 32 is more than the 8 training rows",)),
+        ("P24", dict(seed=3.0), {}, A, ()),
+        ("P12", dict(learning_rate=1), {}, A, ()),
+        ("P46", dict(langs="de"), {}, A, ()),
+    ],
+    ids=case,
+)
+def test_a_parameter_that_passes(outcome, row):
+    judge(outcome, row[2], row[1], row[3], row[4])
 
 
 # P38, E01 to E03: backbones
 
+
 def without(*names):
     "A copy of the package's backbone with a part missing"
+
     def make(path):
         import shutil
         from macular.data.mini_world import backbone
+
         shutil.copytree(backbone("mini-bert"), path)
-        for name in names: (path / name).unlink()
+        for name in names:
+            (path / name).unlink()
+
     return make
 
 
-@pytest.mark.parametrize("lost, said", [(("config.json",), "lacks config.json"), (("model.safetensors",), "lacks model.safetensors"), (("tokenizer.json",), "lacks a tokenizer")])
+@pytest.mark.parametrize(
+    "lost, said",
+    [
+        (("config.json",), "lacks config.json"),
+        (("model.safetensors",), "lacks model.safetensors"),
+        (("tokenizer.json",), "lacks a tokenizer"),
+    ],
+)
 def test_P38_a_backbone_folder_with_a_part_missing(outcome, tmp_path, lost, said):
-    judge(outcome, {"net": without(*lost)}, dict(backbone=str(tmp_path / "net")), ParameterError, (said, "save_pretrained"))
+    judge(
+        outcome,
+        {"net": without(*lost)},
+        dict(backbone=str(tmp_path / "net")),
+        ParameterError,
+        (said, "save_pretrained"),
+    )
 
 
 def pointer(path):
     "A backbone as git clones it without Git LFS"
     without()(path)
-    (path / "model.safetensors").write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 440449768\n")
+    (path / "model.safetensors").write_text(
+        f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 440449768\n"
+    )
 
 
 def test_P38_a_pointer_in_place_of_the_weights(tmp_path):
     from macular.data.backbones import parameters
     from macular.data.mini_world import backbone
     from macular.model.modules import load_encoder
+
     pointer(tmp_path / "net")
-    with pytest.raises(EnvironmentProblem, match=r"net/model.safetensors \(13\d bytes\) is no safetensors file; is it a Git LFS pointer\? Fetch it with git lfs pull"): parameters(tmp_path / "net")
-    with pytest.raises(EnvironmentProblem, match="cannot load the backbone"): load_encoder(tmp_path / "net", 0)
+    with pytest.raises(
+        EnvironmentProblem,
+        match=r"net/model.safetensors \(13\d bytes\) is no safetensors file; is it a Git LFS pointer\? Fetch it with git lfs pull",
+    ):
+        parameters(tmp_path / "net")
+    with pytest.raises(EnvironmentProblem, match="cannot load the backbone"):
+        load_encoder(tmp_path / "net", 0)
     for head in (b"", b"\x02", (2).to_bytes(8, "little") + b"[]", (2).to_bytes(8, "little") + b"{x"):
         (tmp_path / "net" / "model.safetensors").write_bytes(head)
-        with pytest.raises(EnvironmentProblem, match="is no safetensors file"): parameters(tmp_path / "net")
+        with pytest.raises(EnvironmentProblem, match="is no safetensors file"):
+            parameters(tmp_path / "net")
     assert parameters(backbone("mini-bert")) > 1_000_000
 
 
-@pytest.mark.parametrize("where", ["huggingface_hub.snapshot_download", "transformers.AutoTokenizer.from_pretrained", "transformers.AutoModelForSequenceClassification.from_pretrained"])
+@pytest.mark.parametrize(
+    "where",
+    [
+        "huggingface_hub.snapshot_download",
+        "transformers.AutoTokenizer.from_pretrained",
+        "transformers.AutoModelForSequenceClassification.from_pretrained",
+    ],
+)
 def test_P38_an_error_without_a_text(outcome, monkeypatch, where):
     from macular.model.modules import load_encoder
-    def fails(*a, **k): raise TimeoutError
+
+    def fails(*a, **k):
+        raise TimeoutError
+
     monkeypatch.setattr(where, fails)
     with pytest.raises(EnvironmentProblem, match="TimeoutError"):
-        if "Model" in where: load_encoder("some/net", 0)
-        else: raise outcome({}, dict(backbone="some/net") if "hub" in where else {})[0]
+        if "Model" in where:
+            load_encoder("some/net", 0)
+        else:
+            raise outcome({}, dict(backbone="some/net") if "hub" in where else {})[0]
 
 
 def test_P38_a_tokenizer_of_another_network(outcome, tmp_path):
@@ -340,72 +959,134 @@ def test_P38_a_tokenizer_of_another_network(outcome, tmp_path):
         without()(path)
         config = json.loads((path / "config.json").read_text())
         (path / "config.json").write_text(json.dumps(config | {"vocab_size": 100}))
-    judge(outcome, {"net": make}, dict(backbone=str(tmp_path / "net")), EnvironmentProblem, ("embeddings for 100 tokens", "do not belong together"))
+
+    judge(
+        outcome,
+        {"net": make},
+        dict(backbone=str(tmp_path / "net")),
+        EnvironmentProblem,
+        ("embeddings for 100 tokens", "do not belong together"),
+    )
 
 
 @pytest.fixture
 def cached(tmp_path, monkeypatch):
     "A hub's cache with a snapshot of some files; the network is off"
     import huggingface_hub
+
     def snapshot(name, repo_type="model", **more):
         found = tmp_path / "cache" / name.replace("/", "--") / "0123"
-        if not found.exists(): raise FileNotFoundError("no snapshot in the cache, and the network is off")
+        if not found.exists():
+            raise FileNotFoundError("no snapshot in the cache, and the network is off")
         return str(found)
+
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     return tmp_path / "cache"
 
 
-def test_E01_no_network_and_no_cache(outcome, cached): judge(outcome, {}, dict(backbone="some/net"), EnvironmentProblem, ("cannot fetch the backbone 'some/net'", "give a folder with its files"))
+def test_E01_no_network_and_no_cache(outcome, cached):
+    judge(
+        outcome,
+        {},
+        dict(backbone="some/net"),
+        EnvironmentProblem,
+        ("cannot fetch the backbone 'some/net'", "give a folder with its files"),
+    )
 
 
 def test_E02_half_a_backbone_in_the_cache(outcome, cached):
-    judge(outcome, {"cache/some--net/0123": without("model.safetensors")}, dict(backbone="some/net"), EnvironmentProblem, ("a part only", "lacks model.safetensors", "Go online once"))
+    judge(
+        outcome,
+        {"cache/some--net/0123": without("model.safetensors")},
+        dict(backbone="some/net"),
+        EnvironmentProblem,
+        ("a part only", "lacks model.safetensors", "Go online once"),
+    )
 
 
 def test_E02_half_of_the_shards_of_a_backbone(outcome, cached):
     def make(path):
         without()(path)
         (path / "model.safetensors").rename(path / "model-00001-of-00002.safetensors")
-        (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}))
-    judge(outcome, {"cache/some--net/0123": make}, dict(backbone="some/net"), EnvironmentProblem, ("lacks model-00002-of-00002.safetensors",))
+        (path / "model.safetensors.index.json").write_text(
+            json.dumps(
+                {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+            )
+        )
+
+    judge(
+        outcome,
+        {"cache/some--net/0123": make},
+        dict(backbone="some/net"),
+        EnvironmentProblem,
+        ("lacks model-00002-of-00002.safetensors",),
+    )
 
 
 def test_E02_half_of_the_rows_in_the_cache(cached):
     from macular.data.tasks import Hub, load
+
     path = cached / "facebook--xnli" / "0123" / "en"
     path.mkdir(parents=True)
-    parquet([{"premise": "a", "hypothesis": "b", "label": i} for i in range(3)], ["entailment", "neutral", "contradiction"])(path / "train-00000-of-00004.parquet")
-    with pytest.raises(EnvironmentProblem, match="1 of 4 files are in the hub's cache; rows would be missing"): load("xnli", "train", source=Hub())
-    with pytest.raises(DataError, match="or it is not in the hub's cache and the network is off"): load("xnli", "dev", "de", source=Hub())
+    parquet(
+        [{"premise": "a", "hypothesis": "b", "label": i} for i in range(3)], ["entailment", "neutral", "contradiction"]
+    )(path / "train-00000-of-00004.parquet")
+    with pytest.raises(EnvironmentProblem, match="1 of 4 files are in the hub's cache; rows would be missing"):
+        load("xnli", "train", source=Hub())
+    with pytest.raises(DataError, match="or it is not in the hub's cache and the network is off"):
+        load("xnli", "dev", "de", source=Hub())
 
 
 # the machine
+
 
 @pytest.mark.parametrize("error", ["torch", "cpu", "python"])
 def test_E07_memory_that_runs_out_names_the_setting(tmp_path, monkeypatch, error):
     import torch
     import macular.train.run
-    kinds = {"torch": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"), "cpu": RuntimeError("DefaultCPUAllocator: can't allocate memory"), "python": MemoryError()}
+
+    kinds = {
+        "torch": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"),
+        "cpu": RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        "python": MemoryError(),
+    }
+
     def train(row, data, accelerator, watch):
         watch("start", {"row": row, "folder": tmp_path, "steps": 1, "rows": {}, "phases": [], "notes": []})
         raise kinds[error]
+
     monkeypatch.setattr(macular.train.run, "train", train)
     world(tmp_path, {})
-    with pytest.raises(EnvironmentProblem, match="max_length or precision=bf16; where it was training, accumulation=2") as raised:
-        macular.train.run.run(check({"task": str(tmp_path / "own.toml"), "method": "finetune", "preset": "mini", "backbone": "mini-bert", "out": str(tmp_path)}))
+    with pytest.raises(
+        EnvironmentProblem, match="max_length or precision=bf16; where it was training, accumulation=2"
+    ) as raised:
+        macular.train.run.run(
+            check(
+                {
+                    "task": str(tmp_path / "own.toml"),
+                    "method": "finetune",
+                    "preset": "mini",
+                    "backbone": "mini-bert",
+                    "out": str(tmp_path),
+                }
+            )
+        )
     assert raised.value.__cause__ is kinds[error] and readable(str(raised.value))
 
 
 def test_E06_memory_in_a_step_names_the_portions():
     import torch
     from macular.train.trainer import _memory
+
     with pytest.raises(EnvironmentProblem, match="accumulation=2.*same mathematics"):
-        with _memory({}): raise torch.OutOfMemoryError("CUDA out of memory")
+        with _memory({}):
+            raise torch.OutOfMemoryError("CUDA out of memory")
 
 
 def test_E11_a_terminal_of_few_characters(monkeypatch, tmp_path):
     import io, sys
     from macular.cli import main
+
     out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stderr", out)
     assert main(["train", "task=日本"]) == 2
@@ -417,6 +1098,7 @@ def test_P44_a_report_never_replaces_the_notebook(monkeypatch):
     import papermill
     from conftest import ROOT
     from macular.cli import main
+
     monkeypatch.setattr(papermill, "execute_notebook", lambda *a, **k: pytest.fail("a kernel was started"))
     before = (ROOT / "nbs" / "train.ipynb").read_bytes()
     assert main(["train", "preset=mini", "--report", str(ROOT / "nbs" / ".." / "nbs" / "train.ipynb")]) == 2
@@ -427,44 +1109,80 @@ def test_P47_a_notebook_that_lost_its_parameters_tag(tmp_path):
     "As papermill does it: without the tag its cell comes first, and the defaults undo it"
     import nbformat, papermill
     from conftest import ROOT
+
     notebook = nbformat.read(ROOT / "nbs" / "train.ipynb", 4)
     cells = [c for c in notebook.cells if c.cell_type == "code"][:1]
     for tag in (["parameters"], []):
         cells[0].metadata["tags"] = tag
-        nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=notebook.metadata | {"papermill": {}}), tmp_path / "t.ipynb")
-        written = papermill.parameterize.parameterize_notebook(nbformat.read(tmp_path / "t.ipynb", 4), {"seed": 7, "task": "qam"})
+        nbformat.write(
+            nbformat.v4.new_notebook(cells=cells, metadata=notebook.metadata | {"papermill": {}}), tmp_path / "t.ipynb"
+        )
+        written = papermill.parameterize.parameterize_notebook(
+            nbformat.read(tmp_path / "t.ipynb", 4), {"seed": 7, "task": "qam"}
+        )
         names = {"In": [""] + [c.source for c in written.cells]}
-        for cell in written.cells: exec(cell.source, names)
-        if tag: assert from_notebook(names).seed == 7
+        for cell in written.cells:
+            exec(cell.source, names)
+        if tag:
+            assert from_notebook(names).seed == 7
         else:
-            with pytest.raises(ParameterError, match="papermill wrote .*seed = 7.* lost its tag") as raised: from_notebook(names)
+            with pytest.raises(ParameterError, match="papermill wrote .*seed = 7.* lost its tag") as raised:
+                from_notebook(names)
             assert readable(str(raised.value))
 
 
 def test_what_is_odd_is_kept_with_the_result(tmp_path):
     "A job that trains; its mark of one class, too"
     from macular.train.run import run
+
     world(tmp_path, {"test.en.tsv": table(start=200, n=6) + table().splitlines()[1] + "\n"})
-    result = run(check({"task": str(tmp_path / "own.toml"), "method": "finetune", "preset": "mini", "backbone": "mini-bert", "rounds": 1, "batch_size": 8, "learning_rate": 1e-9, "out": str(tmp_path / "runs")}), lambda event, facts: None)
+    result = run(
+        check(
+            {
+                "task": str(tmp_path / "own.toml"),
+                "method": "finetune",
+                "preset": "mini",
+                "backbone": "mini-bert",
+                "rounds": 1,
+                "batch_size": 8,
+                "learning_rate": 1e-9,
+                "out": str(tmp_path / "runs"),
+            }
+        ),
+        lambda event, facts: None,
+    )
     assert any("1 of 7 pairs to be scored are training rows, too" in note for note in result.values["notes"])
     frame = result.predictions
-    assert result.values["collapsed"] == [x for x in ("en", "de") if frame[frame.language == x].prediction.nunique() == 1]
+    assert result.values["collapsed"] == [
+        x for x in ("en", "de") if frame[frame.language == x].prediction.nunique() == 1
+    ]
     assert not list(tmp_path.glob("runs/jobs/*/error.json"))
 
 
 def test_a_file_nobody_may_read(tmp_path, monkeypatch):
     from macular import readers
+
     path = tmp_path / "own.tsv"
     path.write_text("x")
-    monkeypatch.setattr(readers.os, "access", lambda p, mode: not (Path(p) == path and mode == os.R_OK))  # root may read everything
-    with pytest.raises(DataError, match="may not be read by you"): readers.content(path)
+    monkeypatch.setattr(
+        readers.os, "access", lambda p, mode: not (Path(p) == path and mode == os.R_OK)
+    )  # root may read everything
+    with pytest.raises(DataError, match="may not be read by you"):
+        readers.content(path)
     assert stat.S_ISREG(path.stat().st_mode)
 
 
 def test_every_case_of_the_catalogue_is_here():
     "D, X and P in one row each or more; what does not apply is said"
-    elsewhere = {"X14",  # the backbone's tokens judge rows (D24)
-                 "P08", "P11", "P21", "P27", "P34", "P36"}  # no lists of betas, checkpoint interval or auxiliary; a rate of 1 is allowed; seeds are a plan's
+    elsewhere = {
+        "X14",  # the backbone's tokens judge rows (D24)
+        "P08",
+        "P11",
+        "P21",
+        "P27",
+        "P34",
+        "P36",
+    }  # no lists of betas, checkpoint interval or auxiliary; a rate of 1 is allowed; seeds are a plan's
     there = {row[0] for row in DATA + DICTIONARIES + PARAMETERS} | {"P04", "P15", "P44", "P47"}
     wanted = {f"{kind}{i:02}" for kind, n in (("D", 58), ("X", 27), ("P", 44)) for i in range(1, n + 1)}
     assert wanted - there == elsewhere

@@ -1,4 +1,5 @@
 """Measuring: ratios of rounds on a clock of our own, a drawn order, records, counted tokens; and three schedules that learn the same."""
+
 import json
 from dataclasses import asdict
 
@@ -20,22 +21,31 @@ SCHEDULES = {"shared": lambda built, numbers: built.phases, "literal": literal, 
 
 class Clock:
     "Stands still unless somebody works"
-    def __init__(self): self.now, self.ran = 0.0, []
-    def __call__(self): return self.now
+
+    def __init__(self):
+        self.now, self.ran = 0.0, []
+
+    def __call__(self):
+        return self.now
 
     def leg(self, name, seconds, units=1, getting_ready=100.0):
         pace = iter(seconds)
+
         def ready():
             self.now += getting_ready
+
             def work():
                 self.now += next(pace)
                 self.ran.append(name)
                 return units
+
             return work
+
         return ready
 
 
 # a race
+
 
 def test_only_the_work_is_timed_by_its_units_and_the_first_run_is_not():
     clock = Clock()
@@ -61,12 +71,14 @@ def test_a_busy_machine_changes_no_ratio():
 
 
 def test_rounds_that_do_not_match_are_refused():
-    with pytest.raises(ValueError): ratio({"a": [1.0], "b": [1.0, 2.0]}, "a", "b")
+    with pytest.raises(ValueError):
+        ratio({"a": [1.0], "b": [1.0, 2.0]}, "a", "b")
 
 
 @pytest.mark.parametrize("rounds", [0, -1])
 def test_no_rounds_is_no_race(rounds):
-    with pytest.raises(ParameterError, match="at least one round"): race({"a": lambda: lambda: 1}, rounds)
+    with pytest.raises(ParameterError, match="at least one round"):
+        race({"a": lambda: lambda: 1}, rounds)
 
 
 def test_the_order_is_drawn_from_the_seed():
@@ -86,8 +98,19 @@ def test_the_race_keeps_to_that_order():
 
 # targets and records
 
-@pytest.mark.parametrize("found, least, met", [(2.5, True, True), (2.4, True, False), (2.5, False, True), (2.6, False, False), (None, True, None),
-                                               (Spread(2.6, 1.0, 3.0, 5), True, True), ([2.4, 1.0, 3.0, 5], True, False)])
+
+@pytest.mark.parametrize(
+    "found, least, met",
+    [
+        (2.5, True, True),
+        (2.4, True, False),
+        (2.5, False, True),
+        (2.6, False, False),
+        (None, True, None),
+        (Spread(2.6, 1.0, 3.0, 5), True, True),
+        ([2.4, 1.0, 3.0, 5], True, False),
+    ],
+)
 def test_a_target_is_met_by_the_median(found, least, met):
     aim = Target("x", found, 2.5, least)
     assert aim.met is met and aim.row()["met"] == {True: "yes", False: "**no**", None: "open"}[met]
@@ -115,33 +138,43 @@ def test_measuring_one_leg_again_leaves_the_others(tmp_path):
 
 def test_a_machine_is_described_but_not_named():
     import platform
+
     said = json.dumps(machine())
-    assert machine()["threads"] and machine()["versions"]["torch"] and platform.node() not in said.replace(platform.machine(), "")
+    assert (
+        machine()["threads"]
+        and machine()["versions"]["torch"]
+        and platform.node() not in said.replace(platform.machine(), "")
+    )
 
 
 # counting
 
-def store(): return Tokens(np.arange(3, 16, dtype=np.int32), np.zeros(13, np.int8), np.array([0, 5, 8, 13]), 0)
+
+def store():
+    return Tokens(np.arange(3, 16, dtype=np.int32), np.zeros(13, np.int8), np.array([0, 5, 8, 13]), 0)
 
 
 @pytest.mark.parametrize("kind", ["bert", "xlmr", "deberta"])
 def test_real_and_computed_tokens(kind):
     tokens = store() if kind == "bert" else Tokens(store().ids, None, store().starts, toy.tokenizer(kind).pad_token_id)
     net = MultiTask(load_encoder(toy.backbone(kind), 0), [2], 0)
-    with counted(net) as counts: net({"x": cut(tokens, np.array([0, 1, 2]))}, ("logits",))
+    with counted(net) as counts:
+        net({"x": cut(tokens, np.array([0, 1, 2]))}, ("logits",))
     assert counts["encoder.trained"] == 13 and counts["encoder.trained.texts"] == 3 and counts["encoder.calls"] == 1
     assert (counts["encoder.computed"] == 13) == (kind != "deberta"), "a padded backbone computes more than it is asked"
 
 
 def test_what_learns_nothing_is_not_trained():
     net = MultiTask(load_encoder(toy.backbone(), 0), [2], 0).requires_grad_(False)
-    with counted(net) as counts: net({"x": cut(store(), np.array([0]))}, ("e",))
+    with counted(net) as counts:
+        net({"x": cut(store(), np.array([0]))}, ("e",))
     assert counts["encoder.encoded"] == 5 and not counts["encoder.trained"]
 
 
 def test_afterwards_nothing_is_counted():
     net = MultiTask(load_encoder(toy.backbone(), 0), [2], 0)
-    with counted(net) as counts: pass
+    with counted(net) as counts:
+        pass
     net({"x": cut(store(), np.array([0]))}, ("e",))
     assert not counts
 
@@ -149,7 +182,10 @@ def test_afterwards_nothing_is_counted():
 def test_arithmetic_of_a_forward_pass():
     config = load_encoder(toy.backbone(), 0).config
     h, m, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
-    def one(T): return layers * (2 * T * (4 * h * h + 2 * h * m) + 4 * h * T * T)
+
+    def one(T):
+        return layers * (2 * T * (4 * h * h + 2 * h * m) + 4 * h * T * T)
+
     assert flops(config, [7, 11]) == one(7) + one(11) and flops(config, np.array([7])) == one(7)
 
 
@@ -160,13 +196,19 @@ def test_memory_of_a_fresh_process():
 
 
 def test_a_program_that_fails_says_why():
-    with pytest.raises(EnvironmentProblem, match="ZeroDivisionError"): fresh("result = 1 / 0")
+    with pytest.raises(EnvironmentProblem, match="ZeroDivisionError"):
+        fresh("result = 1 / 0")
 
 
 # schedules
 
+
 def test_what_each_loss_looks_at():
-    assert views(["task"]) == ("",) and set(views(["lang_adv"])) == {"", "_aug"} and set(views(["consistency"])) == {"_near", "_near_aug"}
+    assert (
+        views(["task"]) == ("",)
+        and set(views(["lang_adv"])) == {"", "_aug"}
+        and set(views(["consistency"])) == {"_near", "_near_aug"}
+    )
     assert set(views(["task_disc"])) == {"", "_aug"} and views([]) == ()
 
 
@@ -203,12 +245,18 @@ def test_line_4_read_to_the_letter_learns_something_else():
 @pytest.mark.parametrize("name", ["macular", "macular_wo_consistency"])
 def test_counted_tokens_are_the_formulas(name, schedule):
     row, built, numbers = ready(name)
-    with counted(built.net) as once: tokens = sizes(bare(built.phases[-1].data(0)))
+    with counted(built.net) as once:
+        tokens = sizes(bare(built.phases[-1].data(0)))
     built.phases = SCHEDULES[schedule](built, numbers)
-    with counted(built.net) as counts: toy.train(built, numbers)
+    with counted(built.net) as counts:
+        toy.train(built, numbers)
     said = cost(row, tokens, schedule, numbers.passes)
-    assert (counts["encoder.trained"], counts["encoder.encoded"] + counts["shared.encoded"]) == (said.trained, said.encoded)
-    if name == "macular_wo_consistency": assert once["shared.encoded"] == cost(row, tokens).once
+    assert (counts["encoder.trained"], counts["encoder.encoded"] + counts["shared.encoded"]) == (
+        said.trained,
+        said.encoded,
+    )
+    if name == "macular_wo_consistency":
+        assert once["shared.encoded"] == cost(row, tokens).once
     assert (counts["shared.calls"] == 0) == (schedule == "shared")
 
 
@@ -216,26 +264,43 @@ def test_counted_tokens_are_the_formulas(name, schedule):
 def test_rows_with_one_encoder_are_counted_too(name):
     row, built, numbers = ready(name)
     tokens = sizes(built.phases[-1].data(0))
-    with counted(built.net) as counts: toy.train(built, numbers)
+    with counted(built.net) as counts:
+        toy.train(built, numbers)
     said = cost(row, tokens, passes=numbers.passes)
     assert (counts["encoder.trained"], counts["encoder.encoded"], said.once) == (said.trained, said.encoded, 0)
 
 
 def test_formulas_on_texts_of_one_length():
     equal = {s: 3 for s in ("", "_aug", "_near", "_near_aug")}
-    def epochs(name, **how): return cost(methods[name], equal, **how).plain() / 3
-    assert epochs("finetune") == 1 and epochs("macular") == pytest.approx(14 / 3) and epochs("macular_wo_consistency") == pytest.approx(8 / 3)
-    assert epochs("macular", schedule="literal") == 8 and epochs("macular", schedule="literal", both=True) == pytest.approx(32 / 3)
-    assert epochs("macular", schedule="naive", both=True) == pytest.approx(44 / 3) and epochs("macular_nots") == pytest.approx(8 / 3)
+
+    def epochs(name, **how):
+        return cost(methods[name], equal, **how).plain() / 3
+
+    assert (
+        epochs("finetune") == 1
+        and epochs("macular") == pytest.approx(14 / 3)
+        and epochs("macular_wo_consistency") == pytest.approx(8 / 3)
+    )
+    assert epochs("macular", schedule="literal") == 8 and epochs(
+        "macular", schedule="literal", both=True
+    ) == pytest.approx(32 / 3)
+    assert epochs("macular", schedule="naive", both=True) == pytest.approx(44 / 3) and epochs(
+        "macular_nots"
+    ) == pytest.approx(8 / 3)
     assert Cost(30, 33).plain(3.3) == pytest.approx(40)
 
 
 # what is committed
 
+
 def test_the_committed_record_is_whole():
     record = read_json(ROOT / "nbs" / "records" / "bench.json")
     for section, found in record.items():
         assert found["machine"]["processor"] and found["machine"]["versions"], section
-        for aim in found.get("targets", []): assert Target(**aim).row()["target"]
+        for aim in found.get("targets", []):
+            assert Target(**aim).row()["target"]
     assert {"trainer", "input", "switch", "macular", "memory", "growth", "evaluation", "gpu"} <= record.keys()
-    assert record["macular"]["counted as the formula says, no padding"] and record["switch"]["facts"]["ids of both forms equal"]
+    assert (
+        record["macular"]["counted as the formula says, no padding"]
+        and record["switch"]["facts"]["ids of both forms equal"]
+    )

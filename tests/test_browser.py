@@ -1,4 +1,5 @@
 """The workbench in a real JupyterLab in a real browser: it runs, it moves, it runs nobody else's code, it can be read."""
+
 import json
 import os
 import secrets
@@ -45,20 +46,47 @@ def lab(tmp_path_factory):
     "JupyterLab on a copy of the project, with nobody's own settings"
     folder = tmp_path_factory.mktemp("lab")
     project, port, token = copy_project(folder / "macular"), free_port(), secrets.token_hex(16)
-    own = {f"{name}_DIR": str(folder / name.lower()) for name in ("JUPYTER_CONFIG", "JUPYTER_DATA", "JUPYTER_RUNTIME", "JUPYTERLAB_WORKSPACES", "JUPYTERLAB_SETTINGS")}
-    options = ["--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={project}",
-               "--LabApp.expose_app_in_browser=True", "--LabApp.news_url=", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    own = {
+        f"{name}_DIR": str(folder / name.lower())
+        for name in (
+            "JUPYTER_CONFIG",
+            "JUPYTER_DATA",
+            "JUPYTER_RUNTIME",
+            "JUPYTERLAB_WORKSPACES",
+            "JUPYTERLAB_SETTINGS",
+        )
+    }
+    options = [
+        "--no-browser",
+        "--allow-root",
+        "--ip=127.0.0.1",
+        f"--port={port}",
+        "--ServerApp.port_retries=0",
+        f"--IdentityProvider.token={token}",
+        f"--ServerApp.root_dir={project}",
+        "--LabApp.expose_app_in_browser=True",
+        "--LabApp.news_url=",
+        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+    ]
     environment = {k: v for k, v in os.environ.items() if k != "IN_TEST"} | own | {"PYTHONPATH": str(project)}
     with open(folder / "log", "w") as log:
-        server = subprocess.Popen([sys.executable, "-m", "jupyterlab", *options], cwd=project, env=environment, stdout=log, stderr=log)
+        server = subprocess.Popen(
+            [sys.executable, "-m", "jupyterlab", *options], cwd=project, env=environment, stdout=log, stderr=log
+        )
         try:
             url = f"http://127.0.0.1:{port}"
             for _ in range(240):
-                try: urlopen(f"{url}/api/status?token={token}", timeout=5).close()
-                except (URLError, OSError): time.sleep(0.25)
-                else: break
-            else: pytest.fail((folder / "log").read_text()[-3000:])
-            shots = Path(os.environ.get("MACULAR_SHOTS", folder))  # `MACULAR_SHOTS=nbs/figures pytest tests/test_browser.py -k readme` takes README's picture anew
+                try:
+                    urlopen(f"{url}/api/status?token={token}", timeout=5).close()
+                except (URLError, OSError):
+                    time.sleep(0.25)
+                else:
+                    break
+            else:
+                pytest.fail((folder / "log").read_text()[-3000:])
+            shots = Path(
+                os.environ.get("MACULAR_SHOTS", folder)
+            )  # `MACULAR_SHOTS=nbs/figures pytest tests/test_browser.py -k readme` takes README's picture anew
             yield SimpleNamespace(url=url, token=token, nbs=project / "nbs", shots=shots)
         finally:
             server.terminate()
@@ -97,8 +125,10 @@ def run_all(page, seconds):
 
 def write(lab, name, *sources):
     "A notebook of cells in the lab's project"
-    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(s) for s in sources],
-                                    metadata={"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}})
+    book = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(s) for s in sources],
+        metadata={"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}},
+    )
     nbformat.write(book, lab.nbs / name)
     return name
 
@@ -107,12 +137,14 @@ def wait_until(page, question, what, seconds=60):
     "Ask a page until it says yes"
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if question(): return
+        if question():
+            return
         page.wait_for_timeout(200)
     pytest.fail(f"not within {seconds} s: {what}")
 
 
 # the tour
+
 
 @pytest.fixture(scope="module")
 def tour(lab, browser):
@@ -131,13 +163,24 @@ def test_the_tour_runs_without_an_error(tour, lab):
 
 def test_every_view_is_a_widget(tour, lab):
     "A view's output has controls here, and a static twin beside them"
-    views = [o["data"] for cell in tour.evaluate(OUTPUTS) for o in cell if "application/vnd.jupyter.widget-view+json" in o.get("data", {})]
-    calls = sum(c.source.rstrip().splitlines()[-1].startswith(("playground(", "show_batch(", "errors(", "versus(", "live(", "heat_map(", "board(", "adversary("))
-                for c in nbformat.read(lab.nbs / "start.ipynb", 4).cells if c.cell_type == "code")
+    views = [
+        o["data"]
+        for cell in tour.evaluate(OUTPUTS)
+        for o in cell
+        if "application/vnd.jupyter.widget-view+json" in o.get("data", {})
+    ]
+    calls = sum(
+        c.source.rstrip()
+        .splitlines()[-1]
+        .startswith(("playground(", "show_batch(", "errors(", "versus(", "live(", "heat_map(", "board(", "adversary("))
+        for c in nbformat.read(lab.nbs / "start.ipynb", 4).cells
+        if c.cell_type == "code"
+    )
     assert len(views) == calls >= 8 and all("<div" in v["text/html"] for v in views)
 
 
-def first_output(page): return page.locator(".jp-CodeCell").first.locator(".jp-OutputArea-output").first
+def first_output(page):
+    return page.locator(".jp-CodeCell").first.locator(".jp-OutputArea-output").first
 
 
 def test_a_slider_moves_the_picture(tour, lab):
@@ -147,11 +190,20 @@ def test_a_slider_moves_the_picture(tour, lab):
     slider = out.locator(".widget-hslider", has_text="word rate")
     before, handle = out.locator(".widget-html-content").inner_html(), slider.locator(".noUi-handle")
     handle.focus()
-    for _ in range(10): handle.press("ArrowLeft")
+    for _ in range(10):
+        handle.press("ArrowLeft")
     wait_until(tour, lambda: "No word was exchanged" in out.inner_text(), "the picture follows the slider")
-    assert slider.locator(".widget-readout").inner_text() == "0.00" and out.locator(".widget-html-content").inner_html() != before
-    for _ in range(20): handle.press("ArrowRight")
-    wait_until(tour, lambda: slider.locator(".widget-readout").inner_text() == "1.00" and "No word" not in out.inner_text(), "and back")
+    assert (
+        slider.locator(".widget-readout").inner_text() == "0.00"
+        and out.locator(".widget-html-content").inner_html() != before
+    )
+    for _ in range(20):
+        handle.press("ArrowRight")
+    wait_until(
+        tour,
+        lambda: slider.locator(".widget-readout").inner_text() == "1.00" and "No word" not in out.inner_text(),
+        "and back",
+    )
     tour.screenshot(path=lab.shots / "slider.png")
 
 
@@ -169,7 +221,15 @@ def test_a_figure_follows_its_control(tour, lab):
 
 def test_the_picture_of_the_readme(lab, browser):
     "The playground with a pair of the mini world, every second word exchanged"
-    page = opened(lab, browser, write(lab, "picture.ipynb", "from macular.ui.playground import playground\nplayground('pawsx', item=1, langs=('de', 'es', 'fr', 'ja', 'zh'), word=0.6)"))
+    page = opened(
+        lab,
+        browser,
+        write(
+            lab,
+            "picture.ipynb",
+            "from macular.ui.playground import playground\nplayground('pawsx', item=1, langs=('de', 'es', 'fr', 'ja', 'zh'), word=0.6)",
+        ),
+    )
     run_all(page, 60)
     out = first_output(page)
     wait_until(page, lambda: "Leo hands the strong bed to Yuki near Berlin" in out.inner_text(), "the pair is shown")
@@ -182,7 +242,9 @@ def test_the_picture_of_the_readme(lab, browser):
 def test_it_can_be_read(tour, lab, theme):
     "Every text of every view has the contrast that WCAG asks of ordinary text, on light and on dark"
     tour.evaluate(f"() => jupyterapp.commands.execute('apputils:change-theme', {{theme: '{theme}'}})")
-    tour.wait_for_selector(f"body[data-jp-theme-name='{theme}']", state="attached")  # of no height: nothing of it is "visible"
+    tour.wait_for_selector(
+        f"body[data-jp-theme-name='{theme}']", state="attached"
+    )  # of no height: nothing of it is "visible"
     tour.wait_for_timeout(1000)
     first_output(tour).scroll_into_view_if_needed()
     tour.screenshot(path=lab.shots / f"{theme}.png")
@@ -193,7 +255,9 @@ def test_it_can_be_read(tour, lab, theme):
 def test_nothing_piles_up(lab, browser):
     "The same cell five times: as many widgets as after once, one set of controls on the page"
     count = "from ipywidgets.widgets.widget import _instances\nlen(_instances)"
-    page = opened(lab, browser, write(lab, "again.ipynb", "from macular.ui.playground import playground\nplayground()", count))
+    page = opened(
+        lab, browser, write(lab, "again.ipynb", "from macular.ui.playground import playground\nplayground()", count)
+    )
     numbers = []
     for _ in range(5):
         run_all(page, 60)
@@ -205,16 +269,25 @@ def test_nothing_piles_up(lab, browser):
 
 # live
 
+
 def test_buttons_reach_a_training_elsewhere(lab, browser):
     "Pause, evaluate, go on, stop: through the folder, while the training runs in another process"
-    begin = ("import tempfile\nfrom macular.ui.live import *\nfrom macular.train.config import Job\nout = tempfile.mkdtemp()\n"
-             "process = begin(Job(task='pawsx', method='finetune', preset='mini', rounds=20, langs=('en',), out=out))\n_ = wait_for(out, lambda s: s.step > 3)")
+    begin = (
+        "import tempfile\nfrom macular.ui.live import *\nfrom macular.train.config import Job\nout = tempfile.mkdtemp()\n"
+        "process = begin(Job(task='pawsx', method='finetune', preset='mini', rounds=20, langs=('en',), out=out))\n_ = wait_for(out, lambda s: s.step > 3)"
+    )
     page = opened(lab, browser, write(lab, "watch.ipynb", begin, "live(out, seconds=0.3)", "process.kill()"))
     page.set_default_timeout(180_000)
-    for _ in range(2): page.evaluate("() => jupyterapp.commands.execute('notebook:run-cell-and-select-next')")
+    for _ in range(2):
+        page.evaluate("() => jupyterapp.commands.execute('notebook:run-cell-and-select-next')")
     out = page.locator(".jp-OutputArea-output", has=page.locator(".jupyter-button")).last
-    def says(*words): wait_until(page, lambda: all(w in out.inner_text() for w in words), " and ".join(words))
-    def press(name): out.locator(".jupyter-button", has_text=name).click(timeout=30_000)
+
+    def says(*words):
+        wait_until(page, lambda: all(w in out.inner_text() for w in words), " and ".join(words))
+
+    def press(name):
+        out.locator(".jupyter-button", has_text=name).click(timeout=30_000)
+
     says("running", "step")
     press("pause")
     says("paused", "asked to pause")
@@ -236,17 +309,21 @@ def test_buttons_reach_a_training_elsewhere(lab, browser):
 
 # other people's text
 
+
 def test_text_of_others_runs_nowhere(lab, browser):
     "Twelve payloads in every view, in a page that would run them"
     shutil.copy(lab.nbs.parent / "tests" / "payloads.py", lab.nbs / "payloads.py")
     cells = ["import tempfile\nfrom payloads import views\nmade = views(tempfile.mkdtemp())\nlist(made)"]
     from payloads import VIEWS
+
     page = opened(lab, browser, write(lab, "payloads.ipynb", *cells, *(f"made[{name!r}]" for name in VIEWS)))
     run_all(page, 300)
     page.wait_for_timeout(2000)
     assert page.locator(".jupyter-widgets .widget-html-content").count() >= len(VIEWS)
     assert page.wrong == [] and page.evaluate("() => window.__pwned") is None
-    assert page.locator(".widget-html-content").filter(has_text="__pwned").count() >= len(VIEWS) - 1, "the payloads are not on the page"  # the heat map shows them in its picture
+    assert page.locator(".widget-html-content").filter(has_text="__pwned").count() >= len(VIEWS) - 1, (
+        "the payloads are not on the page"
+    )  # the heat map shows them in its picture
     page.screenshot(path=lab.shots / "payloads.png")
     page.close()
 

@@ -1,4 +1,5 @@
 """The command line: its help, its completion, its exit codes, and what it lets through to papermill."""
+
 import ast
 import json
 import os
@@ -21,13 +22,28 @@ from macular.train.config import Job, check
 from macular.store import write_json
 
 TINY = ["task=pawsx", "method=finetune", "preset=mini", "max_train=64", "rounds=1", "langs=de"]
-CODE = ["x=1\nimport os=1", "x=1\nopen('pwned', 'w')\ny=2", "task;import os#=1", "__import__('os')=1", "task =xnli", "In=1", "globals=1", "=1"]
+CODE = [
+    "x=1\nimport os=1",
+    "x=1\nopen('pwned', 'w')\ny=2",
+    "task;import os#=1",
+    "__import__('os')=1",
+    "task =xnli",
+    "In=1",
+    "globals=1",
+    "=1",
+]
 
 
 def shell(*words, **env):
     "What a terminal of 100 columns shows"
-    return subprocess.run([Path(sys.executable).with_name("macular"), *words], cwd=ROOT, capture_output=True, text=True, timeout=120,
-                          env=os.environ | {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb", "PYTHONPATH": str(ROOT)} | env)
+    return subprocess.run(
+        [Path(sys.executable).with_name("macular"), *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb", "PYTHONPATH": str(ROOT)} | env,
+    )
 
 
 def commands(group, path=()):
@@ -43,30 +59,53 @@ def pretended(monkeypatch):
 
 
 @pytest.fixture
-def no_kernel(monkeypatch): monkeypatch.setattr(papermill, "execute_notebook", lambda *a, **k: pytest.fail("a kernel was started"))
+def no_kernel(monkeypatch):
+    monkeypatch.setattr(papermill, "execute_notebook", lambda *a, **k: pytest.fail("a kernel was started"))
 
 
 # help
 
+
 def test_every_command_says_what_it_does():
     from typer.main import get_command
+
     found = dict(commands(get_command(app)))
-    assert {("tasks",), ("train",), ("rerun",), ("export",), ("data", "check"), ("data", "fetch"), ("sweep", "plan"), ("sweep", "run"), ("sweep", "status")} <= set(found)
+    assert {
+        ("tasks",),
+        ("train",),
+        ("rerun",),
+        ("export",),
+        ("data", "check"),
+        ("data", "fetch"),
+        ("sweep", "plan"),
+        ("sweep", "run"),
+        ("sweep", "status"),
+    } <= set(found)
     for path, command in found.items():
         assert command.help and command.help.endswith("."), path
-        for option in command.params: assert option.name == "help" or getattr(option, "help", None), (path, option.name)
+        for option in command.params:
+            assert option.name == "help" or getattr(option, "help", None), (path, option.name)
 
 
 def test_help_tells_the_exit_codes_and_fits_a_terminal():
     said = shell("--help")
-    assert said.returncode == 0 and re.search(r"0 done, 2 parameters, 3 data,\s+4 machine, 5 storage,\s+6 numbers", re.sub(r"\s+", " ", said.stdout))
+    assert said.returncode == 0 and re.search(
+        r"0 done, 2 parameters, 3 data,\s+4 machine, 5 storage,\s+6 numbers", re.sub(r"\s+", " ", said.stdout)
+    )
     for words in ((), ("sweep",), ("sweep", "run"), ("train",), ("rerun",)):
         said = shell(*words, "--help")
-        assert said.returncode == 0 and max(map(len, said.stdout.splitlines())) <= 100 and "Usage: macular" in said.stdout
+        assert (
+            said.returncode == 0 and max(map(len, said.stdout.splitlines())) <= 100 and "Usage: macular" in said.stdout
+        )
 
 
 def test_the_shell_completes_commands_and_parameters():
-    for typed, wanted in (("macular sw", "sweep"), ("macular sweep st", "status"), ("macular train al", "alpha="), ("macular sweep run --en", "--engine")):
+    for typed, wanted in (
+        ("macular sw", "sweep"),
+        ("macular sweep st", "status"),
+        ("macular train al", "alpha="),
+        ("macular sweep run --en", "--engine"),
+    ):
         words = typed.split()
         said = shell(_MACULAR_COMPLETE="complete_bash", COMP_WORDS=typed, COMP_CWORD=str(len(words) - 1))
         assert wanted in said.stdout.split(), (typed, said.stdout, said.stderr)
@@ -81,20 +120,42 @@ def test_tasks_are_listed(capsys):
 
 # exit codes
 
-@pytest.mark.parametrize("words,code", [
-    (["sweep", "plan", *TINY], 0), (["sweep"], 2), (["sweep", "plan"], 2), (["swep"], 2), (["sweep", "run", *TINY, "--workers", "two"], 2),
-    (["sweep", "run", *TINY, "--workers", "8"], 2), (["sweep", "run", *TINY, "--engine", "ray", "--workers", "8"], 2), (["sweep", "run", *TINY, "--engine", "rya"], 2), (["sweep", "run", *TINY, "--gpus", "1"], 2), (["sweep", "run", *TINY, "--only", "7"], 2),
-    (["sweep", "run", *TINY, "--engine", "processes", "--workers", "0"], 2), (["sweep", "plan", "task=xnli"], 2), (["sweep", "plan", "plan.yaml"], 2),
-    (["sweep", "plan", "gone.toml"], 3), (["rerun", "gone"], 3), (["train", "task=gone.toml"], 2), (["train", "data_dir"], 2)])
+
+@pytest.mark.parametrize(
+    "words,code",
+    [
+        (["sweep", "plan", *TINY], 0),
+        (["sweep"], 2),
+        (["sweep", "plan"], 2),
+        (["swep"], 2),
+        (["sweep", "run", *TINY, "--workers", "two"], 2),
+        (["sweep", "run", *TINY, "--workers", "8"], 2),
+        (["sweep", "run", *TINY, "--engine", "ray", "--workers", "8"], 2),
+        (["sweep", "run", *TINY, "--engine", "rya"], 2),
+        (["sweep", "run", *TINY, "--gpus", "1"], 2),
+        (["sweep", "run", *TINY, "--only", "7"], 2),
+        (["sweep", "run", *TINY, "--engine", "processes", "--workers", "0"], 2),
+        (["sweep", "plan", "task=xnli"], 2),
+        (["sweep", "plan", "plan.yaml"], 2),
+        (["sweep", "plan", "gone.toml"], 3),
+        (["rerun", "gone"], 3),
+        (["train", "task=gone.toml"], 2),
+        (["train", "data_dir"], 2),
+    ],
+)
 def test_exit_codes(words, code, tmp_path, no_kernel):
     assert main([*words, f"out={tmp_path}"] if "preset=mini" in words else words) == code
 
 
-@pytest.mark.parametrize("error,code", [(ParameterError, 2), (DataError, 3), (EnvironmentProblem, 4), (NumericError, 6)])
+@pytest.mark.parametrize(
+    "error,code", [(ParameterError, 2), (DataError, 3), (EnvironmentProblem, 4), (NumericError, 6)]
+)
 def test_a_failed_sweep_ends_with_the_code_of_its_failures(error, code, tmp_path, monkeypatch, capsys):
     def do(job):
-        if job.seed == 1: raise error("what happened")
+        if job.seed == 1:
+            raise error("what happened")
         return pretend.wait(job)
+
     monkeypatch.setattr(macular.cli, "compute", do)
     words = [*TINY, "seed=0,1", f"out={tmp_path}"]
     assert main(["sweep", "run", *words]) == code
@@ -120,9 +181,12 @@ def test_ray_that_is_absent_ends_with_4(tmp_path, monkeypatch):
 
 # what reaches papermill
 
+
 @pytest.mark.parametrize("word", CODE)
 @pytest.mark.parametrize("command", [["train"], ["sweep", "plan"], ["sweep", "run", "--reports"]])
-def test_a_name_that_is_code_is_refused_before_papermill_sees_it(command, word, no_kernel, tmp_path, monkeypatch, capsys):
+def test_a_name_that_is_code_is_refused_before_papermill_sees_it(
+    command, word, no_kernel, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     assert main([*command, "preset=mini", word]) == 2
     assert "unknown parameter" in capsys.readouterr().err and not list(tmp_path.iterdir())
@@ -130,19 +194,31 @@ def test_a_name_that_is_code_is_refused_before_papermill_sees_it(command, word, 
 
 def test_only_declared_parameters_reach_papermill(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(papermill, "execute_notebook", lambda notebook, output, parameters, **more: seen.append(parameters))
+    monkeypatch.setattr(
+        papermill, "execute_notebook", lambda notebook, output, parameters, **more: seen.append(parameters)
+    )
     value = 'a"; import os #\n${HOME} {{x}}'
     assert main(["train", *TINY, "seed=3", f"lexicon_dir={value}", "--report", str(tmp_path / "r.ipynb")]) == 0
     [parameters] = seen
     declared = papermill.inspect_notebook(str(ROOT / "nbs" / "train.ipynb"))
-    assert parameters == {"task": "pawsx", "method": "finetune", "preset": "mini", "seed": 3, "lexicon_dir": value, "max_train": 64, "rounds": 1, "langs": "de"}
+    assert parameters == {
+        "task": "pawsx",
+        "method": "finetune",
+        "preset": "mini",
+        "seed": 3,
+        "lexicon_dir": value,
+        "max_train": 64,
+        "rounds": 1,
+        "langs": "de",
+    }
     assert set(parameters) <= set(declared)
 
 
 def test_a_value_that_is_code_stays_a_text(tmp_path):
     "papermill escapes values; the cell it would write is read back"
     from papermill.translators import translate_parameters
-    value = "x'\nimport os\n\"\"\"\\"
+
+    value = 'x\'\nimport os\n"""\\'
     cell = translate_parameters("python3", "python", {"lexicon_dir": value}, "Parameters")
     [assign] = ast.parse(cell).body
     assert ast.literal_eval(assign.value) == value
@@ -150,34 +226,60 @@ def test_a_value_that_is_code_stays_a_text(tmp_path):
 
 # sweeps
 
+
 def test_commas_multiply_except_within_lists():
     assert read_table(["plan.toml"]) == "plan.toml"
     assert read_table(["seed=0,1", "seed=5", "langs=de,fr", "langs=sw", "deterministic=true", "task=xnli"]) == {
-        "seed": [0, 1, 5], "langs": [["de", "fr"], ["sw"]], "deterministic": [True], "task": ["xnli"]}
+        "seed": [0, 1, 5],
+        "langs": [["de", "fr"], ["sw"]],
+        "deterministic": [True],
+        "task": ["xnli"],
+    }
     jobs = plan(read_table([*TINY, "langs=de,fr", "learning_rate=1e-3,2e-5"]))
     assert len(jobs) == 4 and {j.learning_rate for j in jobs} == {1e-3, 2e-5}
 
 
 def test_a_sweep_is_planned_run_and_gone_on_with(tmp_path, pretended, capsys):
-    (tmp_path / "plan.toml").write_text(f'task = "pawsx"\nmethod = "finetune"\npreset = "mini"\nmax_train = 64\nrounds = 1\nseed = [0, 1, 2]\nout = "{tmp_path}"\n')
+    (tmp_path / "plan.toml").write_text(
+        f'task = "pawsx"\nmethod = "finetune"\npreset = "mini"\nmax_train = 64\nrounds = 1\nseed = [0, 1, 2]\nout = "{tmp_path}"\n'
+    )
     path = str(tmp_path / "plan.toml")
-    assert main(["sweep", "plan", path]) == 0 and "3 jobs: 3 waiting." in capsys.readouterr().out and not (tmp_path / "jobs").exists()
-    assert main(["sweep", "run", path, "--only", "2"]) == 0 and "[1/1] finetune on pawsx, seed 1: done" in capsys.readouterr().out
+    assert (
+        main(["sweep", "plan", path]) == 0
+        and "3 jobs: 3 waiting." in capsys.readouterr().out
+        and not (tmp_path / "jobs").exists()
+    )
+    assert (
+        main(["sweep", "run", path, "--only", "2"]) == 0
+        and "[1/1] finetune on pawsx, seed 1: done" in capsys.readouterr().out
+    )
     assert main(["sweep", "status", path]) == 0 and "3 jobs: 1 done, 2 waiting." in capsys.readouterr().out
     assert main(["sweep", "run", path]) == 0
     said = capsys.readouterr().out
     assert "[2/3]" in said and "[3/3]" in said and "seed 1" not in said
     assert main(["sweep", "run", path, "--again"]) == 0
-    assert Counter(x["seed"] for x in pretend.logged(tmp_path, "asked")) == {0: 2, 1: 2, 2: 2} and len(pretend.logged(tmp_path, "done")) == 3
+    assert (
+        Counter(x["seed"] for x in pretend.logged(tmp_path, "asked")) == {0: 2, 1: 2, 2: 2}
+        and len(pretend.logged(tmp_path, "done")) == 3
+    )
 
 
 def test_a_search_is_done_a_stage_at_a_time(tmp_path, monkeypatch, capsys):
     def do(job):
-        write_json(pretend.result(job) / "result.json", {"config": {"task": job.task}, "trainings": {"finetune": {"round": 1, "dev": [{job.task: 100 * job.learning_rate}]}}})
+        write_json(
+            pretend.result(job) / "result.json",
+            {
+                "config": {"task": job.task},
+                "trainings": {"finetune": {"round": 1, "dev": [{job.task: 100 * job.learning_rate}]}},
+            },
+        )
         return pretend.result(job)
+
     monkeypatch.setattr(macular.cli, "compute", do)
     path = tmp_path / "search.toml"
-    path.write_text(f'task = "pawsx"\nmethod = "finetune"\npreset = "mini"\nout = "{tmp_path}"\n[[stage]]\nlearning_rate = [0.1, 0.2]\n[[stage]]\nbatch_size = [8, 16, 32]\n')
+    path.write_text(
+        f'task = "pawsx"\nmethod = "finetune"\npreset = "mini"\nout = "{tmp_path}"\n[[stage]]\nlearning_rate = [0.1, 0.2]\n[[stage]]\nbatch_size = [8, 16, 32]\n'
+    )
     assert main(["sweep", "plan", str(path)]) == 0
     said = capsys.readouterr().out
     assert "2 + 3 = 5 settings" in said and "2 jobs: 2 waiting." in said
@@ -192,29 +294,78 @@ def test_a_search_is_done_a_stage_at_a_time(tmp_path, monkeypatch, capsys):
 
 def test_two_processes_unless_said_otherwise():
     from macular.cli import engine_of
+
     assert [engine_of("processes", n, None, None).slots for n in (None, 8)] == [2, 8]
 
 
 def test_a_students_rival_is_looked_up_before_it_is_trained(monkeypatch, capsys):
     import macular.deploy.distill
+
     monkeypatch.setattr(macular.deploy.distill, "distill", lambda *a, **k: pytest.fail("a student was trained"))
-    assert main(["distill", "teacher", "--plain", "typo"]) == 3 and "there is no finished run in typo" in capsys.readouterr().err
+    assert (
+        main(["distill", "teacher", "--plain", "typo"]) == 3
+        and "there is no finished run in typo" in capsys.readouterr().err
+    )
 
 
 def test_slurms_form_does_one_job(tmp_path):
     "The script of the notebook, with the variables an array sets"
     import nbformat
-    cells = [c.source for c in nbformat.read(ROOT / "nbs" / "jobs/02_engines.ipynb", 4).cells if c.source.startswith('script = """')]
+
+    cells = [
+        c.source
+        for c in nbformat.read(ROOT / "nbs" / "jobs/02_engines.ipynb", 4).cells
+        if c.source.startswith('script = """')
+    ]
     names = {}
     exec(cells[0].replace("print(script)", ""), names)
     (tmp_path / "job.sh").write_text(names["script"])
-    (tmp_path / "plan.csv").write_text("task,method,preset,max_train,rounds,langs,seed,out\n" + "".join(f"pawsx,finetune,mini,64,1,de,{seed},{tmp_path}\n" for seed in (0, 1)))
+    (tmp_path / "plan.csv").write_text(
+        "task,method,preset,max_train,rounds,langs,seed,out\n"
+        + "".join(f"pawsx,finetune,mini,64,1,de,{seed},{tmp_path}\n" for seed in (0, 1))
+    )
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(["bash", str(tmp_path / "job.sh")], capture_output=True, text=True, timeout=120, cwd=tmp_path, env=os.environ | {
-        "SLURM_ARRAY_TASK_ID": "2", "SLURM_SUBMIT_DIR": str(ROOT), "PLAN": str(tmp_path / "plan.csv"), "PATH": path, "PYTHONPATH": str(ROOT)})
+    done = subprocess.run(
+        ["bash", str(tmp_path / "job.sh")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=tmp_path,
+        env=os.environ
+        | {
+            "SLURM_ARRAY_TASK_ID": "2",
+            "SLURM_SUBMIT_DIR": str(ROOT),
+            "PLAN": str(tmp_path / "plan.csv"),
+            "PATH": path,
+            "PYTHONPATH": str(ROOT),
+        },
+    )
     assert done.returncode == 0, done.stderr
     assert [s["state"] for s in plan(tmp_path / "plan.csv").states] == ["waiting", "done"]
-    job = check({"task": "pawsx", "method": "finetune", "preset": "mini", "max_train": 64, "rounds": 1, "langs": "de", "seed": 1, "out": str(tmp_path)})
-    again = subprocess.run([Path(sys.executable).with_name("macular"), "rerun", str(tmp_path / state(job)["folder"]), "--out", str(tmp_path / "again")],
-                           capture_output=True, text=True, timeout=120, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    job = check(
+        {
+            "task": "pawsx",
+            "method": "finetune",
+            "preset": "mini",
+            "max_train": 64,
+            "rounds": 1,
+            "langs": "de",
+            "seed": 1,
+            "out": str(tmp_path),
+        }
+    )
+    again = subprocess.run(
+        [
+            Path(sys.executable).with_name("macular"),
+            "rerun",
+            str(tmp_path / state(job)["folder"]),
+            "--out",
+            str(tmp_path / "again"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
     assert again.returncode == 0 and "Equal" in again.stdout, again.stderr

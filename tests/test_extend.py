@@ -1,4 +1,5 @@
 """Records of one's own: defined twice in a notebook, and known to a fresh kernel on a Ray worker."""
+
 import os, subprocess, sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,20 +13,24 @@ ROOT = Path(__file__).parents[1]
 
 def test_the_same_record_may_be_defined_again():
     "As a cell that is run twice does: the class is another object, the record says the same"
+
     def make(value):
         @dataclass(frozen=True)
         class Thing:
             name: str
             value: int = 0
+
         return Thing("a", value)
+
     registry = Registry("thing")
     registry.add(make(1))
     again = registry.add(make(1))
     assert registry["a"] is again
-    with pytest.raises(ParameterError, match="another thing named 'a'"): registry.add(make(2))
+    with pytest.raises(ParameterError, match="another thing named 'a'"):
+        registry.add(make(2))
 
 
-THROUGH_RAY = '''
+THROUGH_RAY = """
 import sys
 from pathlib import Path
 import nbformat
@@ -44,13 +49,18 @@ print(state)
 assert state["state"] == "done", state
 folder = Path(names["parameters"]["out"]) / state["folder"]
 assert list(folder.parent.glob("*/report.ipynb")) or list(folder.parent.glob("*/*/report.ipynb")), "the job was to be a notebook"
-'''
+"""
 
 
 def test_the_how_tos_job_through_ray():
     "Task, backbone, loss, augmentation and row of one's own, known to a kernel that papermill starts on a Ray worker"
     pytest.importorskip("ray", reason="Ray is not installed: the extra `cluster`")
-    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]), "OMP_NUM_THREADS": "1"}
+    env = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "OMP_NUM_THREADS": "1",
+    }
     env.pop("IN_TEST", None)
-    done = subprocess.run([sys.executable, "-c", THROUGH_RAY], cwd=ROOT, env=env, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(
+        [sys.executable, "-c", THROUGH_RAY], cwd=ROOT, env=env, capture_output=True, text=True, timeout=500
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]

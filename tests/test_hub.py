@@ -1,4 +1,5 @@
 """The path from the Hugging Face hub, against a stand-in on this machine: only the wanted files, labels by name, honest when offline."""
+
 import json
 import os
 import subprocess
@@ -23,24 +24,50 @@ json.dump(found, sys.stdout)
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory): return hub.fill(tmp_path_factory.mktemp("hub"))
+def published(tmp_path_factory):
+    return hub.fill(tmp_path_factory.mktemp("hub"))
 
 
 def python(code, home, url, offline="0"):
     "Run code in a fresh process whose hub is at a url"
-    env = os.environ | {"HF_ENDPOINT": url, "HF_HOME": str(home), "HF_HUB_OFFLINE": offline, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    env = os.environ | {
+        "HF_ENDPOINT": url,
+        "HF_HOME": str(home),
+        "HF_HUB_OFFLINE": offline,
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
 
 
 def test_all_four_tasks(published, tmp_path):
-    with hub.serve(published) as served: done = python(READ, tmp_path, served.url)
+    with hub.serve(published) as served:
+        done = python(READ, tmp_path, served.url)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout)
-    assert found["xnli train"] == [60, "the en premise number 1 is 1", "the en hypothesis number 1 is 1", ["entailment", "neutral", "contradiction"], ["0", "1"]]
-    assert found["xnli test"][1] == "the ur premise number 1 is 1" and found["pawsx dev"][3:] == [["different", "paraphrase", "different"], ["1", "2"]]
-    assert found["qam dev"][1:4] == ["the fr question number 1 is 1", "the fr answer number 1 is 1", ["no", "yes", "no"]]
-    assert found["qadsm test"][2:4] == ["the de ad_title number 1 is 1 the de ad_description number 1 is 1", ["Bad", "Good", "Bad"]]
-    assert found["provenance"][0]["source"] == f"facebook/xnli@{hub.COMMIT}" and found["provenance"][0]["file"] == "ur/validation-00000-of-00001.parquet"
+    assert found["xnli train"] == [
+        60,
+        "the en premise number 1 is 1",
+        "the en hypothesis number 1 is 1",
+        ["entailment", "neutral", "contradiction"],
+        ["0", "1"],
+    ]
+    assert found["xnli test"][1] == "the ur premise number 1 is 1" and found["pawsx dev"][3:] == [
+        ["different", "paraphrase", "different"],
+        ["1", "2"],
+    ]
+    assert found["qam dev"][1:4] == [
+        "the fr question number 1 is 1",
+        "the fr answer number 1 is 1",
+        ["no", "yes", "no"],
+    ]
+    assert found["qadsm test"][2:4] == [
+        "the de ad_title number 1 is 1 the de ad_description number 1 is 1",
+        ["Bad", "Good", "Bad"],
+    ]
+    assert (
+        found["provenance"][0]["source"] == f"facebook/xnli@{hub.COMMIT}"
+        and found["provenance"][0]["file"] == "ur/validation-00000-of-00001.parquet"
+    )
     files = {path.split(f"/{hub.COMMIT}/")[1] for path in served.asked if "/resolve/" in path}
     assert len(files) == 11 and [f for f in files if "train" in f and not f.startswith(("en/", "qam/", "qadsm/"))] == []
 
@@ -50,7 +77,8 @@ def test_all_four_tasks(published, tmp_path):
 
 def test_a_training_split_that_is_machine_translated_is_never_asked_for(published, tmp_path):
     code = "from dataclasses import replace\nfrom macular.data.tasks import load, tasks\nload(replace(tasks['xnli'], source_lang='de'), 'train')"
-    with hub.serve(published) as served: done = python(code, tmp_path, served.url)
+    with hub.serve(published) as served:
+        done = python(code, tmp_path, served.url)
     assert "in 'en' only, not in 'de'" in done.stderr and served.asked == []
 
 
@@ -67,18 +95,26 @@ def test_a_revision_that_has_no_such_file(published, tmp_path):
     gone = tmp_path / "datasets" / "hgissbkh" / "xglue" / "nc"
     gone.mkdir(parents=True)
     (gone / "train-00000-of-00001.parquet").write_bytes(b"")
-    with hub.serve(tmp_path) as served: done = python("from macular.data.tasks import load\nload('qam', 'train')", tmp_path / "home", served.url)
+    with hub.serve(tmp_path) as served:
+        done = python("from macular.data.tasks import load\nload('qam', 'train')", tmp_path / "home", served.url)
     assert "hgissbkh/xglue has no file qam/train-*.parquet in this revision" in done.stderr
 
 
 def test_a_pinned_revision_is_asked_for(published, tmp_path):
     with hub.serve(published) as served:
-        done = python("from macular.data.tasks import Hub, load\nload('xnli', 'dev', 'sw', Hub({'facebook/xnli': 'v1'}))", tmp_path, served.url)
+        done = python(
+            "from macular.data.tasks import Hub, load\nload('xnli', 'dev', 'sw', Hub({'facebook/xnli': 'v1'}))",
+            tmp_path,
+            served.url,
+        )
     assert done.returncode == 0 and "/api/datasets/facebook/xnli/revision/v1" in served.asked
 
 
 def test_the_model(published, tmp_path):
-    code = ("from transformers import AutoModel, AutoTokenizer\nname = 'google-bert/bert-base-multilingual-cased'\n"
-            "print(AutoModel.from_pretrained(name).config.hidden_size, AutoTokenizer.from_pretrained(name)('the yes')['input_ids'])")
-    with hub.serve(published) as served: done = python(code, tmp_path, served.url)
+    code = (
+        "from transformers import AutoModel, AutoTokenizer\nname = 'google-bert/bert-base-multilingual-cased'\n"
+        "print(AutoModel.from_pretrained(name).config.hidden_size, AutoTokenizer.from_pretrained(name)('the yes')['input_ids'])"
+    )
+    with hub.serve(published) as served:
+        done = python(code, tmp_path, served.url)
     assert done.stdout == "32 [2, 5, 8, 3]\n", done.stderr[-2000:]

@@ -1,4 +1,5 @@
 """A notebook's number is its layer; planning needs no torch; nothing exported runs text as code."""
+
 import ast
 import re
 import subprocess
@@ -19,11 +20,51 @@ def module(path):
 
 
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.stem not in ("__init__", "_modidx"))
-TORCH_FREE = {"core", "store", "data.readers", "data.tasks", "data.dev_split", "data.lexicon", "data.mini_world", "data.download", "text.code_switch",
-              "text.chunks", "text.chunk_table", "train.methods", "train.config", "results.paper", "results.records", "results.predictions",
-              "results.statistics", "results.simulate", "results.tables", "results.compare", "jobs.plan", "jobs.engines", "jobs.search", "jobs.rerun"}
-HEAVY = {"torch", "transformers", "tokenizers", "accelerate", "datasets", "pandas", "pyarrow", "scipy", "statsmodels", "sklearn", "huggingface_hub",
-         "matplotlib", "seaborn", "ipywidgets", "IPython", "papermill", "ray"}
+TORCH_FREE = {
+    "core",
+    "store",
+    "data.readers",
+    "data.tasks",
+    "data.dev_split",
+    "data.lexicon",
+    "data.mini_world",
+    "data.download",
+    "text.code_switch",
+    "text.chunks",
+    "text.chunk_table",
+    "train.methods",
+    "train.config",
+    "results.paper",
+    "results.records",
+    "results.predictions",
+    "results.statistics",
+    "results.simulate",
+    "results.tables",
+    "results.compare",
+    "jobs.plan",
+    "jobs.engines",
+    "jobs.search",
+    "jobs.rerun",
+}
+HEAVY = {
+    "torch",
+    "transformers",
+    "tokenizers",
+    "accelerate",
+    "datasets",
+    "pandas",
+    "pyarrow",
+    "scipy",
+    "statsmodels",
+    "sklearn",
+    "huggingface_hub",
+    "matplotlib",
+    "seaborn",
+    "ipywidgets",
+    "IPython",
+    "papermill",
+    "ray",
+}
 PICKLES = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
 
@@ -49,10 +90,13 @@ def imports(source, package="macular"):
                 parents = package.split(".")
                 base = ".".join(parents[: len(parents) - node.level + 1] + ([node.module] if node.module else []))
             top, _, rest = base.partition(".")
-            if top != "macular": yield top, None
-            elif rest and rest not in CHAPTERS: yield top, rest
+            if top != "macular":
+                yield top, None
+            elif rest and rest not in CHAPTERS:
+                yield top, rest
             else:
-                for name in node.names: yield top, ".".join(filter(None, (rest, name.name)))
+                for name in node.names:
+                    yield top, ".".join(filter(None, (rest, name.name)))
 
 
 def of(path):
@@ -69,26 +113,51 @@ def offences(source):
     "Calls and imports that exported code must not have"
     found = {f"import {top}" for top, _ in imports(source) if top in PICKLES | {"nbdev", "fastcore"}}
     for node in ast.walk(ast.parse(source)):
-        if not isinstance(node, ast.Call): continue
+        if not isinstance(node, ast.Call):
+            continue
         name, said = dotted(node.func), {k.arg: getattr(k.value, "value", None) for k in node.keywords}
-        if name in {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "yaml.load", "yaml.unsafe_load", "torch.load", "torch.save"}:
+        if name in {
+            "eval",
+            "exec",
+            "compile",
+            "__import__",
+            "os.system",
+            "os.popen",
+            "yaml.load",
+            "yaml.unsafe_load",
+            "torch.load",
+            "torch.save",
+        }:
             found.add(name)
-        if name.startswith("torch.jit"): found.add("torch.jit")
-        found |= {f"{k}=True" for k in ("trust_remote_code", "shell", "allow_pickle") if k in said and said[k] is not False}
+        if name.startswith("torch.jit"):
+            found.add("torch.jit")
+        found |= {
+            f"{k}=True" for k in ("trust_remote_code", "shell", "allow_pickle") if k in said and said[k] is not False
+        }
     return found
 
 
 def detaches(source):
     "The functions in which a tensor is cut from the graph by `detach`"
+
     def inside(node, function):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)): function = node.name
-        if isinstance(node, ast.Attribute) and node.attr in ("detach", "detach_"): yield function
-        for child in ast.iter_child_nodes(node): yield from inside(child, function)
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            function = node.name
+        if isinstance(node, ast.Attribute) and node.attr in ("detach", "detach_"):
+            yield function
+        for child in ast.iter_child_nodes(node):
+            yield from inside(child, function)
+
     return list(inside(ast.parse(source), None))
 
 
 def test_a_module_imports_nothing_above_it():
-    upward = [(module(path), name) for path in MODULES for top, name in of(path) if top == "macular" and layer(name) >= layer(module(path))]
+    upward = [
+        (module(path), name)
+        for path in MODULES
+        for top, name in of(path)
+        if top == "macular" and layer(name) >= layer(module(path))
+    ]
     assert upward == []
 
 
@@ -104,22 +173,48 @@ def test_exported_code_is_harmless():
 
 
 def test_gradients_are_cut_in_one_place():
-    assert {(module(path), name) for path in MODULES for name in detaches(path.read_text("utf-8"))} == {("model.losses", "kl_s")}
+    assert {(module(path), name) for path in MODULES for name in detaches(path.read_text("utf-8"))} == {
+        ("model.losses", "kl_s")
+    }
 
 
 def test_no_loop_leaves_a_public_name_behind():
-    loops = [(module(path), node) for path in MODULES for node in ast.parse(path.read_text("utf-8")).body if isinstance(node, ast.For)]
-    assert [(name, n.id) for name, loop in loops for n in ast.walk(loop.target) if isinstance(n, ast.Name) and not n.id.startswith("_")] == []
+    loops = [
+        (module(path), node)
+        for path in MODULES
+        for node in ast.parse(path.read_text("utf-8")).body
+        if isinstance(node, ast.For)
+    ]
+    assert [
+        (name, n.id)
+        for name, loop in loops
+        for n in ast.walk(loop.target)
+        if isinstance(n, ast.Name) and not n.id.startswith("_")
+    ] == []
 
 
 # the tests above can fail
 
-@pytest.mark.parametrize("source, found", [
-    ("import pickle", "import pickle"), ("from fastcore.test import test_eq", "import fastcore"), ("def f():\n    import nbdev.test", "import nbdev"),
-    ("eval('1')", "eval"), ("exec(text)", "exec"), ("yaml.load(f)", "yaml.load"), ("subprocess.run(x, shell=True)", "shell=True"),
-    ("m.from_pretrained(x, trust_remote_code=True)", "trust_remote_code=True"), ("f(trust_remote_code=flag)", "trust_remote_code=True"),
-    ("np.load(f, allow_pickle=True)", "allow_pickle=True"), ("torch.load(f)", "torch.load"), ("torch.jit.script(f)", "torch.jit")])
-def test_an_offence_is_found(source, found): assert offences(source) == {found}
+
+@pytest.mark.parametrize(
+    "source, found",
+    [
+        ("import pickle", "import pickle"),
+        ("from fastcore.test import test_eq", "import fastcore"),
+        ("def f():\n    import nbdev.test", "import nbdev"),
+        ("eval('1')", "eval"),
+        ("exec(text)", "exec"),
+        ("yaml.load(f)", "yaml.load"),
+        ("subprocess.run(x, shell=True)", "shell=True"),
+        ("m.from_pretrained(x, trust_remote_code=True)", "trust_remote_code=True"),
+        ("f(trust_remote_code=flag)", "trust_remote_code=True"),
+        ("np.load(f, allow_pickle=True)", "allow_pickle=True"),
+        ("torch.load(f)", "torch.load"),
+        ("torch.jit.script(f)", "torch.jit"),
+    ],
+)
+def test_an_offence_is_found(source, found):
+    assert offences(source) == {found}
 
 
 def test_what_only_looks_like_one_is_not():
@@ -127,10 +222,17 @@ def test_what_only_looks_like_one_is_not():
 
 
 def test_imports_are_found_in_all_spellings():
-    source = ("from .a import x\nfrom . import b\nfrom .. import c\nfrom ..d import y\nfrom ..data.e import z\nfrom ..data import f\nimport macular.g\n"
-              "from macular import h\nfrom macular.text.i import y\ndef f():\n    import os.path")
-    assert list(imports(source, "macular.data")) == [("macular", m) for m in ("data.a", "data.b", "c", "d", "data.e", "data.f", "g", "h", "text.i")] + [("os", None)]
+    source = (
+        "from .a import x\nfrom . import b\nfrom .. import c\nfrom ..d import y\nfrom ..data.e import z\nfrom ..data import f\nimport macular.g\n"
+        "from macular import h\nfrom macular.text.i import y\ndef f():\n    import os.path"
+    )
+    assert list(imports(source, "macular.data")) == [
+        ("macular", m) for m in ("data.a", "data.b", "c", "d", "data.e", "data.f", "g", "h", "text.i")
+    ] + [("os", None)]
 
 
 def test_detach_is_found():
-    assert detaches("def f(x):\n    def g(y): return y.detach()\n    return x.detach_()") == ["g", "f"] and detaches("a.detached") == []
+    assert (
+        detaches("def f(x):\n    def g(y): return y.detach()\n    return x.detach_()") == ["g", "f"]
+        and detaches("a.detached") == []
+    )

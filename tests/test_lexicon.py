@@ -1,4 +1,5 @@
 """Dictionaries: what is read, what is refused, what is reported."""
+
 import subprocess, sys, time
 from pathlib import Path
 
@@ -10,19 +11,44 @@ from macular.data.lexicon import CHUNK, MUSE, Lexicon, count_words, read_file, r
 
 ROOT = Path(__file__).parents[1]
 REAL = ROOT / "../shared/data/dictionaries"
-real = pytest.mark.skipif(not (REAL / "en-de.txt").is_file(), reason="needs the MUSE files in ../shared/data/dictionaries")
+real = pytest.mark.skipif(
+    not (REAL / "en-de.txt").is_file(), reason="needs the MUSE files in ../shared/data/dictionaries"
+)
 # lines and different source words of the published files
-SIZES = {"ar": (33663, 22305), "bg": (61240, 49447), "de": (101931, 74655), "el": (56070, 45152), "es": (112580, 93084),
-         "fr": (113286, 94681), "hi": (38221, 31719), "ja": (35353, 31580), "ko": (22357, 17517), "ru": (53186, 42615),
-         "th": (24658, 22386), "tr": (67799, 58901), "vi": (77020, 74447), "zh": (39334, 32495)}
-FIGURE_2 = [("fr", "low", "faible"), ("fr", "prices", "prix"), ("de", "sofa", "couch"), ("fr", "shipping", "expédition"),
-            ("fr", "qualified", "qualifiés"), ("zh", "first", "第一"), ("ja", "air", "エア"), ("bg", "what", "какво"),
-            ("fr", "work", "travailler")]
+SIZES = {
+    "ar": (33663, 22305),
+    "bg": (61240, 49447),
+    "de": (101931, 74655),
+    "el": (56070, 45152),
+    "es": (112580, 93084),
+    "fr": (113286, 94681),
+    "hi": (38221, 31719),
+    "ja": (35353, 31580),
+    "ko": (22357, 17517),
+    "ru": (53186, 42615),
+    "th": (24658, 22386),
+    "tr": (67799, 58901),
+    "vi": (77020, 74447),
+    "zh": (39334, 32495),
+}
+FIGURE_2 = [
+    ("fr", "low", "faible"),
+    ("fr", "prices", "prix"),
+    ("de", "sofa", "couch"),
+    ("fr", "shipping", "expédition"),
+    ("fr", "qualified", "qualifiés"),
+    ("zh", "first", "第一"),
+    ("ja", "air", "エア"),
+    ("bg", "what", "какво"),
+    ("fr", "work", "travailler"),
+]
+
 
 def write(folder, name, content):
     path = folder / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return path
+
 
 def check_message(error):
     text = str(error.value)
@@ -30,12 +56,27 @@ def check_message(error):
     assert not any(c in text for c in "\u202e\x00\ufeff"), "a hidden character reached the message"
     return text
 
+
 # ------------------------------------------------------------------ words
-@pytest.mark.parametrize("chunk, parts", [
-    ("work.", ("", "work", ".")), ("“(Free”),", ("“(", "Free", "”),")), ("don't", ("", "don't", "")), ("--", ("--", "", "")),
-    ("well-known!", ("", "well-known", "!")), ("$20", ("$", "20", "")), ("cafe\u0301,", ("", "cafe\u0301", ",")),
-    ("\u200bhidden\u200b", ("\u200b", "hidden", "\u200b")), ("U.S.", ("", "U.S", ".")), ("का", ("", "का", "")), ("_x_", ("_", "x", "_"))])
-def test_split(chunk, parts): assert split(chunk) == parts
+@pytest.mark.parametrize(
+    "chunk, parts",
+    [
+        ("work.", ("", "work", ".")),
+        ("“(Free”),", ("“(", "Free", "”),")),
+        ("don't", ("", "don't", "")),
+        ("--", ("--", "", "")),
+        ("well-known!", ("", "well-known", "!")),
+        ("$20", ("$", "20", "")),
+        ("cafe\u0301,", ("", "cafe\u0301", ",")),
+        ("\u200bhidden\u200b", ("\u200b", "hidden", "\u200b")),
+        ("U.S.", ("", "U.S", ".")),
+        ("का", ("", "का", "")),
+        ("_x_", ("_", "x", "_")),
+    ],
+)
+def test_split(chunk, parts):
+    assert split(chunk) == parts
+
 
 @given(st.text())
 def test_chunks_lose_nothing(text):
@@ -43,14 +84,27 @@ def test_chunks_lose_nothing(text):
     assert ["".join(split(c)) for c in chunks] == chunks
     assert "".join(chunks) == "".join(c for c in text if not c.isspace() or c in "\x1c\x1d\x1e\x1f")
 
-def test_count_words(): assert count_words(["The the, THE!", "-- a"]) == {"the": 3, "a": 1}
+
+def test_count_words():
+    assert count_words(["The the, THE!", "-- a"]) == {"the": 3, "a": 1}
+
 
 # ------------------------------------------------------------------ files
 def test_columns_by_tab_or_blanks(tmp_path):
-    path = write(tmp_path, "x.txt", "\ufeffthe die\r\nthe\tder\r\nthe   das\r\n  sofa \t Sofa \r\nfree\tfrei von Kosten\r\nice cream\tEis")
+    path = write(
+        tmp_path,
+        "x.txt",
+        "\ufeffthe die\r\nthe\tder\r\nthe   das\r\n  sofa \t Sofa \r\nfree\tfrei von Kosten\r\nice cream\tEis",
+    )
     pairs, lines = read_pairs(path)
-    assert dict(pairs) == {"the": ("die", "der", "das"), "sofa": ("Sofa",), "free": ("frei von Kosten",), "ice cream": ("Eis",)}
+    assert dict(pairs) == {
+        "the": ("die", "der", "das"),
+        "sofa": ("Sofa",),
+        "free": ("frei von Kosten",),
+        "ice cream": ("Eis",),
+    }
     assert lines == 6
+
 
 def test_duplicates_are_merged_in_file_order_and_counted(tmp_path):
     lexicon = read_file(write(tmp_path, "own.tsv", "a z\nA y\na z\nb b\n"), "de")
@@ -59,117 +113,198 @@ def test_duplicates_are_merged_in_file_order_and_counted(tmp_path):
     assert (origin["lines"], origin["merged"], origin["file"], origin["licence"]) == (4, 1, "own.tsv", "not stated")
     assert origin["noncommercial"] is False and len(origin["sha256"]) == 64
 
+
 def test_contents_may_be_shared_but_not_changed(tmp_path):
     lexicon = read_file(write(tmp_path, "x", "a b\n"), "de")
-    with pytest.raises(TypeError): lexicon["de"]["a"] = ("c",)
+    with pytest.raises(TypeError):
+        lexicon["de"]["a"] = ("c",)
 
-@pytest.mark.parametrize("content, said", [
-    (b"", ["is empty"]), (b"\n\n", ["is empty"]), (b"\xef\xbb\xbf", ["is empty"]),
-    ("a b\n\nc d\n", ["1 of 3", "line 2 holds nothing"]), ("a b\nc\n", ["1 of 2", "line 2 holds one column"]),
-    ("a\t\nb c", ["line 1 holds one column"]), ("\tb\na b", ["line 1 holds one column"]), ("a\tb\tc\n", ["line 1 holds three columns"]),
-    ("a b\nc \u202ed\n", ["line 2 holds a hidden character"]), ("a b\x00\n", ["a hidden character"]),
-    ("a b\rc d\r", ["a hidden character"]), ("a b\n\ufeffc d\n", ["line 2 holds a hidden character"]),
-    ("a b\nc d\u2028e f\n", ["line 2 holds a hidden character"]),
-    ("\n".join(["one"] * 5000), ["5,000 of 5,000", "line 1 ", "line 2 ", "line 3 "]),
-    ("x" * 100_000, ["line 1 holds one column"]),
-    ("a b\nüber über\n".encode("latin-1"), ["line 2: byte 4 is not UTF-8"]), (b"a b\nc \xed\xa0\x80\n", ["line 2: byte 6 is not UTF-8"]),
-    ("a b\n".encode("utf-16"), ["is UTF-16"])])
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        (b"", ["is empty"]),
+        (b"\n\n", ["is empty"]),
+        (b"\xef\xbb\xbf", ["is empty"]),
+        ("a b\n\nc d\n", ["1 of 3", "line 2 holds nothing"]),
+        ("a b\nc\n", ["1 of 2", "line 2 holds one column"]),
+        ("a\t\nb c", ["line 1 holds one column"]),
+        ("\tb\na b", ["line 1 holds one column"]),
+        ("a\tb\tc\n", ["line 1 holds three columns"]),
+        ("a b\nc \u202ed\n", ["line 2 holds a hidden character"]),
+        ("a b\x00\n", ["a hidden character"]),
+        ("a b\rc d\r", ["a hidden character"]),
+        ("a b\n\ufeffc d\n", ["line 2 holds a hidden character"]),
+        ("a b\nc d\u2028e f\n", ["line 2 holds a hidden character"]),
+        ("\n".join(["one"] * 5000), ["5,000 of 5,000", "line 1 ", "line 2 ", "line 3 "]),
+        ("x" * 100_000, ["line 1 holds one column"]),
+        ("a b\nüber über\n".encode("latin-1"), ["line 2: byte 4 is not UTF-8"]),
+        (b"a b\nc \xed\xa0\x80\n", ["line 2: byte 6 is not UTF-8"]),
+        ("a b\n".encode("utf-16"), ["is UTF-16"]),
+    ],
+)
 def test_bad_files_name_file_line_and_count(tmp_path, content, said):
     path = write(tmp_path, "en-de.txt", content)
-    with pytest.raises(DataError) as error: read_pairs(path)
+    with pytest.raises(DataError) as error:
+        read_pairs(path)
     text = check_message(error)
     assert all(s in text for s in ["en-de.txt", *said]), text
 
+
 def test_a_folder(tmp_path):
-    write(tmp_path, "en-de.txt", "dog Hund\n"), write(tmp_path, "en-fr.txt", "dog\tchien\n"), write(tmp_path, "de-en.txt", "hund\tdog\n")
+    (
+        write(tmp_path, "en-de.txt", "dog Hund\n"),
+        write(tmp_path, "en-fr.txt", "dog\tchien\n"),
+        write(tmp_path, "de-en.txt", "hund\tdog\n"),
+    )
     lexicon = Lexicon.read(tmp_path, ("en", "fr", "de", "sw", "ur", "fr"), licence=MUSE)
     assert lexicon.langs == ("fr", "de") and lexicon.missing == ("sw", "ur")
-    assert [o["file"] for o in lexicon.provenance] == ["en-fr.txt", "en-de.txt"] and all(o["noncommercial"] for o in lexicon.provenance)
+    assert [o["file"] for o in lexicon.provenance] == ["en-fr.txt", "en-de.txt"] and all(
+        o["noncommercial"] for o in lexicon.provenance
+    )
     assert "sw" in repr(lexicon) and "| ur | no dictionary" in lexicon._repr_markdown_()
     assert Lexicon.read(tmp_path, ["en", "de", "fr"], source="de").langs == ("en",)
     assert str(tmp_path) not in str(lexicon.provenance)
     assert Lexicon.read(tmp_path, ["sw"]).langs == ()
 
+
 def test_a_folder_without_any(tmp_path):
     for folder in (tmp_path, tmp_path / "absent"):
-        with pytest.raises(DataError, match="en-xx.txt") as error: Lexicon.read(folder, ["de"])
+        with pytest.raises(DataError, match="en-xx.txt") as error:
+            Lexicon.read(folder, ["de"])
         assert "macular data fetch dictionaries" in check_message(error)
-    with pytest.raises(DataError, match="no dictionary file"): read_file(tmp_path / "absent.txt", "de")
+    with pytest.raises(DataError, match="no dictionary file"):
+        read_file(tmp_path / "absent.txt", "de")
+
 
 def test_same_bytes_twice(tmp_path):
-    for lang in ("sv", "sw"): write(tmp_path, f"en-{lang}.txt", "dog hund\n")
-    with pytest.raises(DataError, match="same dictionary under several names: en-sv.txt, en-sw.txt") as error: Lexicon.read(tmp_path, ["sv", "sw"])
+    for lang in ("sv", "sw"):
+        write(tmp_path, f"en-{lang}.txt", "dog hund\n")
+    with pytest.raises(DataError, match="same dictionary under several names: en-sv.txt, en-sw.txt") as error:
+        Lexicon.read(tmp_path, ["sv", "sw"])
     check_message(error)
+
 
 @pytest.mark.parametrize("lang", ["../en-de", "en/de", "", "d", "DE", "de\n", "de\0", "~", 3, None])
 def test_codes_cannot_be_paths(tmp_path, lang):
     write(tmp_path, "en-de.txt", "dog Hund\n")
-    with pytest.raises(ParameterError, match="language code"): Lexicon.read(tmp_path, [lang])
-    with pytest.raises(ParameterError, match="language code"): Lexicon({lang: {"a": "b"}})
+    with pytest.raises(ParameterError, match="language code"):
+        Lexicon.read(tmp_path, [lang])
+    with pytest.raises(ParameterError, match="language code"):
+        Lexicon({lang: {"a": "b"}})
+
 
 # ------------------------------------------------------------------ contents
 def test_from_a_dictionary():
     lexicon = Lexicon({"de": {"Sofa": "Couch", "sofa": ["Sofa", "Couch"], "low": ("tief", "tief")}, "sw": {}})
     assert dict(lexicon["de"]) == {"sofa": ("Couch", "Sofa"), "low": ("tief",)}
     assert lexicon.missing == ("sw",) and "sw" not in lexicon and len(lexicon) == 1 and lexicon.provenance == ()
-    with pytest.raises(ParameterError, match="Did you mean 'de'"): lexicon["den"]
+    with pytest.raises(ParameterError, match="Did you mean 'de'"):
+        lexicon["den"]
 
-@pytest.mark.parametrize("words", [{"a": ""}, {"": "a"}, {"a": " b"}, {"a": "b\x00"}, {"a": ("b", "\ud800")}, {"a": "b\nc"}])
+
+@pytest.mark.parametrize(
+    "words", [{"a": ""}, {"": "a"}, {"a": " b"}, {"a": "b\x00"}, {"a": ("b", "\ud800")}, {"a": "b\nc"}]
+)
 def test_bad_contents(words):
-    with pytest.raises(DataError, match="1 pairs of 'de'") as error: Lexicon({"de": words})
+    with pytest.raises(DataError, match="1 pairs of 'de'") as error:
+        Lexicon({"de": words})
     check_message(error)
+
 
 def test_digest_is_of_the_contents():
     a = Lexicon({"de": {"x": ("1", "2"), "y": "3"}, "fr": {"x": "4"}})
     assert a.digest == Lexicon({"fr": {"x": "4"}, "de": {"y": "3", "x": ("1", "2")}}).digest
     assert a == Lexicon({"fr": {"x": "4"}, "de": {"Y": "3", "x": ("1", "2")}}) and a != Lexicon({})
-    assert len({a.digest, Lexicon({"de": {"x": ("2", "1"), "y": "3"}, "fr": {"x": "4"}}).digest, a.only(["de"]).digest,
-                a.shuffle(0).digest, a.identity().digest}) >= 4
+    assert (
+        len(
+            {
+                a.digest,
+                Lexicon({"de": {"x": ("2", "1"), "y": "3"}, "fr": {"x": "4"}}).digest,
+                a.only(["de"]).digest,
+                a.shuffle(0).digest,
+                a.identity().digest,
+            }
+        )
+        >= 4
+    )
     code = "from macular.data.lexicon import Lexicon; print(Lexicon({'de': {'x': ('1', '2'), 'y': '3'}, 'fr': {'x': '4'}}).digest)"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == a.digest
 
+
 def test_report():
     lexicon = Lexicon({"de": {"dog": ("Hund", "Dog"), "hand": "Hand", "cat": "Katze"}, "xx": {"chien": "dog"}})
     de, xx = lexicon.report(["A dog, a DOG;", "hand (cat)"])
-    assert de == {"language": "de", "words": 3, "translations": 1.33, "identity": 0.5, "covered": round(4 / 6, 3),
-                  "changed": round((2 * 0.5 + 0 + 1) / 6, 3), "note": ""}
+    assert de == {
+        "language": "de",
+        "words": 3,
+        "translations": 1.33,
+        "identity": 0.5,
+        "covered": round(4 / 6, 3),
+        "changed": round((2 * 0.5 + 0 + 1) / 6, 3),
+        "note": "",
+    }
     assert xx["covered"] == 0 and "reversed" in xx["note"]
     assert lexicon.report("a dog")[0]["covered"] == 0.5 and lexicon.report([])[0]["covered"] == 0
     assert "covered" not in lexicon.report()[0]
 
-def test_no_dictionary_at_all(): assert Lexicon({}).report()._repr_markdown_() == "*no dictionary*"
+
+def test_no_dictionary_at_all():
+    assert Lexicon({}).report()._repr_markdown_() == "*no dictionary*"
+
 
 def test_drop_identity():
     lexicon = Lexicon({"de": {"hand": "Hand", "dog": ("DOG", "Hund")}, "vi": {"pizza": "pizza"}}).drop_identity()
     assert dict(lexicon["de"]) == {"dog": ("Hund",)} and lexicon.missing == ("vi",)
 
+
 def test_shuffle_keeps_everything_but_the_meaning():
-    lexicon = Lexicon({"de": {f"w{i}": (f"t{i}", f"u{i}")[: 1 + i % 2] for i in range(500)}, "fr": {f"w{i}": f"f{i}" for i in range(500)}})
+    lexicon = Lexicon(
+        {
+            "de": {f"w{i}": (f"t{i}", f"u{i}")[: 1 + i % 2] for i in range(500)},
+            "fr": {f"w{i}": f"f{i}" for i in range(500)},
+        }
+    )
     a, b, again = lexicon.shuffle(1), lexicon.shuffle(2), lexicon.shuffle(1)
-    assert a == again and a != b and set(a["de"]) == set(lexicon["de"]) and sorted(a["de"].values()) == sorted(lexicon["de"].values())
+    assert (
+        a == again
+        and a != b
+        and set(a["de"]) == set(lexicon["de"])
+        and sorted(a["de"].values()) == sorted(lexicon["de"].values())
+    )
     kept = sum(a["fr"][w] == lexicon["fr"][w] for w in lexicon["fr"])
     assert kept < 8  # one on average
-    assert [int(t[0][1:]) for t in a["de"].values()] != [int(t[0][1:]) for t in a["fr"].values()], "languages are shuffled apart"
+    assert [int(t[0][1:]) for t in a["de"].values()] != [int(t[0][1:]) for t in a["fr"].values()], (
+        "languages are shuffled apart"
+    )
+
 
 def test_identity():
     lexicon = Lexicon({"de": {"dog": ("Hund", "Hündin")}}).identity()
     assert dict(lexicon["de"]) == {"dog": ("dog",)}
 
+
 def test_simplify_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "opencc", None)
-    with pytest.raises(EnvironmentProblem, match=r"macular\[zh\]"): Lexicon({"zh": {"still": "還"}}).simplify()
+    with pytest.raises(EnvironmentProblem, match=r"macular\[zh\]"):
+        Lexicon({"zh": {"still": "還"}}).simplify()
     assert Lexicon({"de": {"dog": "Hund"}}).simplify().langs == ("de",)  # nothing to convert, nothing needed
+
 
 def test_simplify():
     pytest.importorskip("opencc", reason="needs the extra 'zh'")
     lexicon = Lexicon({"zh": {"still": ("還", "还")}, "ja": {"still": "還"}}).simplify()
     assert lexicon["zh"]["still"] == ("还",) and lexicon["ja"]["still"] == ("還",)
 
+
 def test_imports_nothing_heavy():
     code = "import sys, macular.data.lexicon, macular.text.code_switch; print(*{m.split('.')[0] for m in sys.modules})"
-    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
     assert not {"torch", "transformers", "pandas", "datasets", "pyarrow", "scipy", "fastcore", "nbdev"} & set(loaded)
+
 
 # ------------------------------------------------------------------ the published files
 @real
@@ -184,6 +319,7 @@ def test_published_files():
     identity = {row["language"]: row.get("identity") for row in lexicon.report()}
     assert identity["vi"] == 0.909 and identity["fr"] == 0.649
 
+
 @real
 def test_published_files_on_real_text():
     data = REAL.parent / "XNLI-1.0/xnli.dev.tsv"
@@ -192,5 +328,9 @@ def test_published_files_on_real_text():
     texts = {text for row in rows if row[0] == "en" for text in (row[a], row[b])}
     rows = {row["language"]: row for row in Lexicon.read(REAL, ["de", "zh"]).report(texts)}
     # the XNLI test set gives 74.6 / 67.2 % for German and 46.2 / 44.3 % for Chinese
-    assert rows["de"]["covered"] == pytest.approx(0.746, abs=0.015) and rows["de"]["changed"] == pytest.approx(0.672, abs=0.015)
-    assert rows["zh"]["covered"] == pytest.approx(0.462, abs=0.015) and rows["zh"]["changed"] == pytest.approx(0.443, abs=0.015)
+    assert rows["de"]["covered"] == pytest.approx(0.746, abs=0.015) and rows["de"]["changed"] == pytest.approx(
+        0.672, abs=0.015
+    )
+    assert rows["zh"]["covered"] == pytest.approx(0.462, abs=0.015) and rows["zh"]["changed"] == pytest.approx(
+        0.443, abs=0.015
+    )

@@ -2,6 +2,7 @@
 
 `python tests/test_load.py` is the training whose memory is measured, in a process of its own.
 """
+
 import ctypes
 import gc
 import json
@@ -38,10 +39,13 @@ from macular.train.run import run
 from macular.train.config import check
 from macular.store import read_json
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory, handles and processes are counted in /proc, which is Linux's")
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/self/statm").exists(), reason="memory, handles and processes are counted in /proc, which is Linux's"
+)
 
 
 # ------------------------------------------------------------------ memory of a training
+
 
 def resident():
     "Bytes of memory this process has, after the allocator gave back what is free"
@@ -55,24 +59,43 @@ def train_long():
     import toy
     from macular.train.methods import methods
     from macular.results.figures import Live
+
     row, numbers, kept = methods["macular_nots"], toy.recipe(rounds=5), []
     built = toy.made(row, toy.for_row(row, n=134, dropout=0.1), numbers, double=False)
     steps = 5 * sum(p.passes * p.steps for p in built.phases)
+
     def keeping(loss):
         def found(batch):
             kept.append(loss(batch))
             return kept[-1]
+
         return found
+
     def measured(phases, rounds):
         live, marks = Live(), []
-        live("start", {"row": row, "folder": Path(folder), "steps": steps, "phases": [(p.name, p.passes * p.steps) for p in phases], "rows": {}, "notes": []})
+        live(
+            "start",
+            {
+                "row": row,
+                "folder": Path(folder),
+                "steps": steps,
+                "phases": [(p.name, p.passes * p.steps) for p in phases],
+                "rows": {},
+                "notes": [],
+            },
+        )
+
         def look(line):
             live("step", line | {"of": steps})
-            if line["step"] % 25 == 0: marks.append((line["step"], resident()))
+            if line["step"] % 25 == 0:
+                marks.append((line["step"], resident()))
+
         toy.fit(phases, toy.Loop(rounds, 3), folder=folder, on_step=look)
         return marks
+
     marks = []
-    with tempfile.TemporaryDirectory() as folder: measured(built.phases, 1)  # what is made once is made
+    with tempfile.TemporaryDirectory() as folder:
+        measured(built.phases, 1)  # what is made once is made
     gc.freeze()  # what the imports made is not looked at again
     for rounds, wrap in ((5, lambda loss: loss), (2, keeping)):
         with tempfile.TemporaryDirectory() as folder:
@@ -84,13 +107,20 @@ def train_long():
 def slope(marks):
     "Bytes a step over the last two thirds: the median over all pairs of marks, which one jump does not move"
     from scipy.stats import theilslopes
+
     steps, held = np.array(marks)[len(marks) // 3 :].T
     return theilslopes(held, steps).slope
 
 
 @pytest.fixture(scope="module")
 def trained():
-    done = subprocess.run([sys.executable, __file__], capture_output=True, text=True, timeout=600, env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)})
+    done = subprocess.run(
+        [sys.executable, __file__],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -99,10 +129,12 @@ def test_memory_does_not_grow_with_steps(trained):
     assert trained["clean"][-1][0] >= 1500 and slope(trained["clean"]) < 2000
 
 
-def test_negative_control_a_kept_loss_keeps_its_graph(trained): assert trained["kept"][-1][0] >= 400 and slope(trained["kept"]) > 20_000
+def test_negative_control_a_kept_loss_keeps_its_graph(trained):
+    assert trained["kept"][-1][0] >= 400 and slope(trained["kept"]) > 20_000
 
 
-def test_a_line_of_the_history_is_short(trained): assert trained["line"][0] <= 300 and trained["line"][1] <= 200
+def test_a_line_of_the_history_is_short(trained):
+    assert trained["line"][0] <= 300 and trained["line"][1] <= 200
 
 
 # ------------------------------------------------------------------ as many rows as XNLI
@@ -133,11 +165,15 @@ result = {"before": before, "rows": len(rows), "digest": digest(rows), "pairs": 
 def write_rows(path, n):
     "Pairs of 22 words, 100,000 different words among them, as XNLI has"
     from macular.data.mini_world import lexicon
+
     known, rng = sorted(lexicon()["de"]), random.Random(1)
     texts = [" ".join(rng.choices(known, k=14)).capitalize() for _ in range(3000)]
     with open(path, "w", encoding="utf-8") as f:
         f.write("first\tsecond\tlabel\n")
-        f.writelines(f"{texts[i % 3000]} n{i % 100_000}.\t{texts[i * 7 % 2999][:50]}\t{('no', 'maybe', 'yes')[i % 3]}\n" for i in range(n))
+        f.writelines(
+            f"{texts[i % 3000]} n{i % 100_000}.\t{texts[i * 7 % 2999][:50]}\t{('no', 'maybe', 'yes')[i % 3]}\n"
+            for i in range(n)
+        )
 
 
 def test_400_thousand_rows_are_read_and_switched_in_little_memory(tmp_path):
@@ -150,6 +186,7 @@ def test_400_thousand_rows_are_read_and_switched_in_little_memory(tmp_path):
 
 # ------------------------------------------------------------------ a history of a million steps
 
+
 def write_history(folder, n, rounds=10):
     "As Macular writes it: a line a step, one a round; some steps twice, as after a crash, and a torn line"
     folder.mkdir(parents=True, exist_ok=True)
@@ -158,8 +195,20 @@ def write_history(folder, n, rounds=10):
             first = r * n // rounds
             for step in [*range(first + 1, (r + 1) * n // rounds + 1)]:
                 phase = "discriminator" if step - first <= n // rounds // 2 else "net"
-                f.write(f'{{"step": {step}, "round": {r + 1}, "phase": "{phase}", "pass": 1, "batch": {step}, "loss": {1 / step}, "{"lang_disc" if phase == "discriminator" else "task"}": {1 / step}}}\n')
-            f.write(json.dumps({"step": (r + 1) * n // rounds, "round": r + 1, "dev": {"xnli": 50.0 + r}, "lang_disc": {"accuracy": 0.7, "chance": 0.5}}) + "\n")
+                f.write(
+                    f'{{"step": {step}, "round": {r + 1}, "phase": "{phase}", "pass": 1, "batch": {step}, "loss": {1 / step}, "{"lang_disc" if phase == "discriminator" else "task"}": {1 / step}}}\n'
+                )
+            f.write(
+                json.dumps(
+                    {
+                        "step": (r + 1) * n // rounds,
+                        "round": r + 1,
+                        "dev": {"xnli": 50.0 + r},
+                        "lang_disc": {"accuracy": 0.7, "chance": 0.5},
+                    }
+                )
+                + "\n"
+            )
         f.write('{"step": 12, "ro')
     return folder
 
@@ -169,7 +218,8 @@ def allocated():
     "Megabytes that are allocated at most inside, beyond what was there before"
     tracemalloc.start()
     found = SimpleNamespace()
-    try: yield found
+    try:
+        yield found
     finally:
         found.peak = tracemalloc.get_traced_memory()[1] / 1e6
         tracemalloc.stop()
@@ -178,7 +228,8 @@ def allocated():
 def test_a_million_steps_are_read_in_little_memory(tmp_path, monkeypatch):
     n = 1_000_000
     folder = write_history(tmp_path / "long", n)
-    with allocated() as held: steps, rounds = history(folder), rounds_of(folder)
+    with allocated() as held:
+        steps, rounds = history(folder), rounds_of(folder)
     assert plots.MOST / 2 <= len(steps) <= plots.MOST + 1 and held.peak < 60
     assert [r["round"] for r in rounds] == list(range(1, 11)) and rounds[-1]["dev"] == {"xnli": 59.0}
     assert steps["step"].is_monotonic_increasing and steps["step"].iloc[-1] > n - n / plots.MOST
@@ -186,15 +237,19 @@ def test_a_million_steps_are_read_in_little_memory(tmp_path, monkeypatch):
     assert len(share) == 20 and abs(share - 0.5).max() < 0.01, "every phase of every round is seen as long as it is"
     monkeypatch.setattr(plots, "MOST", n)
     short = write_history(tmp_path / "short", 100_000)
-    with allocated() as held: assert len(history(short)) == 100_000
+    with allocated() as held:
+        assert len(history(short)) == 100_000
     assert held.peak > 60, "the control: all steps of a tenth of it take more"
 
 
 def test_a_short_history_is_read_whole(tmp_path):
     folder = write_history(tmp_path, plots.MOST - 12)
     assert list(history(folder)["step"]) == list(range(1, plots.MOST - 11))
-    with open(folder / "history.jsonl", "a") as f: f.write('\n{"step": 7, "round": 1, "phase": "net", "loss": 9.0}\n')
-    assert history(folder).set_index("step")["loss"][7] == 9.0, "what is written later is seen, and the last of equals counts"
+    with open(folder / "history.jsonl", "a") as f:
+        f.write('\n{"step": 7, "round": 1, "phase": "net", "loss": 9.0}\n')
+    assert history(folder).set_index("step")["loss"][7] == 9.0, (
+        "what is written later is seen, and the last of equals counts"
+    )
 
 
 # ------------------------------------------------------------------ a notebook stays small
@@ -227,12 +282,27 @@ macular.train.run.run = run
 @pytest.fixture(scope="module")
 def long_report(tmp_path_factory):
     import papermill
+
     folder = tmp_path_factory.mktemp("report")
     (folder / "long.py").write_text(f"import sys\nsys.path.insert(0, {TESTS!r})\n" + LONG)
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")  # figures are shown, as for a person
-        papermill.execute_notebook(ROOT / "nbs" / "train.ipynb", folder / "report.ipynb", progress_bar=False, cwd=ROOT, parameters=dict(
-            task="pawsx", method="finetune", preset="mini", max_train=32, rounds=1, langs="en", extensions=str(folder / "long.py"), out=str(folder / "runs")))
+        papermill.execute_notebook(
+            ROOT / "nbs" / "train.ipynb",
+            folder / "report.ipynb",
+            progress_bar=False,
+            cwd=ROOT,
+            parameters=dict(
+                task="pawsx",
+                method="finetune",
+                preset="mini",
+                max_train=32,
+                rounds=1,
+                langs="en",
+                extensions=str(folder / "long.py"),
+                out=str(folder / "runs"),
+            ),
+        )
     return folder / "report.ipynb"
 
 
@@ -240,7 +310,9 @@ def test_the_report_of_a_long_training_is_small(long_report):
     "20,000 steps told to the panel of the job's notebook and 100,000 of each training drawn in its figures"
     assert 50_000 < long_report.stat().st_size < 5_000_000
     cells = [c for c in nbformat.read(long_report, 4).cells if c.cell_type == "code"]
-    assert sum("image/png" in o.get("data", {}) for c in cells for o in c.outputs) == 2, "losses and languages are drawn"
+    assert sum("image/png" in o.get("data", {}) for c in cells for o in c.outputs) == 2, (
+        "losses and languages are drawn"
+    )
     [cell] = [c for c in cells if c.source.startswith("result = run(")]
     panels = [o for o in cell.outputs if o.output_type == "display_data"]
     assert len(panels) == 2 and "step 20000 of 20000" in panels[-1].data["text/plain"]
@@ -250,22 +322,31 @@ def test_the_report_of_a_long_training_is_small(long_report):
 
 # ------------------------------------------------------------------ nothing is left behind
 
+
 def here():
     "What this process holds that others could miss"
     import matplotlib.pyplot as plt
     from ipywidgets.widgets.widget import _instances
+
     gc.collect()
-    return {"handles": len(os.listdir("/proc/self/fd")), "children": sum(len(p.read_text().split()) for p in Path("/proc/self/task").glob("*/children")),
-            "threads": sorted(t.name for t in threading.enumerate()), "figures": plt.get_fignums(), "widgets": len(_instances)}
+    return {
+        "handles": len(os.listdir("/proc/self/fd")),
+        "children": sum(len(p.read_text().split()) for p in Path("/proc/self/task").glob("*/children")),
+        "threads": sorted(t.name for t in threading.enumerate()),
+        "figures": plt.get_fignums(),
+        "widgets": len(_instances),
+    }
 
 
 def tensors():
     import torch
+
     gc.collect()
     return sum(issubclass(type(x), torch.Tensor) for x in gc.get_objects())
 
 
-class Failure(Exception): pass
+class Failure(Exception):
+    pass
 
 
 def test_fifty_runs_of_which_half_fail_leave_nothing(tmp_path, monkeypatch):
@@ -275,17 +356,36 @@ def test_fifty_runs_of_which_half_fail_leave_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(scratch))
     monkeypatch.setattr(tempfile, "tempdir", None)
     small = Mini(train=40, dev=30, test=30)
+
     def one(seed):
-        job = check({"task": "pawsx", "method": "cosda_ml", "preset": "mini", "rounds": 1, "langs": ["en"], "batch_size": 16, "out": str(out), "seed": seed})
+        job = check(
+            {
+                "task": "pawsx",
+                "method": "cosda_ml",
+                "preset": "mini",
+                "rounds": 1,
+                "langs": ["en"],
+                "batch_size": 16,
+                "out": str(out),
+                "seed": seed,
+            }
+        )
+
         def watch(event, facts):
-            if seed % 2 and event == ("step", "round", "score")[seed % 3] and facts.get("step", 2) == 2: raise Failure
-        try: run(job, watch, small)
-        except Failure: return False
+            if seed % 2 and event == ("step", "round", "score")[seed % 3] and facts.get("step", 2) == 2:
+                raise Failure
+
+        try:
+            run(job, watch, small)
+        except Failure:
+            return False
         return True
+
     ended, seen = [], []
     for seed in range(50):
         ended.append(one(seed))
-        if seed in (9, 49): seen.append(here() | {"tensors": tensors()})
+        if seed in (9, 49):
+            seen.append(here() | {"tensors": tensors()})
     assert Counter(ended) == {True: 25, False: 25} and seen[0] == seen[1]
     assert not [*scratch.iterdir()] and not [p for p in out.rglob("*") if p.suffix in (".tmp", ".old")]
     assert len([*out.glob("*/result.json")]) == 25
@@ -294,16 +394,27 @@ def test_fifty_runs_of_which_half_fail_leave_nothing(tmp_path, monkeypatch):
 def test_negative_control_what_is_left_behind_is_seen(tmp_path):
     import ipywidgets
     import matplotlib.pyplot as plt
+
     before = here(), tensors()
-    left = [open(tmp_path / "a", "w"), plt.figure(), ipywidgets.IntSlider(), subprocess.Popen(["sleep", "60"]), threading.Thread(target=(end := threading.Event()).wait, daemon=True), *toys()]
+    left = [
+        open(tmp_path / "a", "w"),
+        plt.figure(),
+        ipywidgets.IntSlider(),
+        subprocess.Popen(["sleep", "60"]),
+        threading.Thread(target=(end := threading.Event()).wait, daemon=True),
+        *toys(),
+    ]
     left[4].start()
     after = here(), tensors()
-    assert {name for name in after[0] if after[0][name] != before[0][name]} == set(before[0]) and after[1] == before[1] + 1
+    assert {name for name in after[0] if after[0][name] != before[0][name]} == set(before[0]) and after[1] == before[
+        1
+    ] + 1
     left[0].close(), plt.close(left[1]), left[2].close(), left[3].kill(), left[3].wait(), end.set()
 
 
 def toys():
     import torch
+
     return [torch.zeros(1)]
 
 
@@ -312,11 +423,26 @@ def world(tmp_path_factory):
     "A finished run on files of its own: rows, dictionaries, a training with a history"
     folder = tmp_path_factory.mktemp("world")
     (folder / "dictionaries").mkdir()
-    for lang in ("de", "fr"): (folder / "dictionaries" / f"en-{lang}.txt").write_text("".join(f"{w} {lang}{w}\n" for w in "the dog cat house sees small old".split()))
+    for lang in ("de", "fr"):
+        (folder / "dictionaries" / f"en-{lang}.txt").write_text(
+            "".join(f"{w} {lang}{w}\n" for w in "the dog cat house sees small old".split())
+        )
     source = 'files = { train = "rows.tsv", dev = "rows.tsv", test = "rows.tsv" }\ntext_a = "a"\ntext_b = "b"\n'
     (folder / "own.toml").write_text(f'name = "own"\nlabels = ["no", "yes"]\nlangs = ["de", "fr"]\n[source]\n{source}')
-    (folder / "rows.tsv").write_text("a\tb\tlabel\n" + "".join(f"The dog sees a cat {i}.\tThe old house is small.\t{('no', 'yes')[i % 2]}\n" for i in range(48)))
-    job = check({"task": str(folder / "own.toml"), "method": "cosda_ml", "preset": "mini", "rounds": 1, "lexicon_dir": str(folder / "dictionaries"), "out": str(folder / "runs")})
+    (folder / "rows.tsv").write_text(
+        "a\tb\tlabel\n"
+        + "".join(f"The dog sees a cat {i}.\tThe old house is small.\t{('no', 'yes')[i % 2]}\n" for i in range(48))
+    )
+    job = check(
+        {
+            "task": str(folder / "own.toml"),
+            "method": "cosda_ml",
+            "preset": "mini",
+            "rounds": 1,
+            "lexicon_dir": str(folder / "dictionaries"),
+            "out": str(folder / "runs"),
+        }
+    )
     return folder, run(job, lambda event, facts: None).folder
 
 
@@ -326,11 +452,13 @@ def cell(monkeypatch):
     runs = [0]
     monkeypatch.setattr(workbench, "cell", lambda: ("a", runs[0]))
     monkeypatch.setattr(workbench, "_open", {})
+
     def again(make):
         runs[0] += 1
         view = make()
         view._repr_mimebundle_()
         return view
+
     return again
 
 
@@ -340,9 +468,17 @@ def views_of(result):
     from macular.ui.playground import playground
     from macular.results.records import from_lines
     from macular.results.statistics import select
-    control = select(from_lines(ROOT / "nbs" / "records" / "control.jsonl"), world="related", dictionary="own", backbone="mini-xlmr")
-    return {"playground": (100, playground), "board": (100, lambda: board(control, task="qam")), "heat_map": (8, lambda: heat_map(control, task="qam")),
-            "live": (20, lambda: live(result, seconds=0.05)), "playground of a run": (100, lambda: playground(run=result))}
+
+    control = select(
+        from_lines(ROOT / "nbs" / "records" / "control.jsonl"), world="related", dictionary="own", backbone="mini-xlmr"
+    )
+    return {
+        "playground": (100, playground),
+        "board": (100, lambda: board(control, task="qam")),
+        "heat_map": (8, lambda: heat_map(control, task="qam")),
+        "live": (20, lambda: live(result, seconds=0.05)),
+        "playground of a run": (100, lambda: playground(run=result)),
+    }
 
 
 @pytest.mark.parametrize("name", ["playground", "board", "heat_map", "live", "playground of a run"])
@@ -351,13 +487,16 @@ def test_a_cell_that_is_run_again_and_again_leaves_what_once_leaves(world, cell,
     times, make = views_of(world[1])[name]
     cell(make).close()
     before = here()
-    for _ in range(5): view = cell(make)
+    for _ in range(5):
+        view = cell(make)
     memory = resident()
-    for _ in range(times - 5): view = cell(make)
+    for _ in range(times - 5):
+        view = cell(make)
     assert len(workbench._open) == 1 and resident() - memory < 20e6
     view.close()
     for _ in range(100):
-        if here() == before: break
+        if here() == before:
+            break
         time.sleep(0.05)
     assert here() == before
 
@@ -365,15 +504,19 @@ def test_a_cell_that_is_run_again_and_again_leaves_what_once_leaves(world, cell,
 def test_a_run_is_read_once_however_often_its_cell_is_run(world, cell, monkeypatch):
     "Dictionaries, rows and tokenizer; and anew where a file has changed"
     from macular import inputs, playground
+
     workbench._read.cache_clear()
     playground._tokenizer.cache_clear()
     read = Counter()
+
     def counting(module, name):
         true = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *a, **k: (read.update([name]), true(*a, **k))[1])
+
     counting(inputs, "read_lexicon")
     counting(inputs, "load")
-    for _ in range(20): html = cell(lambda: playground.playground(run=world[1])).html()
+    for _ in range(20):
+        html = cell(lambda: playground.playground(run=world[1])).html()
     assert read == {"read_lexicon": 1, "load": 1} and playground._tokenizer.cache_info().misses == 1 and "dog" in html
     dictionary = world[0] / "dictionaries" / "en-fr.txt"
     dictionary.write_text(dictionary.read_text().replace("frdog", "chien"))
@@ -384,10 +527,12 @@ def test_a_run_is_read_once_however_often_its_cell_is_run(world, cell, monkeypat
 
 def test_a_figure_that_cannot_be_drawn_leaves_none(tmp_path):
     import matplotlib.pyplot as plt
+
     (tmp_path / "history.jsonl").write_text('{"step": 1, "round": 1, "dev": {"xnli": 50.0}}\n')
     before = plt.get_fignums()
     for _ in range(3):
-        with pytest.raises(DataError, match="no steps"): curves(tmp_path)
+        with pytest.raises(DataError, match="no steps"):
+            curves(tmp_path)
     assert plt.get_fignums() == before
 
 
@@ -404,27 +549,35 @@ if __name__ == "__main__": sweep(many({out!r}, {n}), Processes(2), do=pretend.{d
 def sweeper(out, n, do):
     path = Path(out) / "plan.py"
     path.write_text(SWEEP.format(tests=TESTS, out=str(out), n=n, do=do))
-    return subprocess.Popen([sys.executable, str(path)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, str(path)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
 
 
 def family(pid):
     "The processes a process has started, and theirs"
-    try: found = [int(p) for t in Path(f"/proc/{pid}/task").iterdir() for p in (t / "children").read_text().split()]
-    except OSError: return []
+    try:
+        found = [int(p) for t in Path(f"/proc/{pid}/task").iterdir() for p in (t / "children").read_text().split()]
+    except OSError:
+        return []
     return [*found, *(p for child in found for p in family(child))]
 
 
 def alive(pids):
     def state(pid):
-        try: return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-        except OSError: return "X"
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        except OSError:
+            return "X"
+
     return [pid for pid in pids if state(pid) not in "XZ"]
 
 
 def until(true, seconds):
     "Whether something comes true in time"
     end = time.monotonic() + seconds
-    while not (found := true()) and time.monotonic() < end: time.sleep(0.02)
+    while not (found := true()) and time.monotonic() < end:
+        time.sleep(0.02)
     return found
 
 
@@ -434,7 +587,8 @@ def kill(parent):
     parent.kill()
     parent.wait()
     gone = until(lambda: not alive(workers), 5)
-    for pid in alive(workers): os.kill(pid, signal.SIGKILL)
+    for pid in alive(workers):
+        os.kill(pid, signal.SIGKILL)
     return gone
 
 
@@ -449,7 +603,9 @@ def test_a_plan_whose_parent_is_killed_twenty_times(tmp_path):
     assert done() < n, "there was work to kill"
     last = sweeper(tmp_path, n, "wait")
     assert last.wait(120) == 0, last.stderr.read()
-    assert done_once(many(tmp_path, n), tmp_path) and done() <= n == len([*tmp_path.glob("done-*/result.json")])  # a kill between a result and its line in the log leaves no line
+    assert done_once(many(tmp_path, n), tmp_path) and done() <= n == len(
+        [*tmp_path.glob("done-*/result.json")]
+    )  # a kill between a result and its line in the log leaves no line
 
 
 def test_workers_in_the_middle_of_a_job_go_with_their_parent(tmp_path):
@@ -459,26 +615,44 @@ def test_workers_in_the_middle_of_a_job_go_with_their_parent(tmp_path):
 
 
 def test_a_worker_that_is_stopped_is_shown_as_silent(tmp_path, monkeypatch, capsys):
-    words = ["task=pawsx", "method=finetune", "preset=mini", "max_train=64", "rounds=1", "langs=de", "seed=0,1", f"out={tmp_path}"]
+    words = [
+        "task=pawsx",
+        "method=finetune",
+        "preset=mini",
+        "max_train=64",
+        "rounds=1",
+        "langs=de",
+        "seed=0,1",
+        f"out={tmp_path}",
+    ]
+
     def told():
         assert cli.main(["sweep", "status", *words]) == 0
         return capsys.readouterr().out
+
     parent = sweeper(tmp_path, 2, "hang")
     try:
         assert until(lambda: len(pretend.logged(tmp_path, "asked")) == 2, 60)
         assert "2 running" in told() and "silent" not in told(), "less than a minute"
         first = many(tmp_path, 2)[0]
         os.kill(read_json(place(first) / "state.json")["pid"], signal.SIGSTOP)
-        for path in place(first).iterdir(): os.utime(path, (time.time() - 300,) * 2)
-        assert silence(first) >= 300 and f"silent for 5.0 min: process {read_json(place(first) / 'state.json')['pid']} on " in told() and told().count("silent") == 1
+        for path in place(first).iterdir():
+            os.utime(path, (time.time() - 300,) * 2)
+        assert (
+            silence(first) >= 300
+            and f"silent for 5.0 min: process {read_json(place(first) / 'state.json')['pid']} on " in told()
+            and told().count("silent") == 1
+        )
     finally:
-        for pid in family(parent.pid): os.kill(pid, signal.SIGCONT)
+        for pid in family(parent.pid):
+            os.kill(pid, signal.SIGCONT)
         kill(parent)
 
 
 def test_a_step_is_a_sign_of_life(tmp_path, monkeypatch):
     "Also where nothing is worth a line: the log's time of change moves on"
     [job], seen = many(tmp_path, 1), []
+
     def fake(job, watch):
         log = place(job) / "log.txt"
         os.utime(log, (time.time() - 100,) * 2)
@@ -486,10 +660,12 @@ def test_a_step_is_a_sign_of_life(tmp_path, monkeypatch):
         watch("step", {"step": 1})
         seen.append(silence(job))
         return SimpleNamespace(folder=place(job))
+
     monkeypatch.setattr("macular.train.run.run", fake)
     os.makedirs(place(job))
     compute(job)
     assert seen[0] >= 99 and seen[1] < 50 and (place(job) / "log.txt").read_text() == ""
 
 
-if __name__ == "__main__": train_long()
+if __name__ == "__main__":
+    train_long()

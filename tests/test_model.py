@@ -1,4 +1,5 @@
 """Model folders: they say what the run said, load where this package is not, and are nothing but weights, names and a tokenizer."""
+
 import json
 import os
 import re
@@ -40,10 +41,12 @@ TWO_ENCODERS = ("macular", "macular_grl")
 def done(tmp_path_factory):
     "A finished run of a row, made when first asked for"
     out = tmp_path_factory.mktemp("runs")
+
     @cache
     def of(method, **changes):
         given = SMALL | ({} if method.startswith(("macular", "mtl")) else {"stage1": "paper"}) | changes
         return run(check(given | {"method": method, "out": str(out)}), lambda event, facts: None)
+
     return of
 
 
@@ -54,10 +57,12 @@ def folder(done, tmp_path_factory):
     return cache(lambda method, **changes: export(done(method), out / "-".join([method, *changes.values()]), **changes))
 
 
-def predicted(result, lang="de"): return result.predictions.query(f"language == '{lang}'").reset_index(drop=True)
+def predicted(result, lang="de"):
+    return result.predictions.query(f"language == '{lang}'").reset_index(drop=True)
 
 
 # the model is the run's
+
 
 @pytest.mark.parametrize("method", ONE_ENCODER + TWO_ENCODERS)
 def test_it_says_what_the_run_said(done, folder, method):
@@ -72,7 +77,10 @@ def test_it_says_what_the_run_said(done, folder, method):
 @pytest.mark.parametrize("method", ONE_ENCODER)
 def test_one_encoder_is_the_backbones_own_class(folder, method):
     config = read_json(folder(method) / "config.json")
-    assert config["architectures"] == ["XLMRobertaForSequenceClassification"] and config["id2label"] == {"0": "different", "1": "paraphrase"}
+    assert config["architectures"] == ["XLMRobertaForSequenceClassification"] and config["id2label"] == {
+        "0": "different",
+        "1": "paraphrase",
+    }
 
 
 def test_two_encoders_are_a_class_of_the_auto_classes(folder):
@@ -84,15 +92,28 @@ def test_two_encoders_are_a_class_of_the_auto_classes(folder):
 def trained(done, method, name, round):
     "The weights on disk"
     result = done(method)
-    return load_file(result.folder.parent / "trainings" / result.values["trainings"][name]["key"] / f"round-{round}" / "net.safetensors")
+    return load_file(
+        result.folder.parent
+        / "trainings"
+        / result.values["trainings"][name]["key"]
+        / f"round-{round}"
+        / "net.safetensors"
+    )
 
 
 @pytest.mark.parametrize("task, head", [("pawsx", 0), ("xnli", 1)])
 def test_stage_1_bit_for_bit_with_every_head(done, folder, task, head):
     there = load_file(folder("macular_nots", task=task) / "model.safetensors")
     here = trained(done, "macular_nots", "macular_nots", take(done("macular_nots")).round)
-    assert torch.equal(there["classifier.out_proj.weight"], here[f"heads.{head}.weight"]) and len(there) == sum(n.startswith("encoder.") for n in here) + 2
-    assert all(torch.equal(there[n.removeprefix("encoder.body.model.")], w) for n, w in here.items() if n.startswith("encoder."))
+    assert (
+        torch.equal(there["classifier.out_proj.weight"], here[f"heads.{head}.weight"])
+        and len(there) == sum(n.startswith("encoder.") for n in here) + 2
+    )
+    assert all(
+        torch.equal(there[n.removeprefix("encoder.body.model.")], w)
+        for n, w in here.items()
+        if n.startswith("encoder.")
+    )
 
 
 def test_stage_2_bit_for_bit(done, folder):
@@ -110,16 +131,23 @@ def test_saved_again_it_is_the_same(folder, method, tmp_path):
     first = AutoModelForSequenceClassification.from_pretrained(folder(method))
     first.save_pretrained(tmp_path)
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path)
-    assert toy.same(toy.state(first), toy.state(again)) and first.config.to_dict() | {"_name_or_path": ""} == again.config.to_dict() | {"_name_or_path": ""}
+    assert toy.same(toy.state(first), toy.state(again)) and first.config.to_dict() | {
+        "_name_or_path": ""
+    } == again.config.to_dict() | {"_name_or_path": ""}
     ids = {"input_ids": torch.arange(4, 14)[None], "attention_mask": torch.ones(1, 10, dtype=torch.long)}
-    with torch.no_grad(): assert torch.equal(deepcopy(first)(**ids).logits, deepcopy(again)(**ids).logits)
+    with torch.no_grad():
+        assert torch.equal(deepcopy(first)(**ids).logits, deepcopy(again)(**ids).logits)
 
 
 def test_another_round_is_another_model(done, folder):
-    rounds = {name: load_file(folder("finetune", selection=name) / "model.safetensors") for name in ("last", "averaged")}
+    rounds = {
+        name: load_file(folder("finetune", selection=name) / "model.safetensors") for name in ("last", "averaged")
+    }
     here = [trained(done, "finetune", "finetune", n) for n in (1, 2)]
     assert torch.equal(rounds["last"]["classifier.out_proj.bias"], here[1]["heads.0.bias"])
-    assert torch.allclose(rounds["averaged"]["classifier.out_proj.bias"], (here[0]["heads.0.bias"] + here[1]["heads.0.bias"]) / 2)
+    assert torch.allclose(
+        rounds["averaged"]["classifier.out_proj.bias"], (here[0]["heads.0.bias"] + here[1]["heads.0.bias"]) / 2
+    )
     assert not torch.equal(rounds["last"]["classifier.out_proj.bias"], rounds["averaged"]["classifier.out_proj.bias"])
 
 
@@ -127,7 +155,10 @@ def test_another_round_is_another_model(done, folder):
 @pytest.mark.parametrize("method", ["finetune", "macular"])
 def test_any_backbone(done, tmp_path, kind, method):
     result = done(method, backbone=str(toy.backbone(kind)), max_length=32, rounds=1)
-    now, said = predict(load("pawsx", "test", "de", Mini()).to_pandas(), export(result, tmp_path / "model")), predicted(result)
+    now, said = (
+        predict(load("pawsx", "test", "de", Mini()).to_pandas(), export(result, tmp_path / "model")),
+        predicted(result),
+    )
     assert np.abs(said["p_paraphrase"] - now["p_paraphrase"]).max() < 1e-5 and said["p_paraphrase"].std() > 0
 
 
@@ -141,7 +172,10 @@ def test_two_encoders_learn_on(folder):
     model = AutoModelForSequenceClassification.from_pretrained(folder("macular"))
     loss = model(input_ids=torch.arange(4, 14)[None], labels=torch.tensor([1])).loss
     loss.backward()
-    assert all(p.grad is not None for p in model.head.parameters()) and model.shared.get_input_embeddings().weight.grad is not None
+    assert (
+        all(p.grad is not None for p in model.head.parameters())
+        and model.shared.get_input_embeddings().weight.grad is not None
+    )
 
 
 # where this package is not
@@ -161,7 +195,9 @@ else: raise SystemExit("the block does not hold")
 def elsewhere(code, cwd):
     "Run code in a process that cannot import this package"
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    return subprocess.run([sys.executable, "-c", BLOCKED + code], cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [sys.executable, "-c", BLOCKED + code], cwd=cwd, env=env, capture_output=True, text=True, timeout=300
+    )
 
 
 def test_one_encoder_loads_without_this_package(done, folder):
@@ -177,11 +213,15 @@ def test_one_encoder_loads_without_this_package(done, folder):
 
 
 def test_two_encoders_do_not_and_say_so(folder):
-    found = elsewhere("from transformers import AutoModelForSequenceClassification as A\nA.from_pretrained('macular')", folder("macular").parent)
+    found = elsewhere(
+        "from transformers import AutoModelForSequenceClassification as A\nA.from_pretrained('macular')",
+        folder("macular").parent,
+    )
     assert found.returncode == 1 and "macular" in found.stderr
 
 
 # the pipeline
+
 
 @pytest.mark.parametrize("method", ["finetune", "macular"])
 def test_the_pipeline_gives_names(folder, method):
@@ -189,7 +229,9 @@ def test_the_pipeline_gives_names(folder, method):
     [answer] = classify([{"text": "the dog sleeps", "text_pair": "a dog is asleep"}])
     assert answer["label"] in ("different", "paraphrase") and 0.5 <= answer["score"] <= 1
     [every] = classify([{"text": "the dog sleeps", "text_pair": "a dog is asleep"}], top_k=None)
-    assert {one["label"] for one in every} == {"different", "paraphrase"} and sum(one["score"] for one in every) == pytest.approx(1)
+    assert {one["label"] for one in every} == {"different", "paraphrase"} and sum(
+        one["score"] for one in every
+    ) == pytest.approx(1)
 
 
 def test_markup_in_a_text_is_text(done, tmp_path):
@@ -208,8 +250,16 @@ def test_a_pair_is_as_long_as_in_training(folder):
 
 # tables
 
+
 def test_predict_keeps_the_table(folder):
-    frame = pd.DataFrame({"first": ["the dog sleeps", "a red house " * 30, "water"], "second": ["a dog", "b", "wine"], "other": [1, 2, 3]}, index=[7, 5, 9])
+    frame = pd.DataFrame(
+        {
+            "first": ["the dog sleeps", "a red house " * 30, "water"],
+            "second": ["a dog", "b", "wine"],
+            "other": [1, 2, 3],
+        },
+        index=[7, 5, 9],
+    )
     found = predict(frame, folder("finetune"), ("first", "second"), batch_size=2)
     assert list(found.index) == [7, 5, 9] and list(found["other"]) == [1, 2, 3] and "prediction" not in frame
     alone = [predict(frame.iloc[[i]], folder("finetune"), ("first", "second"))["p_paraphrase"].item() for i in range(3)]
@@ -217,8 +267,14 @@ def test_predict_keeps_the_table(folder):
 
 
 def test_predict_refuses_what_is_no_text(folder):
-    with pytest.raises(DataError, match="1 of 4 texts.*row 1"): predict(pd.DataFrame({"text_a": ["a", None], "text_b": ["b", "c"]}), folder("finetune"))
-    with pytest.raises(ParameterError, match="Did you mean 'text_b'"): predict(pd.DataFrame({"text_a": ["a"], "text_bb": ["b"], "text_b": ["c"]}), folder("finetune"), ("text_a", "text_bx"))
+    with pytest.raises(DataError, match="1 of 4 texts.*row 1"):
+        predict(pd.DataFrame({"text_a": ["a", None], "text_b": ["b", "c"]}), folder("finetune"))
+    with pytest.raises(ParameterError, match="Did you mean 'text_b'"):
+        predict(
+            pd.DataFrame({"text_a": ["a"], "text_bb": ["b"], "text_b": ["c"]}),
+            folder("finetune"),
+            ("text_a", "text_bx"),
+        )
 
 
 def test_predict_of_nothing_is_nothing(folder):
@@ -227,6 +283,7 @@ def test_predict_of_nothing_is_nothing(folder):
 
 
 # the folder
+
 
 def test_no_code_and_no_pickle(folder):
     for method in ("finetune", "macular"):
@@ -239,38 +296,49 @@ def test_no_code_and_no_pickle(folder):
 def test_no_path_of_this_machine(done, folder):
     for method in ("finetune", "macular"):
         text = "".join(p.read_text() for p in folder(method).rglob("*") if p.suffix in (".json", ".md", ".yaml"))
-        for place in (done(method).folder.parent, Path(toy.__file__).parents[1], Path.home()): assert str(place) not in text
+        for place in (done(method).folder.parent, Path(toy.__file__).parents[1], Path.home()):
+            assert str(place) not in text
 
 
 def test_readable_as_the_umask_says(done, tmp_path):
     before = os.umask(0o022)
-    try: path = export(done("finetune"), tmp_path / "model")
-    finally: os.umask(before)
+    try:
+        path = export(done("finetune"), tmp_path / "model")
+    finally:
+        os.umask(before)
     assert {stat.S_IMODE(p.stat().st_mode) for p in path.iterdir() if p.is_file()} == {0o644}
 
 
 def test_another_folder_is_never_replaced(done, folder, tmp_path):
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "mother.txt").write_text("dear")
-    with pytest.raises(StorageError, match="holds something else"): export(done("finetune"), tmp_path / "letters")
+    with pytest.raises(StorageError, match="holds something else"):
+        export(done("finetune"), tmp_path / "letters")
     assert (tmp_path / "letters" / "mother.txt").read_text() == "dear"
     (tmp_path / "file").write_text("x")
-    with pytest.raises(StorageError, match="is a file"): export(done("finetune"), tmp_path / "file")
+    with pytest.raises(StorageError, match="is a file"):
+        export(done("finetune"), tmp_path / "file")
     export(done("finetune"), tmp_path / "model")
     export(done("cosda_ml"), tmp_path / "model")
-    assert toy.same(load_file(tmp_path / "model" / "model.safetensors"), load_file(folder("cosda_ml") / "model.safetensors"))
+    assert toy.same(
+        load_file(tmp_path / "model" / "model.safetensors"), load_file(folder("cosda_ml") / "model.safetensors")
+    )
 
 
-@pytest.mark.parametrize("name, text", [("notes.md", "keep me"), (".git/HEAD", "ref: refs/heads/main"), ("README.md", "# My own card")])
+@pytest.mark.parametrize(
+    "name, text", [("notes.md", "keep me"), (".git/HEAD", "ref: refs/heads/main"), ("README.md", "# My own card")]
+)
 def test_what_somebody_added_to_an_export_is_not_lost(done, tmp_path, name, text):
     model = export(done("finetune"), tmp_path / "model")
     (model / name).parent.mkdir(exist_ok=True)
     (model / name).write_text(text)
-    with pytest.raises(StorageError, match=f"{name}.*It is not replaced; move it away"): export(done("cosda_ml"), model)
+    with pytest.raises(StorageError, match=f"{name}.*It is not replaced; move it away"):
+        export(done("cosda_ml"), model)
     assert (model / name).read_text() == text
 
 
 # the card
+
 
 def changed(result, folder, **values):
     "A finished run whose record says something else"
@@ -286,10 +354,20 @@ def test_the_example_of_the_card_runs_as_it_stands(folder):
         lines = code.strip().split("\n")
         assert ("macular" in lines[0]) == (method == "macular")
         found = run("\n".join([*lines[:-1], f"print({lines[-1]})"]), folder(method).parent)
-        assert found.returncode == 0 and re.search(r"\[\{'label': '(different|paraphrase)', 'score': 0\.\d+\}\]", found.stdout), found.stderr
+        assert found.returncode == 0 and re.search(
+            r"\[\{'label': '(different|paraphrase)', 'score': 0\.\d+\}\]", found.stdout
+        ), found.stderr
 
 
-def here(code, cwd): return subprocess.run([sys.executable, "-c", code], cwd=cwd, env=os.environ | {"PYTHONPATH": str(Path(toy.__file__).parents[1])}, capture_output=True, text=True, timeout=300)
+def here(code, cwd):
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(Path(toy.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 def test_the_hub_can_read_the_card(done, folder):
@@ -297,7 +375,9 @@ def test_the_hub_can_read_the_card(done, folder):
     assert data.license == "apache-2.0" or data.license_name == "as-its-sources"
     assert data.language[0] == "en" and "de" in data.language and data.pipeline_tag == "text-classification"
     scored = done("macular").accuracy["pawsx"]
-    assert {r.dataset_config: r.metric_value for r in data.eval_results} == {lang: round(v, 2) for lang, v in scored.items()}
+    assert {r.dataset_config: r.metric_value for r in data.eval_results} == {
+        lang: round(v, 2) for lang, v in scored.items()
+    }
 
 
 def test_the_table_is_the_runs_with_wilsons_interval(done):
@@ -318,7 +398,9 @@ def test_another_round_is_scored_as_such(done, folder):
 
 def test_another_head_has_no_scores_of_the_runs_task(folder):
     text = (folder("macular_nots", task="xnli") / "README.md").read_text()
-    assert "The run scored another task. Dev rows in `en`:" in text and "| de |" not in text and "`contradiction`" in text
+    assert (
+        "The run scored another task. Dev rows in `en`:" in text and "| de |" not in text and "`contradiction`" in text
+    )
 
 
 NC = {"file": "muse/en-de.txt", "lang": "de", "sha256": "0", "licence": "CC BY-NC 4.0", "noncommercial": True}
@@ -335,10 +417,16 @@ def test_non_commercial_is_said(done, folder, tmp_path):
 @pytest.mark.parametrize("source, revision", [("google-research-datasets/paws-x@abc123", "abc123"), ("PAWS-X", None)])
 def test_a_public_benchmark_has_results_of_its_own(done, folder, tmp_path, source, revision):
     assert not (folder("finetune") / ".eval_results").exists()
-    run = changed(done("finetune"), tmp_path, origins=[{"file": "x", "sha256": "0", "source": source, "licence": "free", "noncommercial": False}])
+    run = changed(
+        done("finetune"),
+        tmp_path,
+        origins=[{"file": "x", "sha256": "0", "source": source, "licence": "free", "noncommercial": False}],
+    )
     path = export(run, tmp_path / "model") / ".eval_results" / "pawsx.yaml"
     found = parse_eval_result_entries(yaml.safe_load(path.read_text()))
-    assert {e.task_id: e.value for e in found} == {lang: round(v, 2) for lang, v in done("finetune").accuracy["pawsx"].items()}
+    assert {e.task_id: e.value for e in found} == {
+        lang: round(v, 2) for lang, v in done("finetune").accuracy["pawsx"].items()
+    }
     assert {(e.dataset_id, e.dataset_revision) for e in found} == {("google-research-datasets/paws-x", revision)}
 
 
@@ -347,7 +435,10 @@ def test_other_seeds_are_counted(done, tmp_path):
     assert set(seeds_of(take(one))) == {one.folder, two.folder} and seeds_of(take(other)) != seeds_of(take(one))
     text = (export(two, tmp_path / "model") / "README.md").read_text()
     means = [sum(r.accuracy["pawsx"].values()) / 2 for r in (one, two)]
-    assert f"It is seed 5; the mean over seeds is {sum(means) / 2:.1f} ± {abs(means[0] - means[1]) / 2**0.5:.1f} (2 seeds)" in text
+    assert (
+        f"It is seed 5; the mean over seeds is {sum(means) / 2:.1f} ± {abs(means[0] - means[1]) / 2**0.5:.1f} (2 seeds)"
+        in text
+    )
 
 
 def test_limits_name_languages_without_a_dictionary(done):
@@ -357,35 +448,52 @@ def test_limits_name_languages_without_a_dictionary(done):
 
 # the command line
 
+
 def test_the_command_exports(done, folder, tmp_path, capfd):
     assert main(["export", str(done("macular").folder), str(tmp_path / "model")]) == 0
     [said] = [line for line in capfd.readouterr().out.splitlines() if "pipeline(" in line]
     assert said.startswith("import macular.deploy.huggingface; ") and str(tmp_path / "model") in said
-    assert toy.same(load_file(tmp_path / "model" / "model.safetensors"), load_file(folder("macular") / "model.safetensors"))
+    assert toy.same(
+        load_file(tmp_path / "model" / "model.safetensors"), load_file(folder("macular") / "model.safetensors")
+    )
     assert main(["export", str(done("macular_nots").folder), str(tmp_path / "model"), "--task", "xnli"]) == 0
-    assert "import" not in capfd.readouterr().out and read_json(tmp_path / "model" / "config.json")["id2label"]["2"] == "contradiction"
+    assert (
+        "import" not in capfd.readouterr().out
+        and read_json(tmp_path / "model" / "config.json")["id2label"]["2"] == "contradiction"
+    )
 
 
 def test_the_command_ends_with_the_code_of_what_went_wrong(done, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()
     finished = str(done("finetune").folder)
-    assert [main(["export", finished, str(tmp_path / "model"), "--selection", "best"]), main(["export", str(tmp_path), str(tmp_path / "model")]),
-            main(["export", finished, str(tmp_path / "model"), "--backbone", "/nowhere"]), main(["export", finished, str(tmp_path / "full")])] == [2, 3, 4, 5]
+    assert [
+        main(["export", finished, str(tmp_path / "model"), "--selection", "best"]),
+        main(["export", str(tmp_path), str(tmp_path / "model")]),
+        main(["export", finished, str(tmp_path / "model"), "--backbone", "/nowhere"]),
+        main(["export", finished, str(tmp_path / "full")]),
+    ] == [2, 3, 4, 5]
 
 
 # what is refused
 
-@pytest.mark.parametrize("method, why", [("prompt", "words at a gap"), ("syn", "dependency tree"), ("finetune_x2", "two trainings")])
+
+@pytest.mark.parametrize(
+    "method, why", [("prompt", "words at a gap"), ("syn", "dependency tree"), ("finetune_x2", "two trainings")]
+)
 def test_a_row_that_is_no_classifier_is_refused(done, tmp_path, method, why):
-    with pytest.raises(ParameterError, match=why): export(done(method, rounds=1), tmp_path / "model")
+    with pytest.raises(ParameterError, match=why):
+        export(done(method, rounds=1), tmp_path / "model")
     assert not (tmp_path / "model").exists()
 
 
 def test_names_that_are_not_there(done, tmp_path):
-    with pytest.raises(DataError, match="no finished run"): export(tmp_path, tmp_path / "model")
-    with pytest.raises(ParameterError, match="Did you mean 'last'"): export(done("finetune"), tmp_path / "model", selection="lst")
-    with pytest.raises(ParameterError, match="did not learn it"): export(done("macular_nots"), tmp_path / "model", task="qam")
+    with pytest.raises(DataError, match="no finished run"):
+        export(tmp_path, tmp_path / "model")
+    with pytest.raises(ParameterError, match="Did you mean 'last'"):
+        export(done("finetune"), tmp_path / "model", selection="lst")
+    with pytest.raises(ParameterError, match="did not learn it"):
+        export(done("macular_nots"), tmp_path / "model", task="qam")
 
 
 @pytest.fixture
@@ -393,7 +501,8 @@ def copied(done, tmp_path):
     "A run and its training that a test may spoil"
     result = done("finetune")
     key = result.values["trainings"]["finetune"]["key"]
-    for name in (result.folder.name, f"trainings/{key}"): shutil.copytree(result.folder.parent / name, tmp_path / name)
+    for name in (result.folder.name, f"trainings/{key}"):
+        shutil.copytree(result.folder.parent / name, tmp_path / name)
     return tmp_path / result.folder.name, tmp_path / "trainings" / key
 
 
@@ -407,22 +516,26 @@ def test_a_flipped_bit_is_noticed(copied, tmp_path):
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    with pytest.raises(StorageError, match="is not what was written"): export(copied[0], tmp_path / "model")
+    with pytest.raises(StorageError, match="is not what was written"):
+        export(copied[0], tmp_path / "model")
 
 
 def test_lost_trainings_are_named(copied, tmp_path):
     shutil.rmtree(copied[1])
-    with pytest.raises(DataError, match="Runs and their trainings go together"): export(copied[0], tmp_path / "model")
+    with pytest.raises(DataError, match="Runs and their trainings go together"):
+        export(copied[0], tmp_path / "model")
 
 
 def test_another_backbone_is_refused(copied, tmp_path):
-    with pytest.raises(DataError, match="is not the backbone of the run"): export(copied[0], tmp_path / "model", backbone="mini-bert")
+    with pytest.raises(DataError, match="is not the backbone of the run"):
+        export(copied[0], tmp_path / "model", backbone="mini-bert")
 
 
 def test_a_task_with_other_labels_is_refused(copied, tmp_path):
     path = copied[0] / "predictions.parquet"
     pd.read_parquet(path).rename(columns={"p_different": "p_unequal"}).to_parquet(path)
-    with pytest.raises(DataError, match="unequal, paraphrase.*now different, paraphrase"): export(copied[0], tmp_path / "model")
+    with pytest.raises(DataError, match="unequal, paraphrase.*now different, paraphrase"):
+        export(copied[0], tmp_path / "model")
 
 
 def test_a_name_below_runs_is_found(copied, monkeypatch, tmp_path):

@@ -1,4 +1,5 @@
 """A task of one's own: from tables and a record through papermill to a folder that transformers loads; from German; and what a builder gets wrong."""
+
 import csv
 import os
 import subprocess
@@ -52,7 +53,10 @@ def table(path, split, lang, n, header, spell, separator=","):
     with open(path, "w", newline="", encoding="utf-8") as f:
         write = csv.writer(f, delimiter=separator)
         write.writerow(header)
-        write.writerows([r["text_a"], r["text_b"], spell[r["label"]]] for r in load("qadsm", split, lang, source=Mini()).select(range(n)))
+        write.writerows(
+            [r["text_a"], r["text_b"], spell[r["label"]]]
+            for r in load("qadsm", split, lang, source=Mini()).select(range(n))
+        )
 
 
 @pytest.fixture
@@ -77,78 +81,160 @@ def german(tmp_path):
     return tmp_path
 
 
-def given(place, name, **more): return check({"task": str(place / f"{name}.toml"), "preset": "mini", "rounds": 1, "out": str(place / "runs")} | more)
+def given(place, name, **more):
+    return check(
+        {"task": str(place / f"{name}.toml"), "preset": "mini", "rounds": 1, "out": str(place / "runs")} | more
+    )
 
 
 def test_from_a_record_to_a_pipeline(shop, capfd):
-    done = subprocess.run([sys.executable, "-m", "papermill", "nbs/train.ipynb", str(shop / "report.ipynb"), "-p", "task", str(shop / "shop.toml"), "-p", "method", "finetune",
-                           "-p", "preset", "mini", "-p", "rounds", "1", "-p", "out", str(shop / "runs"), "--log-output"], cwd=ROOT, capture_output=True, text=True, timeout=900, env=os.environ)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "papermill",
+            "nbs/train.ipynb",
+            str(shop / "report.ipynb"),
+            "-p",
+            "task",
+            str(shop / "shop.toml"),
+            "-p",
+            "method",
+            "finetune",
+            "-p",
+            "preset",
+            "mini",
+            "-p",
+            "rounds",
+            "1",
+            "-p",
+            "out",
+            str(shop / "runs"),
+            "--log-output",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        env=os.environ,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
-    told = next(line for line in (done.stdout + done.stderr).splitlines() if line.startswith("export    macular export "))
+    told = next(
+        line for line in (done.stdout + done.stderr).splitlines() if line.startswith("export    macular export ")
+    )
     words = told.split()[2:]
     assert main([*words[:2], str(shop / "model")]) == 0
     assert 'pipeline("text-classification"' in capfd.readouterr().out
     from transformers import pipeline
 
     from macular.deploy.huggingface import predict
+
     rows = pd.read_csv(shop / "test.de.csv")
-    said = pipeline("text-classification", str(shop / "model"), truncation=True)([{"text": rows["search"][0], "text_pair": rows["offer"][0]}])
-    predicted = pd.read_parquet(next((shop / "runs").glob("*/predictions.parquet"))).query("language == 'de'")["prediction"].tolist()
-    assert said[0]["label"] == predicted[0] and predict(rows, shop / "model", ("search", "offer"))["prediction"].tolist() == predicted
+    said = pipeline("text-classification", str(shop / "model"), truncation=True)(
+        [{"text": rows["search"][0], "text_pair": rows["offer"][0]}]
+    )
+    predicted = (
+        pd.read_parquet(next((shop / "runs").glob("*/predictions.parquet")))
+        .query("language == 'de'")["prediction"]
+        .tolist()
+    )
+    assert (
+        said[0]["label"] == predicted[0]
+        and predict(rows, shop / "model", ("search", "offer"))["prediction"].tolist() == predicted
+    )
     assert "# Fine-tuning: shop" in (shop / "model" / "README.md").read_text("utf-8")
 
 
 def test_german_is_the_source(german):
     task = find(german / "laden.toml")
     train, dev = load(task, "train"), load(task, "dev")
-    assert len(train) + len(dev) == 80 and 0 < len(dev) < 40 and not set(train["text_a"]) & set(dev["text_a"]) and task.source.langs(task, "dev") == ("de",)
+    assert (
+        len(train) + len(dev) == 80
+        and 0 < len(dev) < 40
+        and not set(train["text_a"]) & set(dev["text_a"])
+        and task.source.langs(task, "dev") == ("de",)
+    )
     report = check_data(lexicon_dir=german / "words", task=str(german / "laden.toml"))
-    assert report.problems == [] and [row["language"] for row in report.dictionaries] == ["en"] and report.dictionaries[0]["changed"] > 0.1
-    result = run(given(german, "laden", method="cosda_ml", lexicon_dir=str(german / "words")), lambda event, facts: None)
-    assert list(result.accuracy["laden"]) == ["en"] and result.values["split"] == "test" and set(result.predictions["label"]) == {"passt nicht", "passt"}
+    assert (
+        report.problems == []
+        and [row["language"] for row in report.dictionaries] == ["en"]
+        and report.dictionaries[0]["changed"] > 0.1
+    )
+    result = run(
+        given(german, "laden", method="cosda_ml", lexicon_dir=str(german / "words")), lambda event, facts: None
+    )
+    assert (
+        list(result.accuracy["laden"]) == ["en"]
+        and result.values["split"] == "test"
+        and set(result.predictions["label"]) == {"passt nicht", "passt"}
+    )
     [switched] = [rates["laden"] for t in result.values["trainings"].values() if (rates := t["switch_rates"])]
     assert switched["realised"] > 0.1 and "mini world alone" in " ".join(result.values["notes"])
 
 
 def test_tasks_of_two_source_languages_are_refused_before_anything_is_trained(german):
     job = given(german, "laden", method="macular", lexicon_dir=str(german / "words"))
-    with pytest.raises(DataError, match="must have one source language"): run(job)
+    with pytest.raises(DataError, match="must have one source language"):
+        run(job)
     assert not (german / "runs" / "trainings").exists()
 
 
 def test_a_dictionary_the_wrong_way_round_is_named(german):
     (german / "words" / "de-en.txt").rename(german / "words" / "en-de.txt")
-    with pytest.raises(DataError, match="no de-xx.txt .* only en-de.txt"): plan(given(german, "laden", method="cosda_ml", lexicon_dir=str(german / "words")))
+    with pytest.raises(DataError, match="no de-xx.txt .* only en-de.txt"):
+        plan(given(german, "laden", method="cosda_ml", lexicon_dir=str(german / "words")))
 
 
 def test_a_label_in_a_test_file_is_told_before_training(shop, capsys):
     path = shop / "test.de.csv"
     path.write_text(path.read_text("utf-8").replace(",fits\n", ",Fits\n", 1), encoding="utf-8")
-    with pytest.raises(DataError, match="Did you mean 'fits'"): run(given(shop, "shop", method="finetune"))
-    assert not (shop / "runs" / "trainings").exists() and main(["data", "check", "--task", str(shop / "shop.toml")]) == 3
+    with pytest.raises(DataError, match="Did you mean 'fits'"):
+        run(given(shop, "shop", method="finetune"))
+    assert (
+        not (shop / "runs" / "trainings").exists() and main(["data", "check", "--task", str(shop / "shop.toml")]) == 3
+    )
     assert "test: test.de.csv: 1 of 24 rows" in capsys.readouterr().out
 
 
 def test_without_dev_and_test_rows_the_way_out_is_said(shop):
-    for name in ("dev.en.csv", "test.de.csv"): (shop / name).unlink()
-    with pytest.raises(DataError, match="held_out = 0.1"): plan(given(shop, "shop", method="finetune"))
+    for name in ("dev.en.csv", "test.de.csv"):
+        (shop / name).unlink()
+    with pytest.raises(DataError, match="held_out = 0.1"):
+        plan(given(shop, "shop", method="finetune"))
     (shop / "shop.toml").write_text(RECORD + "held_out = 0.25\n")
     assert plan(given(shop, "shop", method="finetune"))[0]["rows"] < 64
 
 
-@pytest.mark.parametrize("old, new, message", [
-    ('files = "{split}.{lang}.csv"', 'files = "train.en.csv"', "one file cannot be train, dev and test at once"),
-    ('label = "verdict"', "label = 3", "label is '3'; a text is needed"), ('label = "verdict"', 'label = "verdict"\nlabels = ["misses", "fits"]', "spelling = label name"),
-    ('label = "verdict"', 'label = "verdict"\nseparator = ";;"', "one character"), ('label = "verdict"', 'label = "verdict"\nheld_out = 1.5', "held_out is 1.5"),
-    ('text_a = "search"', "text_a = 1", "a column's name"), ('text_b = "offer"', 'text_b = ""', "text_b is ''; a row has two texts"), ('text_b = "offer"', "text_b = []", r"text_b is '\[\]'; a row has two texts"),
-    ('text_b = "offer"', 'text_b = ["offer", ""]', "a row has two texts"), ('label = "verdict"', 'label = ""', "column with the labels"),
-    ('files = "{split}.{lang}.csv"', 'files = {train = ["a.csv", "b.csv"]}', "files is .*of train one path is needed"), ('label = "verdict"', 'label = "verdict"\nrows = {train = ["2"]}', "rows is .*how many of each label"),
-    ('label = "verdict"', 'label = "verdict"\nrows = 64', "rows is '64'; a table is needed"), ("[source]", 'source = "x"\n[other]', "write its fields below"),
-    ('labels = ["misses", "fits"]', "labels = 2", "a list of names is needed"), ('name = "shop"', "name = 5", "is 5; a text is needed")])
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        ('files = "{split}.{lang}.csv"', 'files = "train.en.csv"', "one file cannot be train, dev and test at once"),
+        ('label = "verdict"', "label = 3", "label is '3'; a text is needed"),
+        ('label = "verdict"', 'label = "verdict"\nlabels = ["misses", "fits"]', "spelling = label name"),
+        ('label = "verdict"', 'label = "verdict"\nseparator = ";;"', "one character"),
+        ('label = "verdict"', 'label = "verdict"\nheld_out = 1.5', "held_out is 1.5"),
+        ('text_a = "search"', "text_a = 1", "a column's name"),
+        ('text_b = "offer"', 'text_b = ""', "text_b is ''; a row has two texts"),
+        ('text_b = "offer"', "text_b = []", r"text_b is '\[\]'; a row has two texts"),
+        ('text_b = "offer"', 'text_b = ["offer", ""]', "a row has two texts"),
+        ('label = "verdict"', 'label = ""', "column with the labels"),
+        (
+            'files = "{split}.{lang}.csv"',
+            'files = {train = ["a.csv", "b.csv"]}',
+            "files is .*of train one path is needed",
+        ),
+        ('label = "verdict"', 'label = "verdict"\nrows = {train = ["2"]}', "rows is .*how many of each label"),
+        ('label = "verdict"', 'label = "verdict"\nrows = 64', "rows is '64'; a table is needed"),
+        ("[source]", 'source = "x"\n[other]', "write its fields below"),
+        ('labels = ["misses", "fits"]', "labels = 2", "a list of names is needed"),
+        ('name = "shop"', "name = 5", "is 5; a text is needed"),
+    ],
+)
 def test_a_record_with_a_mistake(shop, old, new, message):
     assert old in RECORD
     (shop / "shop.toml").write_text(RECORD.replace(old, new, 1))
-    with pytest.raises(ParameterError, match=message) as raised: find(shop / "shop.toml")
+    with pytest.raises(ParameterError, match=message) as raised:
+        find(shop / "shop.toml")
     assert "shop.toml" in str(raised.value)
 
 
@@ -157,7 +243,8 @@ def test_rows_of_each_label_are_a_list(shop):
     (shop / "shop.toml").write_text(RECORD + f"rows = {{train = [{64 - one}, {one}]}}\n")
     assert len(load(find(shop / "shop.toml"), "train")) == 64 and find(shop / "shop.toml").source.size("train") == 64
     (shop / "shop.toml").write_text(RECORD + f"rows = {{train = [{63 - one}, {one + 1}]}}\n")
-    with pytest.raises(DataError, match="were published; it is another file"): load(find(shop / "shop.toml"), "train")
+    with pytest.raises(DataError, match="were published; it is another file"):
+        load(find(shop / "shop.toml"), "train")
 
 
 def test_a_folder_at_home(shop, tmp_path, monkeypatch):
@@ -168,11 +255,20 @@ def test_a_folder_at_home(shop, tmp_path, monkeypatch):
 
 
 def test_a_column_of_languages_between_semicolons(shop):
-    text = "search;offer;verdict;language\n" + "".join(f"a {i};b;{('misses', 'fits')[i % 2]};{lang}\n" for lang in ("en", "de") for i in range(4))
-    for split in ("train", "test"): (shop / f"{split}.csv").write_text(text)
-    (shop / "shop.toml").write_text(RECORD.replace("{split}.{lang}.csv", "{split}.csv") + 'lang = "language"\nseparator = ";"\n')
+    text = "search;offer;verdict;language\n" + "".join(
+        f"a {i};b;{('misses', 'fits')[i % 2]};{lang}\n" for lang in ("en", "de") for i in range(4)
+    )
+    for split in ("train", "test"):
+        (shop / f"{split}.csv").write_text(text)
+    (shop / "shop.toml").write_text(
+        RECORD.replace("{split}.{lang}.csv", "{split}.csv") + 'lang = "language"\nseparator = ";"\n'
+    )
     task = find(shop / "shop.toml")
-    assert task.source.langs(task, "test") == ("en", "de") and task.source.langs(task, "train") == ("en",) and len(load(task, "test", "de")) == 4
+    assert (
+        task.source.langs(task, "test") == ("en", "de")
+        and task.source.langs(task, "train") == ("en",)
+        and len(load(task, "test", "de")) == 4
+    )
     found = check_data(lexicon_dir=shop, task=str(shop / "shop.toml"))
     assert [row["rows"] for row in found.data] == ["4", "missing", "4"] and not found.problems
 
@@ -180,7 +276,10 @@ def test_a_column_of_languages_between_semicolons(shop):
 def test_a_column_of_languages_in_a_file_of_each(shop):
     "German rows are in the German file alone; the English file does not speak for it, nor the French one for itself"
     for lang, inside in (("en", "en"), ("de", "de"), ("fr", "en")):
-        (shop / f"test.{lang}.csv").write_text("search,offer,verdict,language\n" + "".join(f"a {i},b,{('misses', 'fits')[i % 2]},{inside}\n" for i in range(4)))
+        (shop / f"test.{lang}.csv").write_text(
+            "search,offer,verdict,language\n"
+            + "".join(f"a {i},b,{('misses', 'fits')[i % 2]},{inside}\n" for i in range(4))
+        )
     (shop / "shop.toml").write_text(RECORD + 'lang = "language"\n')
     task = find(shop / "shop.toml")
     assert task.source.langs(task, "test") == ("en", "de")
@@ -189,13 +288,22 @@ def test_a_column_of_languages_in_a_file_of_each(shop):
 def test_semicolons_are_recognised(shop):
     path = shop / "train.en.csv"
     path.write_text(path.read_text("utf-8").replace(",", ";"), encoding="utf-8")
-    with pytest.raises(DataError, match='separator = ";"'): load(find(shop / "shop.toml"), "train")
+    with pytest.raises(DataError, match='separator = ";"'):
+        load(find(shop / "shop.toml"), "train")
 
 
 def test_german_questions_and_english_ones(shared):
     "The real files: training rows in German, test rows in English, of two sources with the same form"
     from macular.data.tasks import File, Task
-    source = File({"train": "qam.train.de.tsv", "test": "qnli.dev.{lang}.tsv"}, "question", "passage", labels={"0": "no", "1": "yes"}, folder=str(shared / "own"), held_out=0.1)
+
+    source = File(
+        {"train": "qam.train.de.tsv", "test": "qnli.dev.{lang}.tsv"},
+        "question",
+        "passage",
+        labels={"0": "no", "1": "yes"},
+        folder=str(shared / "own"),
+        held_out=0.1,
+    )
     task = Task("qam-de", labels=("no", "yes"), langs=("en",), source_lang="de", source=source)
     assert task.source.langs(task, "test") == ("en",) and len(load(task, "test", "en")) == 5463
     train, dev = load(task, "train"), load(task, "dev")

@@ -1,4 +1,5 @@
 """What is installed is what settings.ini says, safe to run, and complete."""
+
 import os
 import re
 import socket
@@ -21,9 +22,17 @@ import macular
 INI = ConfigParser(interpolation=None)
 INI.read(ROOT / "settings.ini", encoding="utf-8")
 INI = INI["DEFAULT"]
-RUN, DEV, DOCS = ([Requirement(r) for r in INI[name].split()] for name in ("requirements", "dev_requirements", "docs_requirements"))
-PINS = {canonicalize_name(name): pin for name, pin in (line.split("==") for line in (ROOT / "constraints.txt").read_text().split("\n")
-                                                       if line and not line.startswith("#"))}
+RUN, DEV, DOCS = (
+    [Requirement(r) for r in INI[name].split()] for name in ("requirements", "dev_requirements", "docs_requirements")
+)
+PINS = {
+    canonicalize_name(name): pin
+    for name, pin in (
+        line.split("==")
+        for line in (ROOT / "constraints.txt").read_text().split("\n")
+        if line and not line.startswith("#")
+    )
+}
 
 # The lowest version without a known hole that this project could be reached through. To be read again at every release.
 FLOORS = {
@@ -33,9 +42,20 @@ FLOORS = {
     "safetensors": "0.8.0",  # saving replaces the file as a whole
     "jupyterlab": "4.6.2",  # cross-site scripting, plugin lock bypass
     "jupyter-server": "2.21.0",  # stored cross-site scripting (2.20.0), Referer leak
-    "notebook": "7.5.6", "nbconvert": "7.17.1", "mistune": "3.3.4", "tornado": "6.5.7", "pyarrow": "23.0.1", "filelock": "3.20.3",
-    "ipython": "9.14", "jupyter-core": "5.8.1", "jinja2": "3.1.6", "pillow": "12.2", "urllib3": "2.6.3", "requests": "2.32.4",
-    "ray": "2.54.0"}  # a web page could stop jobs through the dashboard (CVE-2026-27482)
+    "notebook": "7.5.6",
+    "nbconvert": "7.17.1",
+    "mistune": "3.3.4",
+    "tornado": "6.5.7",
+    "pyarrow": "23.0.1",
+    "filelock": "3.20.3",
+    "ipython": "9.14",
+    "jupyter-core": "5.8.1",
+    "jinja2": "3.1.6",
+    "pillow": "12.2",
+    "urllib3": "2.6.3",
+    "requests": "2.32.4",
+    "ray": "2.54.0",
+}  # a web page could stop jobs through the dashboard (CVE-2026-27482)
 
 
 def requirement_lines(name):
@@ -46,13 +66,17 @@ def requirement_lines(name):
 
 # metadata
 
+
 def test_one_version():
     assert macular.__version__ == version("macular")
 
 
-@pytest.mark.parametrize("field, name", [("Summary", "description"), ("Author", "author"), ("License-Expression", "license")])
+@pytest.mark.parametrize(
+    "field, name", [("Summary", "description"), ("Author", "author"), ("License-Expression", "license")]
+)
 def test_metadata_is_that_of_settings(field, name):
     assert metadata("macular")[field] == INI[name]
+
 
 IMPORTED_AS = {"sklearn": "scikit_learn"}  # where the name differs from the package's
 
@@ -71,7 +95,12 @@ def test_every_requirement_stands_under_its_reason(name):
 def test_every_import_of_the_package_is_required():
     "Third-party packages that exported code imports are named in settings.ini"
     from test_layers import MODULES, imports
-    used = {IMPORTED_AS.get(top, top) for path in MODULES for top, _ in imports(path.read_text("utf-8"))} - set(sys.stdlib_module_names) - {"macular"}
+
+    used = (
+        {IMPORTED_AS.get(top, top) for path in MODULES for top, _ in imports(path.read_text("utf-8"))}
+        - set(sys.stdlib_module_names)
+        - {"macular"}
+    )
     known = {canonicalize_name(r.name).replace("-", "_") for r in RUN}
     pulled = {"IPython", "tokenizers", "yaml", "nbformat"}  # come with ipykernel, transformers and papermill
     optional = {"opencc", "stanza", "ray"}  # asked for by an argument, whose error says how to install it
@@ -82,7 +111,10 @@ def test_every_requirement_is_used():
     "What is installed is imported by the package or a notebook, or is where notebooks run"
     from test_layers import MODULES, imports
     from test_notebooks import NOTEBOOKS, cells
-    sources = [p.read_text("utf-8") for p in MODULES] + [c.source for p in NOTEBOOKS for c in cells(p) if not c.source.startswith(("%", "!"))]
+
+    sources = [p.read_text("utf-8") for p in MODULES] + [
+        c.source for p in NOTEBOOKS for c in cells(p) if not c.source.startswith(("%", "!"))
+    ]
     used = {IMPORTED_AS.get(top, top).lower() for text in sources for top, _ in imports(text)}
     runs, planned = {"jupyterlab", "ipykernel"}, {"seaborn", "ipywidgets"}
     assert {canonicalize_name(r.name).replace("-", "_") for r in RUN} - used - runs - planned == set()
@@ -96,28 +128,46 @@ def test_constraints_are_exact_and_allowed():
 
 @pytest.mark.parametrize("name", FLOORS)
 def test_no_version_with_a_known_hole(name):
-    try: installed = version(name)
-    except PackageNotFoundError: pytest.skip(f"{name} is not installed")
+    try:
+        installed = version(name)
+    except PackageNotFoundError:
+        pytest.skip(f"{name} is not installed")
     assert Version(installed) >= Version(FLOORS[name])
     assert name not in PINS or Version(PINS[name]) >= Version(FLOORS[name])
 
 
 # commands
 
+
 @pytest.mark.parametrize("command", ["nbdev_test", "nbdev-test"])
 def test_both_spellings_test_notebooks(command, project):
     for notebook in (project / "nbs").rglob("*.ipynb"):
-        if notebook.stem != "00_core": notebook.unlink()
-    done = subprocess.run([Path(sys.executable).with_name(command), "--do-print"], cwd=project, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0 and "Success." in done.stdout and re.search("Completed .*00_core.ipynb", done.stdout), done.stderr
+        if notebook.stem != "00_core":
+            notebook.unlink()
+    done = subprocess.run(
+        [Path(sys.executable).with_name(command), "--do-print"],
+        cwd=project,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0 and "Success." in done.stdout and re.search("Completed .*00_core.ipynb", done.stdout), (
+        done.stderr
+    )
 
 
 def test_a_failing_notebook_fails_the_command(project):
     notebook = project / "nbs" / "00_core.ipynb"
     text = notebook.read_text("utf-8")
-    notebook.write_text(text.replace('assert key(apple) ==', 'assert key(apple) !='), encoding="utf-8")
+    notebook.write_text(text.replace("assert key(apple) ==", "assert key(apple) !="), encoding="utf-8")
     assert notebook.read_text("utf-8") != text
-    done = subprocess.run([Path(sys.executable).with_name("nbdev_test"), str(notebook)], cwd=project, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [Path(sys.executable).with_name("nbdev_test"), str(notebook)],
+        cwd=project,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 1 and "00_core.ipynb" in done.stderr
 
 
@@ -128,36 +178,79 @@ def test_the_command_line_is_installed():
 
 # the shipped package
 
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     from conftest import copy_project
+
     project = copy_project(tmp_path_factory.mktemp("build") / "macular")
-    done = subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "--no-index", "-w", project / "out", project],
-                          capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "-q",
+            "--no-deps",
+            "--no-build-isolation",
+            "--no-index",
+            "-w",
+            project / "out",
+            project,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     return next((project / "out").glob("*.whl"))
 
 
 def test_the_wheel_holds_every_file_of_the_package(wheel):
     held = {name for name in ZipFile(wheel).namelist() if name.startswith("macular/")}
-    here = {str(p.relative_to(ROOT)) for p in (ROOT / "macular").rglob("*") if p.is_file() and "__pycache__" not in p.parts}
+    here = {
+        str(p.relative_to(ROOT)) for p in (ROOT / "macular").rglob("*") if p.is_file() and "__pycache__" not in p.parts
+    }
     assert held == here
-    assert any("LICENSE" in name for name in ZipFile(wheel).namelist()) and any("NOTICE" in name for name in ZipFile(wheel).namelist())
+    assert any("LICENSE" in name for name in ZipFile(wheel).namelist()) and any(
+        "NOTICE" in name for name in ZipFile(wheel).namelist()
+    )
 
 
 def test_the_wheel_works_away_from_the_repository(wheel, tmp_path):
     ZipFile(wheel).extractall(tmp_path / "site")
     code = "import macular, macular.core, macular.results.paper; print(macular.__file__); print(macular.results.paper.published('macular', 'qam'))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path / "site")},
-                          capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "site")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == 0 and done.stdout.startswith(str(tmp_path)), done.stderr
 
 
 # the repository
 
+
 def test_top_level():
-    for name in ("nbs", "macular", "tests", "settings.ini", "setup.py", "README.md", "pyproject.toml", "constraints.txt", "LICENSE", "NOTICE",
-                 "CITATION.cff", ".ci/run", ".github/workflows/test.yml", "runs/.gitkeep"):
+    for name in (
+        "nbs",
+        "macular",
+        "tests",
+        "settings.ini",
+        "setup.py",
+        "README.md",
+        "pyproject.toml",
+        "constraints.txt",
+        "LICENSE",
+        "NOTICE",
+        "CITATION.cff",
+        ".ci/run",
+        ".github/workflows/test.yml",
+        "runs/.gitkeep",
+    ):
         assert (ROOT / name).exists(), name
     assert len((ROOT / "setup.py").read_text("utf-8").splitlines()) <= 25 and os.access(ROOT / ".ci/run", os.X_OK)
 
@@ -167,7 +260,12 @@ def test_licence_notice_and_citation():
     notice, citation = (ROOT / "NOTICE").read_text("utf-8"), yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
     assert "10.1145/3580305.3599864" in notice and "CC BY 4.0" in notice
     assert citation["cff-version"] == "1.2.0" and citation["references"][0]["doi"] == "10.1145/3580305.3599864"
-    assert len(citation["references"][0]["authors"]) == 5 and citation["authors"] and citation["title"] and citation["message"]
+    assert (
+        len(citation["references"][0]["authors"]) == 5
+        and citation["authors"]
+        and citation["title"]
+        and citation["message"]
+    )
 
 
 def test_ci_runs_the_line_of_the_readme():
@@ -178,13 +276,17 @@ def test_ci_runs_the_line_of_the_readme():
 
 # the fence around the tests
 
+
 def test_the_network_is_out_of_reach():
-    with pytest.raises(pytest.fail.Exception, match="reached for the network"): socket.create_connection(("192.0.2.1", 80), timeout=1)
-    with pytest.raises(pytest.fail.Exception), socket.socket(socket.AF_INET6) as s: s.connect_ex(("2001:db8::1", 80))
+    with pytest.raises(pytest.fail.Exception, match="reached for the network"):
+        socket.create_connection(("192.0.2.1", 80), timeout=1)
+    with pytest.raises(pytest.fail.Exception), socket.socket(socket.AF_INET6) as s:
+        s.connect_ex(("2001:db8::1", 80))
 
 
 def test_this_machine_is_not():
-    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname(), timeout=5): pass
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname(), timeout=5):
+        pass
 
 
 def test_hubs_are_offline_and_threads_few():

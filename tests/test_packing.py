@@ -1,4 +1,5 @@
 """Texts in one row: attention never leaves a text, and nothing but the amount of work differs from one text at a time."""
+
 import os
 import subprocess
 import sys
@@ -20,7 +21,12 @@ from macular.model.modules import load_encoder
 
 KINDS = ("bert", "xlmr", "modernbert")
 LENGTHS = (7, 3, 20, 12, 7, 3, 19, 4, 33, 7)  # unsorted, some equal, most above the toy ModernBERT's window
-EXACT = {"bert": 1e-12, "xlmr": 1e-12, "modernbert": 1e-6}  # ModernBERT turns queries and keys in float32 whatever it is given
+EXACT = {
+    "bert": 1e-12,
+    "xlmr": 1e-12,
+    "modernbert": 1e-6,
+}  # ModernBERT turns queries and keys in float32 whatever it is given
+
 
 # ------------------------------------------------------------------ texts and encoders
 def view(lengths=LENGTHS, kind="bert", seed=0):
@@ -30,9 +36,11 @@ def view(lengths=LENGTHS, kind="bert", seed=0):
     found = {"input_ids": ids, "lengths": np.array(lengths)}
     return found | {"token_type_ids": torch.arange(len(ids)) % 3 // 2} if kind == "bert" else found
 
+
 def encoder(kind="bert", dropout=0.0, double=True):
     found = toy.redraw(load_encoder(toy.backbone(kind, dropout), 0), "packing", kind).eval()
     return found.double() if double else found
+
 
 def stock(enc):
     "The same weights in a model of transformers that was never touched, with its plainest attention"
@@ -43,15 +51,23 @@ def stock(enc):
     setattr(parent, "classifier" if parent is model else "out_proj", nn.Identity())
     return model.to(next(enc.parameters()).dtype).eval()
 
+
 def one_by_one(model, texts):
     names = [name for name in texts if name != "lengths"]
     parts = zip(*(texts[name].split(texts["lengths"].tolist()) for name in names))
-    return torch.cat([model(**dict(zip(names, (p[None] for p in part))), attention_mask=torch.ones_like(part[0])[None]).logits for part in parts])
+    return torch.cat(
+        [
+            model(**dict(zip(names, (p[None] for p in part))), attention_mask=torch.ones_like(part[0])[None]).logits
+            for part in parts
+        ]
+    )
+
 
 def with_groups(monkeypatch, most):
     "Encoders let attention have so many groups"
     real = packing.pack
     monkeypatch.setattr("macular.model.modules.pack", lambda view, start, _, filler: real(view, start, most, filler))
+
 
 # ------------------------------------------------------------------ the same vectors
 @pytest.mark.parametrize("most", [1, 3, 8, 99])
@@ -61,8 +77,10 @@ def test_a_text_in_a_row_is_the_text_alone(kind, most, monkeypatch):
     with_groups(monkeypatch, most)
     for double, close in ((True, EXACT[kind]), (False, 1e-5)):
         enc, texts = encoder(kind, double=double), view(kind=kind)
-        with torch.no_grad(): together, alone = enc([texts])[0], one_by_one(stock(enc), texts)
+        with torch.no_grad():
+            together, alone = enc([texts])[0], one_by_one(stock(enc), texts)
         assert enc.packed and (together - alone).abs().max() <= close and alone.std(0).max() > 0.1
+
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_negative_control_positions_alone_do_not_separate(kind):
@@ -76,12 +94,15 @@ def test_negative_control_positions_alone_do_not_separate(kind):
         within = enc.body.model.base_model(**row).last_hidden_state[:, 0]
     assert (across - within).abs().max() > 0.1
 
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_gradient_crosses(kind):
     "What a text's vector depends on is its own tokens: everywhere else the gradient is exactly zero, and nowhere there"
     enc, texts = encoder(kind), view(kind=kind)
     words = []
-    enc.body.model.get_input_embeddings().register_forward_hook(lambda module, args, output: words.append(output) or output.retain_grad())
+    enc.body.model.get_input_embeddings().register_forward_hook(
+        lambda module, args, output: words.append(output) or output.retain_grad()
+    )
     inputs = enc.inputs(texts)
     for i in (0, 2, 8, 9):
         words.clear()
@@ -91,14 +112,17 @@ def test_no_gradient_crosses(kind):
         reached = words[0].grad[0].abs().sum(-1)
         assert (reached[~own] == 0).all() and (reached[own] > 0).all()
 
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_changed_text_changes_no_other(kind):
     enc, texts = encoder(kind, double=False), view(kind=kind)
     other = {n: v.clone() if torch.is_tensor(v) else v for n, v in texts.items()}
     other["input_ids"][7:10] = 5  # the second text
-    with torch.no_grad(): a, b = enc([texts])[0], enc([other])[0]
+    with torch.no_grad():
+        a, b = enc([texts])[0], enc([other])[0]
     same = (a == b).all(1)
     assert not same[1] and same[[0, *range(2, len(LENGTHS))]].all()
+
 
 @pytest.mark.parametrize("most", [1, 8, 99])
 @pytest.mark.parametrize("kind", KINDS)
@@ -112,11 +136,14 @@ def test_gradients_are_those_of_the_padded_way(kind, most, monkeypatch):
         found[enc.packed] = {n: p.grad.clone() for n, p in enc.named_parameters() if p.grad is not None}
     assert toy.gap(found[True], found[False]) <= max(EXACT[kind], 1e-11) and len(found[True]) > 12
 
+
 def test_views_keep_their_order():
     enc = encoder()
     views = [view((9, 3)), view((4, 8, 3), seed=1)]
-    with torch.no_grad(): found, alone = enc(views), [enc([v])[0] for v in views]
+    with torch.no_grad():
+        found, alone = enc(views), [enc([v])[0] for v in views]
     assert [len(e) for e in found] == [2, 3] and all((a - b).abs().max() < 1e-12 for a, b in zip(found, alone))
+
 
 def test_a_copy_reads_rows_too():
     "f_t may start as a copy of f_m: the copy's hook and attention are its own"
@@ -124,8 +151,10 @@ def test_a_copy_reads_rows_too():
     twin = deepcopy(enc)
     with torch.no_grad():
         before = enc([texts])[0]
-        for p in enc.parameters(): p.mul_(2)
+        for p in enc.parameters():
+            p.mul_(2)
         assert torch.equal(twin([texts])[0], before) and not torch.equal(enc([texts])[0], before)
+
 
 # ------------------------------------------------------------------ the layout
 @pytest.mark.parametrize("seed", range(20))
@@ -134,13 +163,21 @@ def test_a_row_holds_every_text_once(seed):
     lengths = random.integers(1, 30, random.integers(1, 40))
     store = Tokens(np.arange(lengths.sum(), dtype=np.int32), None, np.cumsum([0, *lengths]), 0)
     rows = random.permutation(len(lengths))[: random.integers(1, len(lengths) + 1)]
-    packed = packing.pack(cut(store, rows), start=2, most=int(random.integers(1, 40)), filler=int(random.integers(0, 5)))
+    packed = packing.pack(
+        cut(store, rows), start=2, most=int(random.integers(1, 40)), filler=int(random.integers(0, 5))
+    )
     ids, place = packed["input_ids"][0].numpy(), packed["position_ids"][0].numpy()
     for row, first in zip(rows, packed["row"].first.tolist()):
         own = np.arange(store.starts[row], store.starts[row + 1])
-        assert (ids[first : first + len(own)] == own).all() and (place[first : first + len(own)] == 2 + np.arange(len(own))).all()
+        assert (ids[first : first + len(own)] == own).all() and (
+            place[first : first + len(own)] == 2 + np.arange(len(own))
+        ).all()
     sizes = [g.texts * g.longest if g.where is None else len(g.where) for g in packed["row"].groups]
-    assert sum(sizes) == len(ids) and sum(g.texts for g in packed["row"].groups) == len(rows) + len(ids) - lengths[rows].sum()
+    assert (
+        sum(sizes) == len(ids)
+        and sum(g.texts for g in packed["row"].groups) == len(rows) + len(ids) - lengths[rows].sum()
+    )
+
 
 # ------------------------------------------------------------------ the work
 def entering(enc, texts):
@@ -148,10 +185,17 @@ def entering(enc, texts):
     seen, handles = {}, []
     for name, layer in enc.named_modules():
         if isinstance(layer, nn.Linear):
-            handles.append(layer.register_forward_pre_hook(lambda layer, args, name=name: seen.__setitem__(name, args[0].shape[:-1].numel())))
-    with torch.no_grad(): enc([texts])
-    for handle in handles: handle.remove()
+            handles.append(
+                layer.register_forward_pre_hook(
+                    lambda layer, args, name=name: seen.__setitem__(name, args[0].shape[:-1].numel())
+                )
+            )
+    with torch.no_grad():
+        enc([texts])
+    for handle in handles:
+        handle.remove()
     return seen
+
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_padding_token_enters_a_linear_layer(kind):
@@ -160,16 +204,26 @@ def test_no_padding_token_enters_a_linear_layer(kind):
     seen = entering(enc, texts)
     assert set(seen.values()) == {sum(LENGTHS), len(LENGTHS)}
     few = {name for name, n in seen.items() if n == len(LENGTHS)}
-    assert all("layer.1." in name or ".encoder." not in name for name in few) and not any(".attention." in name or ".layers." in name for name in few)
-    assert kind == "modernbert" or {name.split(".")[-2] for name in few if "layer.1." in name} == {"intermediate", "output"}
+    assert all("layer.1." in name or ".encoder." not in name for name in few) and not any(
+        ".attention." in name or ".layers." in name for name in few
+    )
+    assert kind == "modernbert" or {name.split(".")[-2] for name in few if "layer.1." in name} == {
+        "intermediate",
+        "output",
+    }
     enc.packed = False
-    assert len(LENGTHS) * 40 in entering(enc, texts).values()  # the padded way: 33 tokens and as many as round them up to 40
+    assert (
+        len(LENGTHS) * 40 in entering(enc, texts).values()
+    )  # the padded way: 33 tokens and as many as round them up to 40
+
 
 def test_bfloat16_on_a_cpu_adds_a_counted_filler():
     enc, texts = encoder(double=False), view((33,) * 33)
-    with torch.autocast("cpu", torch.bfloat16): seen, added = entering(enc, texts), packing.filler(33 * 33, torch.device("cpu"))
+    with torch.autocast("cpu", torch.bfloat16):
+        seen, added = entering(enc, texts), packing.filler(33 * 33, torch.device("cpu"))
     assert 0 < added < 33 * 33 / 16 and set(seen.values()) == {33 * 33 + added, 33}
     assert packing.filler(33 * 33, torch.device("cpu")) == 0 == packing.filler(33 * 33, torch.device("cuda"))
+
 
 def test_the_filler_says_nothing(monkeypatch):
     "Not in the vectors, and not in the gradients"
@@ -182,17 +236,26 @@ def test_the_filler_says_nothing(monkeypatch):
         found[added] = {"e": e.detach()} | {n: p.grad.clone() for n, p in enc.named_parameters() if p.grad is not None}
     assert toy.gap(found[0], found[50]) < 1e-12
 
+
 def test_dropout_falls_on_attention(monkeypatch):
     "In training the probabilities are thinned out as the model says, in evaluation they are not"
     seen, real = [], packing.F.scaled_dot_product_attention
-    monkeypatch.setattr(packing.F, "scaled_dot_product_attention", lambda *args, **options: seen.append(options["dropout_p"]) or real(*args, **options))
+    monkeypatch.setattr(
+        packing.F,
+        "scaled_dot_product_attention",
+        lambda *args, **options: seen.append(options["dropout_p"]) or real(*args, **options),
+    )
     enc, texts = encoder(dropout=0.3), view()
     for module in enc.modules():
-        if isinstance(module, nn.Dropout) and module not in [layer.attention.self.dropout for layer in enc.body.model.bert.encoder.layer]: module.p = 0.0
+        if isinstance(module, nn.Dropout) and module not in [
+            layer.attention.self.dropout for layer in enc.body.model.bert.encoder.layer
+        ]:
+            module.p = 0.0
     with torch.no_grad():
         still, moving = [enc.eval()([texts])[0] for _ in range(2)], [enc.train()([texts])[0] for _ in range(2)]
     assert torch.equal(*still) and (moving[0] - moving[1]).abs().max() > 1e-3
     assert seen[: len(seen) // 2] == [0.0] * (len(seen) // 2) and set(seen[len(seen) // 2 :]) == {0.3}
+
 
 GROW = """
 import resource, sys
@@ -215,35 +278,64 @@ for step in range(200):
 print(peaks[-1] - peaks[20])
 """
 
+
 def grown(precision, filler="with"):
     "Megabytes by which 180 steps of different numbers of tokens raise the peak, and how many kernels were made for them, as oneDNN itself tells"
-    done = subprocess.run([sys.executable, "-c", GROW, precision, filler], cwd=ROOT, capture_output=True, text=True, timeout=300, env=os.environ | {"ONEDNN_VERBOSE": "profile_create"})
+    done = subprocess.run(
+        [sys.executable, "-c", GROW, precision, filler],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"ONEDNN_VERBOSE": "profile_create"},
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     *told, last = done.stdout.splitlines()
     return float(last), sum("create:cache_miss" in line for line in told)
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_memory_does_not_grow_with_the_number_of_lengths(precision): assert grown(precision)[0] < 40
 
-@pytest.mark.skipif(not getattr(torch.cpu, "_is_avx512_bf16_supported", bool)(), reason="this processor has no bfloat16 of its own")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_memory_does_not_grow_with_the_number_of_lengths(precision):
+    assert grown(precision)[0] < 40
+
+
+@pytest.mark.skipif(
+    not getattr(torch.cpu, "_is_avx512_bf16_supported", bool)(), reason="this processor has no bfloat16 of its own"
+)
 def test_negative_control_without_filler_memory_grows_more():
     "A kernel for every number of tokens, each kept; how much memory that is depends on the machine, and on what else it does"
     (without, kernels), (memory, few) = grown("bf16", "without"), grown("bf16")
     assert kernels > 400 > 100 > few > 0 and (without == 0 or without > memory)
 
+
 # ------------------------------------------------------------------ who is packed
 def test_what_is_not_known_is_padded(tmp_path):
     "DeBERTa-v2, and a ModernBERT whose head takes the mean; a row of Macular says so"
     assert not encoder("deberta").packed
-    shape = dict(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, pad_token_id=0, bos_token_id=1,
-                 eos_token_id=2, cls_token_id=1, sep_token_id=2, classifier_pooling="mean")
+    shape = dict(
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        cls_token_id=1,
+        sep_token_id=2,
+        classifier_pooling="mean",
+    )
     ModernBertModel(ModernBertConfig(**shape)).save_pretrained(tmp_path)
     mean = load_encoder(tmp_path, 0).eval()
     texts = view(kind="modernbert")
     texts["input_ids"] %= 50
-    with torch.no_grad(): assert not mean.packed and (mean([texts])[0] - one_by_one(stock(mean), texts)).abs().max() < 1e-5
-    said = {kind: toy.made(methods["finetune"], toy.material("toy3", kind=kind), toy.recipe()).notes for kind in toy.KINDS}
+    with torch.no_grad():
+        assert not mean.packed and (mean([texts])[0] - one_by_one(stock(mean), texts)).abs().max() < 1e-5
+    said = {
+        kind: toy.made(methods["finetune"], toy.material("toy3", kind=kind), toy.recipe()).notes for kind in toy.KINDS
+    }
     assert [kind for kind, notes in said.items() if any("padded" in note for note in notes)] == ["deberta"]
+
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_both_readings_of_e_are_packed(kind):
@@ -254,12 +346,14 @@ def test_both_readings_of_e_are_packed(kind):
         enc.packed = False
         assert (row - enc([texts])[0]).abs().max() < EXACT[kind]
 
+
 def test_a_saved_model_knows_nothing_of_it(tmp_path):
     "The stock class loads it, with stock attention"
     enc = encoder(double=False)
     enc.body.model.save_pretrained(tmp_path)
     assert "macular" not in (tmp_path / "config.json").read_text()
     assert AutoModelForSequenceClassification.from_pretrained(tmp_path).config._attn_implementation == "sdpa"
+
 
 # ------------------------------------------------------------------ a training
 @pytest.mark.parametrize("name", ["macular_nots", "macular"])
@@ -269,12 +363,20 @@ def test_a_training_ends_where_the_padded_one_does(name):
         row, numbers = methods[name], toy.recipe(rounds=2)
         stuff = toy.for_row(row)
         built = toy.made(row, stuff, numbers)
-        for enc in [built.net.encoder, *([stuff.shared] if row.shared else [])]: enc.packed = packed
+        for enc in [built.net.encoder, *([stuff.shared] if row.shared else [])]:
+            enc.packed = packed
         toy.train(built, numbers)
         states.append(toy.state(built.net))
     assert toy.gap(*states) < 1e-10
 
+
 def test_batches_drawn_independently_are_a_setting():
     row = methods["finetune"]
-    rows = {pool: [b.tolist() for b in toy.made(row, toy.for_row(row, n=40), replace(toy.recipe(), pool=pool)).phases[0].data(0).rows] for pool in (1, 16)}
+    rows = {
+        pool: [
+            b.tolist()
+            for b in toy.made(row, toy.for_row(row, n=40), replace(toy.recipe(), pool=pool)).phases[0].data(0).rows
+        ]
+        for pool in (1, 16)
+    }
     assert rows[1] != rows[16] and sorted(sum(rows[1], [])) == sorted(sum(rows[16], [])) == list(range(40))

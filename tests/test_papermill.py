@@ -1,4 +1,5 @@
 """The job notebook through papermill, as a user types it: both forms, two folders, bad parameters, and the real data's path against a stand-in hub."""
+
 import json, os, subprocess, sys
 from dataclasses import fields
 from pathlib import Path
@@ -18,8 +19,15 @@ SMALL = "-p task pawsx -p method finetune -p preset mini -p max_train 48 -p roun
 def shell(command, cwd=ROOT, **env):
     "What a shell makes of a command line, papermill being this environment's"
     here = str(Path(sys.executable).parent)
-    return subprocess.run(["bash", "-c", command], cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=900,
-                          env=os.environ | {"PATH": here + os.pathsep + os.environ["PATH"]} | {k: str(v) for k, v in env.items()})
+    return subprocess.run(
+        ["bash", "-c", command],
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        env=os.environ | {"PATH": here + os.pathsep + os.environ["PATH"]} | {k: str(v) for k, v in env.items()},
+    )
 
 
 def printed(path):
@@ -29,7 +37,8 @@ def printed(path):
     return "\n".join(o.get("text", "") + str(o.get("data", {}).get("text/markdown", "")) for o in outputs)
 
 
-def results(out): return sorted(Path(out).glob("*/result.json"))
+def results(out):
+    return sorted(Path(out).glob("*/result.json"))
 
 
 @pytest.mark.parametrize("cwd", [ROOT, ROOT / "tests"], ids=["from the root", "from a folder below"])
@@ -39,8 +48,14 @@ def test_a_job_with_an_output_path(tmp_path, cwd):
     assert done.returncode == 0, done.stderr[-2000:]
     [found] = results(tmp_path / "runs")
     result, text = json.loads(found.read_text()), printed(tmp_path / "report.ipynb")
-    assert result["config"]["task"] == "pawsx" and result["config"]["max_train"] == 48 and set(result["accuracy"]["pawsx"]) == {"en", "de"}
-    assert "round 1: dev pawsx" in text and "| en |" in text and f"job       {tmp_path}/runs/{found.parent.name}" in text
+    assert (
+        result["config"]["task"] == "pawsx"
+        and result["config"]["max_train"] == 48
+        and set(result["accuracy"]["pawsx"]) == {"en", "de"}
+    )
+    assert (
+        "round 1: dev pawsx" in text and "| en |" in text and f"job       {tmp_path}/runs/{found.parent.name}" in text
+    )
     report = nbformat.read(tmp_path / "report.ipynb", 4)
     assert "widgets" not in report.metadata and report.metadata.papermill.parameters["max_train"] == 48
 
@@ -51,8 +66,15 @@ def test_the_form_that_prints_the_notebook(tmp_path):
     assert len(results(tmp_path / "runs")) == 1 and "round 1: dev pawsx" in printed(tmp_path / "report.ipynb")
 
 
-@pytest.mark.parametrize("given,said", [("-p lrr 1e-5", "unknown parameter 'lrr'"), ("-y 'learning_rate: 2e-5'", "write 2.0e-05"),
-                                        ("-p method makular", "Did you mean 'macular'?"), ("-p stage1 xnli,pwasx -p method macular", "Did you mean 'pawsx'?")])
+@pytest.mark.parametrize(
+    "given,said",
+    [
+        ("-p lrr 1e-5", "unknown parameter 'lrr'"),
+        ("-y 'learning_rate: 2e-5'", "write 2.0e-05"),
+        ("-p method makular", "Did you mean 'macular'?"),
+        ("-p stage1 xnli,pwasx -p method macular", "Did you mean 'pawsx'?"),
+    ],
+)
 def test_a_bad_parameter_stops_the_job_before_it_starts(tmp_path, given, said):
     done = shell(f"papermill nbs/train.ipynb {tmp_path}/report.ipynb {SMALL} {given} -p out {tmp_path}/runs")
     assert done.returncode == 1 and said in done.stderr and not (tmp_path / "runs" / "trainings").exists()
@@ -62,10 +84,13 @@ def test_the_notebooks_parameters_are_the_jobs():
     found = papermill.inspect_notebook(str(ROOT / "nbs" / "train.ipynb"))
     defaults = {name: eval_default(p["default"]) for name, p in found.items()}
     assert list(defaults) == [f.name for f in fields(Job)]
-    for f in fields(Job): assert defaults[f.name] == (f.default or "" if isinstance(f.default, tuple) else f.default), f.name
+    for f in fields(Job):
+        assert defaults[f.name] == (f.default or "" if isinstance(f.default, tuple) else f.default), f.name
     assert all(p["help"] and p["inferred_type_name"] for p in found.values())
     for name in (f.name for f in fields(Job) if f.default is None):
-        assert ("empty: the preset's" if name in {f.name for f in fields(Preset)} else "empty: the method's") in found[name]["help"], name
+        assert ("empty: the preset's" if name in {f.name for f in fields(Preset)} else "empty: the method's") in found[
+            name
+        ]["help"], name
 
 
 def opened(names):
@@ -73,7 +98,8 @@ def opened(names):
     first = [c.source for c in nbformat.read(ROOT / "nbs" / "train.ipynb", 4).cells if c.cell_type == "code"][:2]
     for i, source in enumerate(first):
         exec(source, names)
-        if i == 0: names |= names.pop("injected", {})
+        if i == 0:
+            names |= names.pop("injected", {})
     return names
 
 
@@ -95,18 +121,23 @@ def test_the_command_line_prints_what_happens(tmp_path):
     [found] = results(tmp_path / "runs")
     accuracy = json.loads(found.read_text())["accuracy"]["pawsx"].values()
     assert "round 1: dev pawsx" in done.stdout and "Traceback" not in done.stderr
-    assert f"mean      {sum(accuracy) / 2:.1f} %, 2 languages, test" in done.stdout and f"job       {found.parent}" in done.stdout
+    assert (
+        f"mean      {sum(accuracy) / 2:.1f} %, 2 languages, test" in done.stdout
+        and f"job       {found.parent}" in done.stdout
+    )
 
 
 @pytest.mark.parametrize("word", ["langs=dee", "stage1=papr", "backbone=mini-brt", "task=xnil", "preset="])
 def test_the_command_line_refuses_before_a_kernel_starts(monkeypatch, word):
     from macular.cli import main
+
     monkeypatch.setattr(papermill, "execute_notebook", lambda *a, **k: pytest.fail("a kernel was started"))
     assert main(["train", word]) == 2
 
 
 def eval_default(text):
     import ast
+
     return ast.literal_eval(text)
 
 
@@ -115,10 +146,19 @@ def test_the_cards_command_on_the_hubs_data(tmp_path):
     words = {w: f"{w}x" for w in "the number is".split()}
     dictionaries = project / "data" / "dictionaries"
     dictionaries.mkdir(parents=True)
-    for lang in ("de", "fr", "es", "zh"): (dictionaries / f"en-{lang}.txt").write_text("".join(f"{w}\t{'中' if lang == 'zh' else lang}{t}\n" for w, t in words.items()))
+    for lang in ("de", "fr", "es", "zh"):
+        (dictionaries / f"en-{lang}.txt").write_text(
+            "".join(f"{w}\t{'中' if lang == 'zh' else lang}{t}\n" for w, t in words.items())
+        )
     with serve(fill(tmp_path / "hub")) as hub:
-        done = shell("papermill nbs/train.ipynb runs/xnli.ipynb -p task xnli", project, HF_ENDPOINT=hub.url, HF_HUB_OFFLINE=0,
-                     HF_HOME=tmp_path / "cache", MACULAR_PRESET="quick")
+        done = shell(
+            "papermill nbs/train.ipynb runs/xnli.ipynb -p task xnli",
+            project,
+            HF_ENDPOINT=hub.url,
+            HF_HUB_OFFLINE=0,
+            HF_HOME=tmp_path / "cache",
+            MACULAR_PRESET="quick",
+        )
         asked = [p for p in hub.asked if "/resolve/" in p]
     assert done.returncode == 0, done.stderr[-3000:]
     [found] = results(project / "runs")
@@ -126,6 +166,8 @@ def test_the_cards_command_on_the_hubs_data(tmp_path):
     assert result["config"]["preset"] == "quick" and len(result["accuracy"]["xnli"]) == 15 and result["split"] == "test"
     assert list(result["trainings"]) == ["macular_nots", "macular"]
     trained = {p.split("/resolve/")[1].split("/", 1)[1] for p in asked if "/train-" in p}
-    assert trained == {f"{where}/train-00000-of-00001.parquet" for where in ("en", "qam", "qadsm")}, "a machine-translated training split was asked for"
+    assert trained == {f"{where}/train-00000-of-00001.parquet" for where in ("en", "qam", "qadsm")}, (
+        "a machine-translated training split was asked for"
+    )
     assert not [p for p in asked if p.endswith((".bin", ".h5", ".msgpack", ".py"))]
     assert any(o["noncommercial"] for o in result["origins"])

@@ -1,4 +1,5 @@
 """What is said of a run while it goes on."""
+
 from types import SimpleNamespace
 
 import pytest
@@ -13,11 +14,15 @@ def test_the_time_left_after_a_kill(monkeypatch, done):
     clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
     monkeypatch.setattr(plots, "time", clock)
     cost = {"discriminator": 1.0, "net": 5.0}
-    def phase(step): return "net" if (step - 1) % 30 >= 20 else "discriminator"
+
+    def phase(step):
+        return "net" if (step - 1) % 30 >= 20 else "discriminator"
+
     progress = plots.Progress()
     progress.start({"row": macular, "steps": 90, "phases": [("discriminator", 20), ("net", 10)]})
     for step in range(done + 1, 91):
         clock.now += cost[phase(step)]
         progress.take({"step": step, "phase": phase(step), "round": 1, "pass": 1, "batch": 1, "loss": 1.0, "task": 1.0})
-        if len(progress.took) == 2: assert progress.left() == pytest.approx(sum(cost[phase(s)] for s in range(step + 1, 91)))
+        if len(progress.took) == 2:
+            assert progress.left() == pytest.approx(sum(cost[phase(s)] for s in range(step + 1, 91)))
     assert progress.step == 90 and progress.left() == 0

@@ -1,4 +1,5 @@
 """Probes and CKA on data whose truth is known, and features against a direct computation."""
+
 import numpy as np
 import pytest
 import torch
@@ -44,7 +45,11 @@ def test_cka_knows_no_rotation_scale_or_shift(seed, scale):
     rng = np.random.default_rng(seed)
     x, y = rng.normal(size=(40, 6)), rng.normal(size=(40, 5))
     turn = np.linalg.qr(rng.normal(size=(6, 6)))[0]
-    assert np.isclose(cka(x, scale * x @ turn + 3), 1) and np.isclose(cka(x @ turn * scale - 1, y), cka(x, y)) and np.isclose(cka(x, y), cka(y, x))
+    assert (
+        np.isclose(cka(x, scale * x @ turn + 3), 1)
+        and np.isclose(cka(x @ turn * scale - 1, y), cka(x, y))
+        and np.isclose(cka(x, y), cka(y, x))
+    )
 
 
 def test_far_domains_and_the_same():
@@ -55,16 +60,22 @@ def test_far_domains_and_the_same():
 
 def test_what_no_probe_can_be_made_of_is_refused():
     x = np.ones((10, 2))
-    with pytest.raises(DataError, match="of 1"): probe(x, np.zeros(10))
-    with pytest.raises(ParameterError, match="as many"): probe(x, np.zeros(9))
-    with pytest.raises(DataError, match="not finite"): probe(x * np.nan, np.arange(10) % 2)
-    with pytest.raises(ParameterError, match="as many of both"): proxy_a_distance(x, x[:5])
+    with pytest.raises(DataError, match="of 1"):
+        probe(x, np.zeros(10))
+    with pytest.raises(ParameterError, match="as many"):
+        probe(x, np.zeros(9))
+    with pytest.raises(DataError, match="not finite"):
+        probe(x * np.nan, np.arange(10) % 2)
+    with pytest.raises(ParameterError, match="as many of both"):
+        proxy_a_distance(x, x[:5])
 
 
 @pytest.mark.parametrize("method", ["finetune", "macular_nots", "macular"])
 def test_features_are_what_the_encoders_say_text_by_text(method, tmp_path):
     "Packed and bucketed, or one text alone through the stored encoders: the same vectors"
-    folder = compute(check(dict(task="qam", method=method, preset="mini", max_train=32, rounds=1, out=str(tmp_path / "runs"))))
+    folder = compute(
+        check(dict(task="qam", method=method, preset="mini", max_train=32, rounds=1, out=str(tmp_path / "runs")))
+    )
     said = encode(folder, {"qam": ("en", "de")}, 6)
     data, [training] = reopen(folder)
     net, words = training.net(training.weights(training.best)), AutoTokenizer.from_pretrained(data.backbone)
@@ -73,13 +84,21 @@ def test_features_are_what_the_encoders_say_text_by_text(method, tmp_path):
     @torch.no_grad()
     def alone(encoder, lang, item):
         r = rows[lang][item]
-        return encoder.body(**words(r["text_a"], r["text_b"], truncation=True, max_length=64, return_tensors="pt"))[0].numpy()
+        return encoder.body(**words(r["text_a"], r["text_b"], truncation=True, max_length=64, return_tensors="pt"))[
+            0
+        ].numpy()
 
-    encoders = {"e_m": net.shared, "e_t": net.encoder} if method == "macular" else {"e_m" if method == "macular_nots" else "e_t": net.encoder}
+    encoders = (
+        {"e_m": net.shared, "e_t": net.encoder}
+        if method == "macular"
+        else {"e_m" if method == "macular_nots" else "e_t": net.encoder}
+    )
     assert set(said) == {"task", "language", "item", "label", "v"} | set(encoders) and len(said["item"]) == 12
     assert list(said["item"][:6]) == list(said["item"][6:]) and list(said["language"]) == ["en"] * 6 + ["de"] * 6
     for name, encoder in encoders.items():
         direct = np.stack([alone(encoder, *at) for at in zip(said["language"], said["item"])])
         assert np.allclose(said[name], direct, atol=2e-5), name
-    if method == "macular": assert np.allclose(said["v"], 0.5 * said["e_m"] + 0.5 * said["e_t"], atol=1e-6)
-    else: assert np.array_equal(said["v"], said[next(iter(encoders))])
+    if method == "macular":
+        assert np.allclose(said["v"], 0.5 * said["e_m"] + 0.5 * said["e_t"], atol=1e-6)
+    else:
+        assert np.array_equal(said["v"], said[next(iter(encoders))])

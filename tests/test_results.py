@@ -1,4 +1,5 @@
 """The paper's numbers: complete, sourced, averaged over what they average. Ours: records that round-trip. Others': read, or refused for people."""
+
 import json
 from dataclasses import FrozenInstanceError, replace
 
@@ -16,7 +17,12 @@ from macular.results.records import Record, from_dict, from_lines, located, mark
 from macular.store import append
 from macular.data.tasks import load
 
-LANGS = {"xnli": "en ar bg de el es fr hi ru sw th tr ur vi zh", "pawsx": "en de es fr zh ja ko", "qam": "en de fr", "qadsm": "en de fr"}
+LANGS = {
+    "xnli": "en ar bg de el es fr hi ru sw th tr ur vi zh",
+    "pawsx": "en de es fr zh ja ko",
+    "qam": "en de fr",
+    "qadsm": "en de fr",
+}
 CELLS = [c for name, cells in paper.items() if name != "table1" for c in cells]
 
 
@@ -43,7 +49,9 @@ def test_copied_rows_are_marked():
 def test_some_cells_by_hand():
     assert published("macular", "xnli")["sw"] == 51.3 and published("cosda_ml", "pawsx")["ko"] == 79.7
     assert published("macular", "xnli", "xlmr")["avg"] == 76.2 and published("finetune", "qam", "xlmr")["de"] == 68.1
-    assert published("macular_wo_consistency", "xnli") == {"avg": 68.3} and published("macular_nots_wo_qam", "pawsx") == {"avg": 86.3}
+    assert published("macular_wo_consistency", "xnli") == {"avg": 68.3} and published(
+        "macular_nots_wo_qam", "pawsx"
+    ) == {"avg": 86.3}
     assert published("nobody", "xnli") == {}
 
 
@@ -57,43 +65,77 @@ def test_an_average_never_leaves_a_language_out():
     syn = published("syn", "xnli")
     assert round(average(syn), 1) == 68.5
     assert round(average(published("macular", "xnli"), [k for k in syn if k != "avg"]), 2) == 71.35
-    with pytest.raises(DataError, match="sw, th"): average(syn, LANGS["xnli"].split())
-    with pytest.raises(DataError, match="0 languages"): average({"avg": 1.0})
-    with pytest.raises(DataError, match="0 languages"): average(syn, [])
+    with pytest.raises(DataError, match="sw, th"):
+        average(syn, LANGS["xnli"].split())
+    with pytest.raises(DataError, match="0 languages"):
+        average({"avg": 1.0})
+    with pytest.raises(DataError, match="0 languages"):
+        average(syn, [])
 
 
-@pytest.mark.parametrize("text, error, said", [
-    ("t qam mbert en de\nsyn code 1", DataError, "1 cells under 2 columns"), ("t qam mbert en\nsyn rumour 1", ParameterError, "rumour"),
-    ("t qam mbert en\nsyn code x", ValueError, "x")])
+@pytest.mark.parametrize(
+    "text, error, said",
+    [
+        ("t qam mbert en de\nsyn code 1", DataError, "1 cells under 2 columns"),
+        ("t qam mbert en\nsyn rumour 1", ParameterError, "rumour"),
+        ("t qam mbert en\nsyn code x", ValueError, "x"),
+    ],
+)
 def test_a_bad_table_is_refused(text, error, said):
-    with pytest.raises(error, match=said): read_blocks(text)
+    with pytest.raises(error, match=said):
+        read_blocks(text)
 
 
 def test_a_short_line_of_averages_is_refused():
-    with pytest.raises(ValueError): read_averages("qam xnli\nmacular 66.9", "table3")
+    with pytest.raises(ValueError):
+        read_averages("qam xnli\nmacular 66.9", "table3")
 
 
 def test_cells_cannot_be_changed():
-    with pytest.raises(FrozenInstanceError): paper["table2"][0].accuracy = 100.0
+    with pytest.raises(FrozenInstanceError):
+        paper["table2"][0].accuracy = 100.0
 
 
 # records
+
 
 def made(method="macular", langs=("en", "de"), n=40, seed=0, **more):
     "A record with items"
     rng = np.random.default_rng(seed)
     correct = {x: rng.random(n) < 0.7 for x in langs}
-    return Record(method, "xnli", {"en_dev": {x: 100 * int(c.sum()) / n for x, c in correct.items()}}, seed, correct=correct, items=dict.fromkeys(langs, f"digest of {n}"), **more)
+    return Record(
+        method,
+        "xnli",
+        {"en_dev": {x: 100 * int(c.sum()) / n for x, c in correct.items()}},
+        seed,
+        correct=correct,
+        items=dict.fromkeys(langs, f"digest of {n}"),
+        **more,
+    )
 
 
 texts = st.text(max_size=12)
 
 
-@given(st.integers(1, 70), st.lists(st.sampled_from("en ar bg de zh".split()), min_size=1, unique=True), st.integers(0, 2**32 - 1), st.dictionaries(texts, texts | st.integers(-9, 9) | st.booleans(), max_size=3), texts)
+@given(
+    st.integers(1, 70),
+    st.lists(st.sampled_from("en ar bg de zh".split()), min_size=1, unique=True),
+    st.integers(0, 2**32 - 1),
+    st.dictionaries(texts, texts | st.integers(-9, 9) | st.booleans(), max_size=3),
+    texts,
+)
 @settings(max_examples=60, deadline=None)
 def test_records_survive_a_file(tmp_path_factory, n, langs, seed, tags, note):
     known = {"method", "task", *Record.__dataclass_fields__}
-    one = made(langs=langs, n=n, seed=seed, tags={k: v for k, v in tags.items() if k not in known}, notes=(note,) if note else (), dev=(61.5, 70.25), cost={"seconds": {"macular": 3.5}})
+    one = made(
+        langs=langs,
+        n=n,
+        seed=seed,
+        tags={k: v for k, v in tags.items() if k not in known},
+        notes=(note,) if note else (),
+        dev=(61.5, 70.25),
+        cost={"seconds": {"macular": 3.5}},
+    )
     path = tmp_path_factory.mktemp("records") / "all.jsonl"
     save(path, [one])
     append(path, one.as_dict())
@@ -123,14 +165,23 @@ def test_records_differ_in_one_bit():
     assert replace(one, correct=other) != one and replace(one) == one
 
 
-@pytest.mark.parametrize("change, said", [
-    ({"accuracy": {"en_dev": {"en": 12.5, "de": 101}}, "correct": {}, "items": {}}, "not percentages: de 101"),
-    ({"accuracy": {"en_dev": {"en": float("nan")}}, "correct": {}, "items": {}}, "not percentages"),
-    ({"accuracy": {"last": {"en": 50.0}}, "correct": {}, "items": {}}, "no accuracy 'en_dev'"),
-    ({"accuracy": {"en_dev": {"en": 50.0}, "lst": {"en": 50.0}}, "correct": {}, "items": {}}, "Did you mean 'last'"),
-    ({"items": {}}, "items for"), ({"accuracy": {"en_dev": {"en": 1.0, "de": 1.0}}}, "contradict")])
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"accuracy": {"en_dev": {"en": 12.5, "de": 101}}, "correct": {}, "items": {}}, "not percentages: de 101"),
+        ({"accuracy": {"en_dev": {"en": float("nan")}}, "correct": {}, "items": {}}, "not percentages"),
+        ({"accuracy": {"last": {"en": 50.0}}, "correct": {}, "items": {}}, "no accuracy 'en_dev'"),
+        (
+            {"accuracy": {"en_dev": {"en": 50.0}, "lst": {"en": 50.0}}, "correct": {}, "items": {}},
+            "Did you mean 'last'",
+        ),
+        ({"items": {}}, "items for"),
+        ({"accuracy": {"en_dev": {"en": 1.0, "de": 1.0}}}, "contradict"),
+    ],
+)
 def test_a_record_that_contradicts_itself_is_refused(change, said):
-    with pytest.raises(DataError, match=said): replace(made(), **change)
+    with pytest.raises(DataError, match=said):
+        replace(made(), **change)
 
 
 def test_a_folder_of_records_is_read_file_by_file(root):
@@ -142,18 +193,33 @@ def test_a_folder_of_records_is_read_file_by_file(root):
 
 def test_older_lines_are_read(root):
     control = from_lines(root / "nbs" / "records" / "control.jsonl")
-    assert len(control) == 96 and {r.get("dictionary") for r in control} == {"own", "shuffled"} and not control[0].correct
+    assert (
+        len(control) == 96 and {r.get("dictionary") for r in control} == {"own", "shuffled"} and not control[0].correct
+    )
 
 
-@pytest.mark.parametrize("text, said", [
-    ('{"method": "m", "task": "t"}', "line 2: a record needs accuracy"), ("[1]", "line 2"), ("{not json}", "line 2"),
-    ('{"method": "m", "task": "t", "accuracy": {"en": 50.0}, "correct": {"n": 2, "bits": "!"}, "items": "x"}', "line 2: its items cannot be unpacked"),
-    ('{"method": "m", "task": "t", "accuracy": {"en": 50.0}, "correct": {"n": 9, "bits": "gA=="}, "items": "x"}', "line 2")])
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ('{"method": "m", "task": "t"}', "line 2: a record needs accuracy"),
+        ("[1]", "line 2"),
+        ("{not json}", "line 2"),
+        (
+            '{"method": "m", "task": "t", "accuracy": {"en": 50.0}, "correct": {"n": 2, "bits": "!"}, "items": "x"}',
+            "line 2: its items cannot be unpacked",
+        ),
+        (
+            '{"method": "m", "task": "t", "accuracy": {"en": 50.0}, "correct": {"n": 9, "bits": "gA=="}, "items": "x"}',
+            "line 2",
+        ),
+    ],
+)
 def test_a_bad_line_is_told_with_its_number(tmp_path, text, said):
     path = tmp_path / "all.jsonl"
     save(path, [made()])
     path.write_text(path.read_text() + text + "\n")
-    with pytest.raises(DataError, match=said) as e: from_lines(path)
+    with pytest.raises(DataError, match=said) as e:
+        from_lines(path)
     assert "all.jsonl" in str(e.value) and len(str(e.value)) < 1000
 
 
@@ -170,42 +236,74 @@ def test_items_are_known_by_id_and_label():
     rows = pd.DataFrame({"item": ["b", "a"], "language": "en", "label": ["x", "y"], "prediction": ["x", "x"]})
     assert marked(rows)["correct"]["en"].tolist() == [False, True] and marked(rows)["collapsed"] == ("en",)
     assert marked(rows)["items"] == marked(rows[::-1])["items"]
-    assert marked(rows)["items"] != marked(rows.assign(label=["y", "x"]))["items"] != marked(rows.assign(item=["b", "c"]))["items"]
+    assert (
+        marked(rows)["items"]
+        != marked(rows.assign(label=["y", "x"]))["items"]
+        != marked(rows.assign(item=["b", "c"]))["items"]
+    )
 
 
 # a run of ours
+
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
     "A small run that was really done"
     from macular.train.run import run
     from macular.train.config import check
+
     out = tmp_path_factory.mktemp("runs")
-    return run(check({"task": "qam", "method": "finetune", "preset": "mini", "max_train": 64, "rounds": 2, "langs": ["de"], "out": str(out)}), watch=lambda event, facts: None)
+    return run(
+        check(
+            {
+                "task": "qam",
+                "method": "finetune",
+                "preset": "mini",
+                "max_train": 64,
+                "rounds": 2,
+                "langs": ["de"],
+                "out": str(out),
+            }
+        ),
+        watch=lambda event, facts: None,
+    )
 
 
 def test_a_run_becomes_a_record(job):
-    found, = read(job.folder)
+    (found,) = read(job.folder)
     frame = job.predictions
-    assert found == record(job.folder) and found.accuracy["en_dev"] == job.accuracy["qam"] and found.langs == ("en", "de")
+    assert (
+        found == record(job.folder) and found.accuracy["en_dev"] == job.accuracy["qam"] and found.langs == ("en", "de")
+    )
     for lang, rows in frame.groupby("language"):
         ordered = rows.assign(item=rows["item"].astype(str)).sort_values("item")
         assert (found.correct[lang] == (ordered["label"] == ordered["prediction"]).to_numpy()).all()
     assert set(found.accuracy) == {"en_dev", "last", "averaged", "all_dev_oracle"} and len(found.dev) == 2
-    assert found.trainings == {"finetune": job.values["trainings"]["finetune"]["key"]} and found.parameters["max_train"] == 64
-    assert found.cost["seconds"]["finetune"] > 0 and found.cost["encoders"] == 1 and (found.seed, found.preset, found.split) == (0, "mini", "test")
+    assert (
+        found.trainings == {"finetune": job.values["trainings"]["finetune"]["key"]}
+        and found.parameters["max_train"] == 64
+    )
+    assert (
+        found.cost["seconds"]["finetune"] > 0
+        and found.cost["encoders"] == 1
+        and (found.seed, found.preset, found.split) == (0, "mini", "test")
+    )
     assert from_dict(json.loads(json.dumps(found.as_dict()))) == found
 
 
 def test_a_folder_of_runs(job, tmp_path):
     assert runs(job.folder.parent) == [record(job.folder)] == read(job.folder.parent)
-    with pytest.raises(DataError, match="no finished run"): read(tmp_path)
-    with pytest.raises(DataError, match="there is no"): read(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="no finished run"):
+        read(tmp_path)
+    with pytest.raises(DataError, match="there is no"):
+        read(tmp_path / "nowhere")
 
 
 def test_our_predictions_as_a_table_are_the_same_items(job):
-    found, = read(job.folder / "predictions.parquet", method="copy", task="qam")
-    assert found.items == record(job.folder).items and all((found.correct[x] == record(job.folder).correct[x]).all() for x in found.langs)
+    (found,) = read(job.folder / "predictions.parquet", method="copy", task="qam")
+    assert found.items == record(job.folder).items and all(
+        (found.correct[x] == record(job.folder).correct[x]).all() for x in found.langs
+    )
 
 
 def test_a_runs_name_below_runs_is_enough(job, tmp_path, monkeypatch, capsys):
@@ -213,13 +311,21 @@ def test_a_runs_name_below_runs_is_enough(job, tmp_path, monkeypatch, capsys):
     from macular.deploy.card import result_of
     from macular.cli import main
     from macular.jobs.rerun import finished
+
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").symlink_to(job.folder.parent)
     name, elsewhere = job.folder.name, "0123456789abcdef"
-    assert finished(name).resolve() == result_of(name).folder.resolve() == job.folder.resolve() and located(elsewhere) is None
+    assert (
+        finished(name).resolve() == result_of(name).folder.resolve() == job.folder.resolve()
+        and located(elsewhere) is None
+    )
     assert main(["table", name, "--by", "languages"]) == 0 and "| Fine-tuning |" in capsys.readouterr().out
     assert main(["compare", name, f"{name}:finetune"]) == 0 and "Made alike" in capsys.readouterr().out
-    assert main(["table", elsewhere]) == 3 and main(["compare", elsewhere, name]) == 2 and "no run below runs/" in capsys.readouterr().err
+    assert (
+        main(["table", elsewhere]) == 3
+        and main(["compare", elsewhere, name]) == 2
+        and "no run below runs/" in capsys.readouterr().err
+    )
     assert main(["rerun", elsewhere]) == 3 and "a folder or a name below runs/" in capsys.readouterr().err
 
 
@@ -229,6 +335,7 @@ def test_what_is_said_of_our_own_records_counts(job):
 
 
 # others'
+
 
 def csv_of(path, text):
     path.write_text(text, encoding="utf-8")
@@ -240,100 +347,175 @@ GOOD = "item,language,label,prediction\n1,en,entailment,entailment\n2,en,neutral
 
 @pytest.mark.parametrize("name, text", [("a.csv", GOOD), ("a.tsv", GOOD.replace(",", "\t"))])
 def test_a_table_of_predictions(tmp_path, name, text):
-    found, = read(csv_of(tmp_path / name, text), method="rival", task="xnli", seed="3", origin="elsewhere")
-    assert found.accuracy["en_dev"] == {"en": 50.0, "sw": 50.0} and found.seed == 3 and found.get("origin") == "elsewhere"
+    (found,) = read(csv_of(tmp_path / name, text), method="rival", task="xnli", seed="3", origin="elsewhere")
+    assert (
+        found.accuracy["en_dev"] == {"en": 50.0, "sw": 50.0} and found.seed == 3 and found.get("origin") == "elsewhere"
+    )
     assert found.correct["en"].tolist() == [True, False] and found.correct["sw"].tolist() == [False, True]
 
 
 def test_a_table_of_several_runs(tmp_path):
-    rows = [f"{i},en,{y},{p},{m},{s}" for m in ("a", "b") for s in (0, 1) for i, y, p in ((1, "neutral", "neutral"), (2, "neutral", "entailment"))]
-    found = read(csv_of(tmp_path / "a.csv", "item,language,label,prediction,method,seed\n" + "\n".join(rows)), task="xnli")
+    rows = [
+        f"{i},en,{y},{p},{m},{s}"
+        for m in ("a", "b")
+        for s in (0, 1)
+        for i, y, p in ((1, "neutral", "neutral"), (2, "neutral", "entailment"))
+    ]
+    found = read(
+        csv_of(tmp_path / "a.csv", "item,language,label,prediction,method,seed\n" + "\n".join(rows)), task="xnli"
+    )
     assert [(r.method, r.seed) for r in found] == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
 
 
 def test_what_a_table_says_counts(tmp_path):
     "What is said besides is for what it does not say, a cell that is empty among it"
-    path = csv_of(tmp_path / "a.csv", "item,language,label,prediction,method,seed\n1,en,neutral,neutral,bar,4\n1,en,neutral,entailment,,5\n")
-    assert [(r.method, r.seed, r.backbone, r.get("path")) for r in read(path, method="foo", seed=7, task="xnli", backbone="b", path="elsewhere")] == [("bar", 4, "b", "elsewhere"), ("foo", 5, "b", "elsewhere")]
+    path = csv_of(
+        tmp_path / "a.csv",
+        "item,language,label,prediction,method,seed\n1,en,neutral,neutral,bar,4\n1,en,neutral,entailment,,5\n",
+    )
+    assert [
+        (r.method, r.seed, r.backbone, r.get("path"))
+        for r in read(path, method="foo", seed=7, task="xnli", backbone="b", path="elsewhere")
+    ] == [("bar", 4, "b", "elsewhere"), ("foo", 5, "b", "elsewhere")]
     import pandas as pd
+
     pd.read_csv(path).to_parquet(tmp_path / "a.parquet")
-    assert [(r.method, r.seed) for r in read(tmp_path / "a.parquet", method="foo", task="xnli")] == [("bar", 4), ("foo", 5)]
+    assert [(r.method, r.seed) for r in read(tmp_path / "a.parquet", method="foo", task="xnli")] == [
+        ("bar", 4),
+        ("foo", 5),
+    ]
 
 
-@pytest.mark.parametrize("text, about, error, said", [
-    (GOOD, {}, ParameterError, "say it: read"), (GOOD, {"task": "xnli"}, ParameterError, "method"), (GOOD, {"task": "xnlii", "method": "m"}, ParameterError, "Did you mean 'xnli'"),
-    (GOOD, {"task": "xnli", "method": "m", "seed": "one"}, ParameterError, "whole number"),
-    (GOOD.replace("prediction", "guess"), {"task": "xnli", "method": "m"}, DataError, "no column prediction"),
-    (GOOD.replace("sw,neutral,neutral", "sw,neutral,"), {"task": "xnli", "method": "m"}, DataError, "line 5: unknown label of xnli ''"),
-    (GOOD.replace("entailment,neutral", "entailment,1"), {"task": "xnli", "method": "m"}, DataError, "line 4: unknown label of xnli '1'"),
-    (GOOD + "1,en,entailment,neutral\n", {"task": "xnli", "method": "m"}, DataError, "there twice: 1"),
-    ("item,language,label,prediction\n", {"task": "xnli", "method": "m"}, DataError, "0 rows"), ("", {"task": "xnli", "method": "m"}, DataError, "no table")])
+@pytest.mark.parametrize(
+    "text, about, error, said",
+    [
+        (GOOD, {}, ParameterError, "say it: read"),
+        (GOOD, {"task": "xnli"}, ParameterError, "method"),
+        (GOOD, {"task": "xnlii", "method": "m"}, ParameterError, "Did you mean 'xnli'"),
+        (GOOD, {"task": "xnli", "method": "m", "seed": "one"}, ParameterError, "whole number"),
+        (GOOD.replace("prediction", "guess"), {"task": "xnli", "method": "m"}, DataError, "no column prediction"),
+        (
+            GOOD.replace("sw,neutral,neutral", "sw,neutral,"),
+            {"task": "xnli", "method": "m"},
+            DataError,
+            "line 5: unknown label of xnli ''",
+        ),
+        (
+            GOOD.replace("entailment,neutral", "entailment,1"),
+            {"task": "xnli", "method": "m"},
+            DataError,
+            "line 4: unknown label of xnli '1'",
+        ),
+        (GOOD + "1,en,entailment,neutral\n", {"task": "xnli", "method": "m"}, DataError, "there twice: 1"),
+        ("item,language,label,prediction\n", {"task": "xnli", "method": "m"}, DataError, "0 rows"),
+        ("", {"task": "xnli", "method": "m"}, DataError, "no table"),
+    ],
+)
 def test_a_bad_table_of_predictions_is_refused(tmp_path, text, about, error, said):
-    with pytest.raises(error, match=said) as e: read(csv_of(tmp_path / "a.csv", text), **about)
+    with pytest.raises(error, match=said) as e:
+        read(csv_of(tmp_path / "a.csv", text), **about)
     assert len(str(e.value)) < 1000
 
 
 @pytest.fixture(scope="module")
-def gold(): return {x: load("pawsx", "test", x, Mini()) for x in ("en", "de")}
+def gold():
+    return {x: load("pawsx", "test", x, Mini()) for x in ("en", "de")}
 
 
 def test_xtreme_folders(tmp_path, gold):
-    for lang, rows in gold.items(): csv_of(tmp_path / f"test-{lang}.tsv", "".join(f"{y if i % 5 else 1 - y}\n" for i, y in enumerate(rows["label"])))
+    for lang, rows in gold.items():
+        csv_of(
+            tmp_path / f"test-{lang}.tsv", "".join(f"{y if i % 5 else 1 - y}\n" for i, y in enumerate(rows["label"]))
+        )
     assert kind(tmp_path) == "xtreme"
-    found, = read(tmp_path, gold, method="sub", task="pawsx")
+    (found,) = read(tmp_path, gold, method="sub", task="pawsx")
     wanted = 100 * sum(i % 5 > 0 for i in range(len(gold["en"]))) / len(gold["en"])
     assert found.accuracy["en_dev"] == {"en": wanted, "de": wanted} and found.langs == ("en", "de")
     order = np.argsort(np.array([str(i) for i in gold["de"]["id"]]), kind="stable")
     assert (found.correct["de"] == (np.arange(len(gold["de"])) % 5 > 0)[order]).all()
 
 
-@pytest.mark.parametrize("text, said", [("0\n1\n", "test-en.tsv: 2 lines for"), (None, "test-en.tsv, line 3: unknown label of pawsx 'maybe'"), ("", "0 lines")])
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("0\n1\n", "test-en.tsv: 2 lines for"),
+        (None, "test-en.tsv, line 3: unknown label of pawsx 'maybe'"),
+        ("", "0 lines"),
+    ],
+)
 def test_bad_xtreme_folders(tmp_path, gold, text, said):
     csv_of(tmp_path / "test-en.tsv", "0\n0\nmaybe\n" + "1\n" * (len(gold["en"]) - 3) if text is None else text)
-    with pytest.raises(DataError, match=said): read(tmp_path, gold, method="sub", task="pawsx")
-    with pytest.raises(DataError, match="no rows were given for 'en'"): read(tmp_path, method="sub", task="pawsx")
+    with pytest.raises(DataError, match=said):
+        read(tmp_path, gold, method="sub", task="pawsx")
+    with pytest.raises(DataError, match="no rows were given for 'en'"):
+        read(tmp_path, method="sub", task="pawsx")
 
 
 def samples(folder, task, lang, rights, **more):
-    lines = [{"doc_id": i, "target": "0", "filter": "none", "metrics": ["acc"], "acc": float(right)} | more for i, right in enumerate(rights)]
+    lines = [
+        {"doc_id": i, "target": "0", "filter": "none", "metrics": ["acc"], "acc": float(right)} | more
+        for i, right in enumerate(rights)
+    ]
     return csv_of(folder / f"samples_{task}_{lang}_2026-02-03T04-05-06.789.jsonl", "\n".join(map(json.dumps, lines)))
 
 
 def test_samples_of_the_harness(tmp_path):
-    for lang in ("sw", "en"): samples(tmp_path, "xnli", lang, [1, 0, 1, 1])
+    for lang in ("sw", "en"):
+        samples(tmp_path, "xnli", lang, [1, 0, 1, 1])
     samples(tmp_path, "paws", "de", [0, 1])
     xnli, pawsx = sorted(read(tmp_path, method="llm"), key=lambda r: r.task != "xnli")
-    assert xnli.accuracy["en_dev"] == {"en": 75.0, "sw": 75.0} and xnli.langs[0] == "en" and pawsx.task == "pawsx" and pawsx.accuracy["en_dev"] == {"de": 50.0}
+    assert (
+        xnli.accuracy["en_dev"] == {"en": 75.0, "sw": 75.0}
+        and xnli.langs[0] == "en"
+        and pawsx.task == "pawsx"
+        and pawsx.accuracy["en_dev"] == {"de": 50.0}
+    )
     assert xnli.correct["sw"].tolist() == [True, False, True, True]
 
 
 def test_the_task_in_a_name_of_the_harness_counts(tmp_path):
     samples(tmp_path, "paws", "de", [0, 1])
     samples(tmp_path, "mine", "de", [1, 1])
-    assert [(r.task, r.accuracy["en_dev"]["de"]) for r in read(tmp_path, method="llm", task="xnli")] == [("xnli", 100.0), ("pawsx", 50.0)]
+    assert [(r.task, r.accuracy["en_dev"]["de"]) for r in read(tmp_path, method="llm", task="xnli")] == [
+        ("xnli", 100.0),
+        ("pawsx", 50.0),
+    ]
 
 
 def test_samples_with_rows_pair_with_ours(tmp_path, gold):
     samples(tmp_path, "paws", "de", [1] * len(gold["de"]))
-    csv_of(tmp_path.parent / "ours.csv", "item,language,label,prediction\n" + "".join(f"{i},de,{y},{y}\n" for i, y in zip(gold["de"]["id"], gold["de"]["label"])))
-    harness, = read(tmp_path, gold, method="llm")
-    ours, = read(tmp_path.parent / "ours.csv", method="m", task="pawsx")
+    csv_of(
+        tmp_path.parent / "ours.csv",
+        "item,language,label,prediction\n"
+        + "".join(f"{i},de,{y},{y}\n" for i, y in zip(gold["de"]["id"], gold["de"]["label"])),
+    )
+    (harness,) = read(tmp_path, gold, method="llm")
+    (ours,) = read(tmp_path.parent / "ours.csv", method="m", task="pawsx")
     assert harness.items == ours.items
 
 
-@pytest.mark.parametrize("spoil, said", [
-    (lambda f: csv_of(f, f.read_text() + "\n{"), "line 3 is no JSON"), (lambda f: csv_of(f, '{"doc_id": 1}'), "line 1: there is no acc or exact_match"),
-    (lambda f: csv_of(f, f.read_text().replace('"none"', '"strict"', 1)), "2 filters"), (lambda f: f.rename(f.with_name("samples_gsm8k_2026-02-03T04-05-06.jsonl")), "does not end in a language"),
-    (lambda f: csv_of(f.with_name(f.name.replace("02-03", "02-04")), f.read_text()), "several files")])
+@pytest.mark.parametrize(
+    "spoil, said",
+    [
+        (lambda f: csv_of(f, f.read_text() + "\n{"), "line 3 is no JSON"),
+        (lambda f: csv_of(f, '{"doc_id": 1}'), "line 1: there is no acc or exact_match"),
+        (lambda f: csv_of(f, f.read_text().replace('"none"', '"strict"', 1)), "2 filters"),
+        (lambda f: f.rename(f.with_name("samples_gsm8k_2026-02-03T04-05-06.jsonl")), "does not end in a language"),
+        (lambda f: csv_of(f.with_name(f.name.replace("02-03", "02-04")), f.read_text()), "several files"),
+    ],
+)
 def test_bad_samples(tmp_path, spoil, said):
     spoil(samples(tmp_path, "xnli", "de", [1, 0]))
-    with pytest.raises((DataError, ParameterError), match=said): read(tmp_path, method="llm")
+    with pytest.raises((DataError, ParameterError), match=said):
+        read(tmp_path, method="llm")
 
 
 def test_samples_of_other_rows_are_refused(tmp_path, gold):
     samples(tmp_path, "paws", "de", [1] * (len(gold["de"]) + 1))
-    with pytest.raises(DataError, match="not the rows it answers"): read(tmp_path, gold, method="llm")
+    with pytest.raises(DataError, match="not the rows it answers"):
+        read(tmp_path, gold, method="llm")
 
 
 def test_what_nobody_knows_is_refused(tmp_path):
-    with pytest.raises(DataError, match="is none of"): read(csv_of(tmp_path / "notes.txt", "x"))
+    with pytest.raises(DataError, match="is none of"):
+        read(csv_of(tmp_path / "notes.txt", "x"))

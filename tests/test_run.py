@@ -1,4 +1,5 @@
 """Whole jobs on the mini world: what they leave, what they find again, what survives a kill, what is refused."""
+
 import json, os, signal, subprocess, sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,18 +14,24 @@ from macular.store import read_json, read_lines, sha256, verify
 SMALL = dict(preset="mini", max_train=48, rounds=2, langs="en,de", stage1="pawsx,xnli", task="pawsx")
 
 
-def quiet(event, facts): pass
+def quiet(event, facts):
+    pass
 
 
 def run(out, watch=quiet, **changes):
     from macular.train.run import run
+
     return run(check(SMALL | {"out": str(out)} | changes), watch)
 
 
 def record(folder):
     "Every file of a job or training that must not differ between two runs"
     free = ("environment.json", "history.jsonl", "seconds.json", ".lock")
-    return {str(p.relative_to(folder)): sha256(p) for p in sorted(Path(folder).rglob("*")) if p.is_file() and p.name not in free}
+    return {
+        str(p.relative_to(folder)): sha256(p)
+        for p in sorted(Path(folder).rglob("*"))
+        if p.is_file() and p.name not in free
+    }
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +47,17 @@ def test_a_job_leaves_its_record(finished):
     assert set(result["selections"]) == {"en_dev", "last", "averaged", "all_dev_oracle"}
     assert result["selections"]["last"]["round"] == 2 and result["selections"]["averaged"]["round"] == "averaged"
     assert result["accuracy"] == result["selections"]["en_dev"]["accuracy"]
-    assert 0 < result["trainings"]["macular"]["switch_rates"]["pawsx"]["realised"] < result["trainings"]["macular"]["switch_rates"]["pawsx"]["nominal"]
-    assert {p.name for p in folder.iterdir()} >= {"config.json", "environment.json", "predictions.parquet", "result.json"}
+    assert (
+        0
+        < result["trainings"]["macular"]["switch_rates"]["pawsx"]["realised"]
+        < result["trainings"]["macular"]["switch_rates"]["pawsx"]["nominal"]
+    )
+    assert {p.name for p in folder.iterdir()} >= {
+        "config.json",
+        "environment.json",
+        "predictions.parquet",
+        "result.json",
+    }
     predictions = finished.predictions
     assert list(predictions)[:4] == ["item", "language", "label", "prediction"]
     for lang, value in result["accuracy"]["pawsx"].items():
@@ -52,19 +68,27 @@ def test_a_job_leaves_its_record(finished):
 def test_no_path_and_no_time_in_what_must_not_differ(finished):
     text = (finished.folder / "result.json").read_text() + (finished.folder / "config.json").read_text()
     assert str(finished.folder.parent) not in text and os.sep + "tmp" not in text
-    assert not {"started", "versions", "threads", "device"} & json.loads((finished.folder / "result.json").read_text()).keys()
+    assert (
+        not {"started", "versions", "threads", "device"}
+        & json.loads((finished.folder / "result.json").read_text()).keys()
+    )
 
 
 def test_the_backbone_is_part_of_the_record(finished, tmp_path):
     import shutil
     from macular.data.backbones import backbone_origin
     from macular.data.mini_world import backbone
+
     found = finished.values["backbone"]
     assert found["name"] == "mini-xlmr" and found["licence"] == "Apache-2.0"
     assert found["sha256"]["model.safetensors"] == sha256(backbone("mini-xlmr") / "model.safetensors")
     cached = tmp_path / "models--some--net" / "snapshots" / "0123abc"  # as the hub's cache lies
     shutil.copytree(backbone("mini-bert"), cached)
-    assert backbone_origin("some/net", cached) == {"name": "net", "source": "some/net@0123abc", "licence": "not stated"}  # not there by that name, so from the hub
+    assert backbone_origin("some/net", cached) == {
+        "name": "net",
+        "source": "some/net@0123abc",
+        "licence": "not stated",
+    }  # not there by that name, so from the hub
     (cached / "README.md").write_text("---\nlicense: mit\n---\n# A net\n")
     assert backbone_origin("some/net", cached)["licence"] == "mit"
     assert backbone_origin(str(cached), cached)["source"] == "a folder", "no path of this machine"
@@ -72,11 +96,17 @@ def test_the_backbone_is_part_of_the_record(finished, tmp_path):
 
 def test_the_plan_counts_the_steps_that_are_taken(finished):
     from macular.train.run import plan
+
     for line, training in zip(plan(check(SMALL)), finished.values["trainings"].values(), strict=True):
         history = read_lines(finished.folder.parent / "trainings" / training["key"] / "history.jsonl")
         assert line["steps"] == max(step["step"] for step in history)
-    assert [line["steps"] for line in plan(Job(preset="mini", stage1="xnli", task="xnli"))][0] == 3 * 38, "one task has no task adversary"
-    assert [line["training"] for line in plan(Job(preset="mini", task="xnli", method="finetune_x2"))] == ["Fine-tuning ×2, seed 0", "Fine-tuning ×2, seed 1000"]
+    assert [line["steps"] for line in plan(Job(preset="mini", stage1="xnli", task="xnli"))][0] == 3 * 38, (
+        "one task has no task adversary"
+    )
+    assert [line["training"] for line in plan(Job(preset="mini", task="xnli", method="finetune_x2"))] == [
+        "Fine-tuning ×2, seed 0",
+        "Fine-tuning ×2, seed 1000",
+    ]
 
 
 def test_hashes_do_not_depend_on_what_was_read_before():
@@ -84,11 +114,14 @@ def test_hashes_do_not_depend_on_what_was_read_before():
     from macular.train.inputs import Data, digests, row_digest, trained_on
     from macular.train.methods import methods
     from macular.train.config import fill
+
     fresh, used = (Data(fill(check(SMALL | {"task": "qam"}))) for _ in range(2))
     used.rows(used.task("qadsm"), "dev")
     learned, near = trained_on(fresh, methods["macular"])
     assert near.name == "qadsm" and all(row_digest(fresh, t, "dev") for t in [*learned, near])
-    assert digests(used, methods["macular"], [*learned, near]) == digests(Data(fresh.job), methods["macular"], [*learned, near])
+    assert digests(used, methods["macular"], [*learned, near]) == digests(
+        Data(fresh.job), methods["macular"], [*learned, near]
+    )
 
 
 def test_stage_one_is_a_training_of_its_own(finished):
@@ -96,7 +129,8 @@ def test_stage_one_is_a_training_of_its_own(finished):
     assert list(trainings) == ["macular_nots", "macular"]
     for key in (t["key"] for t in trainings.values()):
         folder = finished.folder.parent / "trainings" / key
-        for n in (1, 2): verify(folder / f"round-{n}")
+        for n in (1, 2):
+            verify(folder / f"round-{n}")
         assert read_json(folder / "training.json")["rounds"][1]["round"] == 2
         assert [line["step"] for line in read_lines(folder / "history.jsonl") if "phase" in line]
 
@@ -110,15 +144,26 @@ def test_the_same_job_again_finds_it(finished):
 
 def test_an_ablation_finds_stage_one(finished):
     events = []
-    other = run(finished.folder.parent, method="macular_wo_consistency", watch=lambda event, facts: events.append((event, facts.get("row"))))
-    assert ("found", "macular_nots") in [(e, r and r.name) for e, r in events] and [e for e, _ in events].count("start") == 1
+    other = run(
+        finished.folder.parent,
+        method="macular_wo_consistency",
+        watch=lambda event, facts: events.append((event, facts.get("row"))),
+    )
+    assert ("found", "macular_nots") in [(e, r and r.name) for e, r in events] and [e for e, _ in events].count(
+        "start"
+    ) == 1
     assert other.values["trainings"]["macular_nots"] == finished.values["trainings"]["macular_nots"]
     assert other.folder != finished.folder
 
 
 def test_two_processes_write_the_same_bytes(finished, tmp_path):
     code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from test_run import run; run({str(tmp_path)!r}, method='macular')"
-    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONHASHSEED": "77"}, cwd=Path(__file__).parents[1])
+    subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        env=os.environ | {"PYTHONHASHSEED": "77"},
+        cwd=Path(__file__).parents[1],
+    )
     one, two = (record(p) for p in (finished.folder.parent, tmp_path))
     shared = [name for name in two if name in one]
     assert len(shared) == len(two) and {n: one[n] for n in shared} == two
@@ -151,37 +196,58 @@ def test_a_killed_job_goes_on_to_the_same_bytes(finished, tmp_path, event, n):
 def test_seeds_differ(finished, tmp_path):
     other = run(tmp_path, method="finetune", stage1="paper", seed=1)
     same = run(tmp_path, method="finetune", stage1="paper")
-    assert other.folder != same.folder and not (other.predictions["p_paraphrase"] == same.predictions["p_paraphrase"]).all()
+    assert (
+        other.folder != same.folder
+        and not (other.predictions["p_paraphrase"] == same.predictions["p_paraphrase"]).all()
+    )
 
 
-@pytest.mark.parametrize("changes,said", [
-    (dict(method="macular_nots_wo_pawsx"), "does not learn 'pawsx'"),
-    (dict(method="finetune", stage1="paper", beta1=0.5), "has no 'aug_kl' loss"),
-    (dict(backbone="./nowhere"), "no folder './nowhere'"),
-])
+@pytest.mark.parametrize(
+    "changes,said",
+    [
+        (dict(method="macular_nots_wo_pawsx"), "does not learn 'pawsx'"),
+        (dict(method="finetune", stage1="paper", beta1=0.5), "has no 'aug_kl' loss"),
+        (dict(backbone="./nowhere"), "no folder './nowhere'"),
+    ],
+)
 def test_refused_before_a_model_is_loaded(tmp_path, monkeypatch, changes, said):
     import macular.train.build
+
     monkeypatch.setattr(macular.train.build, "load_encoder", lambda *a, **k: pytest.fail("a model was loaded"))
-    with pytest.raises((ParameterError, RuntimeError), match=said): run(tmp_path, **changes)
+    with pytest.raises((ParameterError, RuntimeError), match=said):
+        run(tmp_path, **changes)
 
 
-@pytest.mark.parametrize("wrong,said", [(dict(rounds=-1, alpha=7.0), "alpha is 7.0.*\n.*rounds is -1"), (dict(stage1="pwasx,xnli"), "Did you mean 'pawsx'"),
-                                        (dict(method="finetune", word_rate=0.3), "no augmentation"), (dict(langs=("dee",)), "Did you mean 'de'")])
+@pytest.mark.parametrize(
+    "wrong,said",
+    [
+        (dict(rounds=-1, alpha=7.0), "alpha is 7.0.*\n.*rounds is -1"),
+        (dict(stage1="pwasx,xnli"), "Did you mean 'pawsx'"),
+        (dict(method="finetune", word_rate=0.3), "no augmentation"),
+        (dict(langs=("dee",)), "Did you mean 'de'"),
+    ],
+)
 def test_a_job_made_in_python_is_checked_as_well(tmp_path, wrong, said):
     from macular.train.run import plan, run
+
     job = Job(preset="mini", out=str(tmp_path), **wrong)
     for do in (run, plan):
-        with pytest.raises(ParameterError, match=said): do(job)
+        with pytest.raises(ParameterError, match=said):
+            do(job)
 
 
 def test_the_precision_is_that_of_the_device_a_job_computes_on(monkeypatch):
     "Preset mini computes on the CPU, beside whatever GPU there is"
     import torch
     from macular.train.run import settle
+
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    assert settle(Job(preset="mini", precision="auto")).precision == "fp32" and settle(Job(preset="quick")).precision == "bf16"
+    assert (
+        settle(Job(preset="mini", precision="auto")).precision == "fp32"
+        and settle(Job(preset="quick")).precision == "bf16"
+    )
 
 
 def test_a_callers_accelerator_and_settings_survive_a_job():
@@ -189,13 +255,17 @@ def test_a_callers_accelerator_and_settings_survive_a_job():
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
     from macular.train.run import _device, settle
+
     torch.use_deterministic_algorithms(True)  # errors, not warnings
     AcceleratorState._reset_state(reset_partial_state=True)  # as in a process that has made none yet
     own = Accelerator(cpu=True, mixed_precision="bf16", gradient_accumulation_steps=3)
     try:
-        with _device(settle(Job(preset="mini"))) as accelerator: assert accelerator.mixed_precision == "no" and torch.is_deterministic_algorithms_warn_only_enabled()
+        with _device(settle(Job(preset="mini"))) as accelerator:
+            assert accelerator.mixed_precision == "no" and torch.is_deterministic_algorithms_warn_only_enabled()
         assert own.mixed_precision == "bf16" and own.device.type == "cpu" and own.gradient_accumulation_steps == 3
-        assert torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()
+        assert (
+            torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()
+        )
     finally:
         torch.use_deterministic_algorithms(False)
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -204,22 +274,33 @@ def test_a_callers_accelerator_and_settings_survive_a_job():
 def test_missing_dictionaries_are_told_before_rows_are_read(tmp_path, monkeypatch):
     import macular.train.inputs
     from macular.train.run import plan, run
+
     monkeypatch.setattr(macular.train.inputs, "load", lambda *a, **k: pytest.fail("rows were read"))
     monkeypatch.chdir(tmp_path)  # where no dictionaries are
     for method in ("cosda_ml", "macular"):
         for given, command in (({}, "dictionaries$"), ({"lexicon_dir": "words"}, "dictionaries --to words")):
             job = Job(task="xnli", method=method, preset="quick", backbone="mini-bert", out="runs", **given)
             for do in (run, plan):
-                with pytest.raises(DataError, match=f"macular data fetch {command}"): do(job)
+                with pytest.raises(DataError, match=f"macular data fetch {command}"):
+                    do(job)
     assert plan(Job(task="xnli", method="finetune", preset="quick", backbone="mini-bert"))[0]["rows"] == 10_000
 
 
 def test_missing_data_names_the_command(tmp_path):
     (tmp_path / "data").mkdir()
     with pytest.raises(DataError, match="macular data fetch"):
-        run(tmp_path, method="macular", preset="quick", data_dir=str(tmp_path / "data"), lexicon_dir=str(tmp_path), stage1="paper", backbone="mini-bert")
+        run(
+            tmp_path,
+            method="macular",
+            preset="quick",
+            data_dir=str(tmp_path / "data"),
+            lexicon_dir=str(tmp_path),
+            stage1="paper",
+            backbone="mini-bert",
+        )
 
 
 def test_a_job_is_known_by_both_names():
     from macular import jobs, settings
+
     assert jobs.Job is settings.Job and replace(Job(), seed=1) == check({"seed": 1})

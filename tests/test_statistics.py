@@ -1,4 +1,5 @@
 """Intervals cover, tests are exact, means compare over equal sets only; against computations that share no code."""
+
 import itertools
 from dataclasses import replace
 
@@ -12,8 +13,23 @@ from statsmodels.stats.multitest import multipletests
 from macular.core import DataError, ParameterError
 from macular.results.simulate import Noise, expected, simulate
 from macular.results.records import Record, from_lines
-from macular.results.statistics import (Effect, alike, by_language, by_seed, common, detectable, deviation, difference, holm, item_differences, randomisation, resampled,
-                                seeds_needed, select, summary)
+from macular.results.statistics import (
+    Effect,
+    alike,
+    by_language,
+    by_seed,
+    common,
+    detectable,
+    deviation,
+    difference,
+    holm,
+    item_differences,
+    randomisation,
+    resampled,
+    seeds_needed,
+    select,
+    summary,
+)
 
 
 def runs(method, accuracies, task="xnli", **more):
@@ -21,18 +37,29 @@ def runs(method, accuracies, task="xnli", **more):
     return [Record(method, task, {"en_dev": a}, seed, **more) for seed, a in enumerate(accuracies)]
 
 
-def one_lang(method, values): return runs(method, [{"en": float(v)} for v in values])
+def one_lang(method, values):
+    return runs(method, [{"en": float(v)} for v in values])
 
 
 def answered(method, bits, task="xnli", mark="items"):
     "A record a seed, with items: bits is (seeds, languages, items)"
     bits = np.asarray(bits, bool)
     names = ["en", "de", "sw", "zh"][: bits.shape[1]]
-    return [Record(method, task, {"en_dev": {x: 100 * int(c.sum()) / len(c) for x, c in zip(names, run)}}, seed, correct=dict(zip(names, run)), items=dict.fromkeys(names, mark))
-            for seed, run in enumerate(bits)]
+    return [
+        Record(
+            method,
+            task,
+            {"en_dev": {x: 100 * int(c.sum()) / len(c) for x, c in zip(names, run)}},
+            seed,
+            correct=dict(zip(names, run)),
+            items=dict.fromkeys(names, mark),
+        )
+        for seed, run in enumerate(bits)
+    ]
 
 
 # coverage, by a simulation of its own
+
 
 def two_levels(rng, trials, seeds, langs=2, items=300, sd=0.07, hard=1.5, own=0.4, better=0.1):
     "Studies with noise of seeds and of items: bits of two methods, and the truth on their items"
@@ -46,7 +73,8 @@ def two_levels(rng, trials, seeds, langs=2, items=300, sd=0.07, hard=1.5, own=0.
     return bits, truth[0] - truth[1]
 
 
-def covered(effects, truth): return np.mean([e.low <= t <= e.high for e, t in zip(effects, truth)])
+def covered(effects, truth):
+    return np.mean([e.low <= t <= e.high for e, t in zip(effects, truth)])
 
 
 @pytest.mark.parametrize("seeds", [3, 5, 10])
@@ -59,8 +87,13 @@ def test_intervals_over_seeds_cover(seeds):
         pairs = [(answered("a", x), answered("b", y)) for x, y in zip(a, b)]
         hits["paired"].append(covered([difference(x, y) for x, y in pairs], truth))
         hits["welch"].append(covered([difference(x, y, paired=False) for x, y in pairs], truth))
-        population = 100 * (stats.norm.cdf(0.7 / np.sqrt(1 + 2 * 0.07**2 + 1.5**2 + 0.4**2)) - stats.norm.cdf(0.6 / np.sqrt(1 + 2 * 0.07**2 + 1.5**2 + 0.4**2)))
-        hits["new"].append(covered([difference(x, y, paired=False, new_items=True) for x, y in pairs], np.full(300, population)))
+        population = 100 * (
+            stats.norm.cdf(0.7 / np.sqrt(1 + 2 * 0.07**2 + 1.5**2 + 0.4**2))
+            - stats.norm.cdf(0.6 / np.sqrt(1 + 2 * 0.07**2 + 1.5**2 + 0.4**2))
+        )
+        hits["new"].append(
+            covered([difference(x, y, paired=False, new_items=True) for x, y in pairs], np.full(300, population))
+        )
     assert all(np.mean(h) >= 0.93 for h in hits.values()), {k: np.mean(h) for k, h in hits.items()}
 
 
@@ -84,7 +117,9 @@ def test_items_alone_cover_two_checkpoints():
 
 # differences
 
-def noisy(low, high): return st.lists(st.floats(low, high).map(lambda v: round(v, 3)), min_size=2, max_size=8)
+
+def noisy(low, high):
+    return st.lists(st.floats(low, high).map(lambda v: round(v, 3)), min_size=2, max_size=8)
 
 
 @given(noisy(40, 60), noisy(40, 60))
@@ -93,7 +128,8 @@ def test_welch_is_welch(x, y):
     assume(np.var(x) + np.var(y) > 1e-6)
     ours = difference(one_lang("a", x), one_lang("b", y), paired=False)
     theirs = stats.ttest_ind(x, y, equal_var=False)
-    if np.isnan(theirs.pvalue): return
+    if np.isnan(theirs.pvalue):
+        return
     assert np.allclose([ours.low, ours.high, ours.p], [*theirs.confidence_interval(0.95), theirs.pvalue], atol=1e-9)
 
 
@@ -102,7 +138,9 @@ def test_welch_is_welch(x, y):
 def test_paired_is_paired(x, seed):
     y = np.array(x) + np.random.default_rng(seed).normal(1, 1, len(x))
     ours, theirs = difference(one_lang("a", x), one_lang("b", y)), stats.ttest_rel(x, y)
-    assert "paired" in ours.how and np.allclose([ours.low, ours.high, ours.p], [*theirs.confidence_interval(0.95), theirs.pvalue], atol=1e-7)
+    assert "paired" in ours.how and np.allclose(
+        [ours.low, ours.high, ours.p], [*theirs.confidence_interval(0.95), theirs.pvalue], atol=1e-7
+    )
 
 
 def test_pairing_goes_by_seed_not_by_order():
@@ -113,13 +151,22 @@ def test_pairing_goes_by_seed_not_by_order():
 def test_seeds_that_are_not_shared_are_not_paired():
     a, b = one_lang("a", [50, 60, 70]), [replace(r, seed=r.seed + 1) for r in one_lang("b", [49, 58, 69])]
     assert "Welch" in difference(a, b).how
-    with pytest.raises(ParameterError, match="cannot be paired"): difference(a, b, paired=True)
+    with pytest.raises(ParameterError, match="cannot be paired"):
+        difference(a, b, paired=True)
 
 
-@pytest.mark.parametrize("x, y", [([50.0], [40.0]), ([50.0], [40.0, 41.0]), ([50.0, 50.0], [40.0, 40.0]), ([1 / 3 * 100] * 3, [1 / 3 * 100] * 3)])
+@pytest.mark.parametrize(
+    "x, y",
+    [([50.0], [40.0]), ([50.0], [40.0, 41.0]), ([50.0, 50.0], [40.0, 40.0]), ([1 / 3 * 100] * 3, [1 / 3 * 100] * 3)],
+)
 def test_where_nothing_varies_there_is_no_interval(x, y):
     found = difference(one_lang("a", x), one_lang("b", y))
-    assert np.isnan([found.low, found.high, found.p]).all() and not found.separable and found.verdict == "no interval" and "no interval" in str(found)
+    assert (
+        np.isnan([found.low, found.high, found.p]).all()
+        and not found.separable
+        and found.verdict == "no interval"
+        and "no interval" in str(found)
+    )
 
 
 def test_the_difference_is_swapped_with_its_sides():
@@ -132,60 +179,85 @@ def test_new_items_widen():
     bits = np.random.default_rng(0).random((4, 2, 3, 200)) < [[[[0.7]]], [[[0.7]]], [[[0.6]]], [[[0.6]]]]
     a, b = answered("a", bits[:2].reshape(4, 3, 200)), answered("b", bits[2:].reshape(4, 3, 200))
     small, large = difference(a, b, paired=False), difference(a, b, paired=False, new_items=True)
-    d = np.mean([r.correct[x] * 25.0 for r in a for x in r.langs], 0) * 4 - np.mean([r.correct[x] * 25.0 for r in b for x in r.langs], 0) * 4
+    d = (
+        np.mean([r.correct[x] * 25.0 for r in a for x in r.langs], 0) * 4
+        - np.mean([r.correct[x] * 25.0 for r in b for x in r.langs], 0) * 4
+    )
     se2 = sum(np.var(by_seed(s), ddof=1) / 4 for s in (a, b))
     assert large.high - large.low > small.high - small.low and np.isclose(small.points, large.points)
-    nu = (se2 + d.var(ddof=1) / 200) ** 2 / (sum((np.var(by_seed(s), ddof=1) / 4) ** 2 / 3 for s in (a, b)) + (d.var(ddof=1) / 200) ** 2 / 199)
+    nu = (se2 + d.var(ddof=1) / 200) ** 2 / (
+        sum((np.var(by_seed(s), ddof=1) / 4) ** 2 / 3 for s in (a, b)) + (d.var(ddof=1) / 200) ** 2 / 199
+    )
     assert np.isclose(large.high - large.points, stats.t.ppf(0.975, nu) * np.sqrt(se2 + d.var(ddof=1) / 200))
 
 
 def test_separable_is_zero_outside():
-    assert Effect(1, 0.1, 2, 0.04, "").separable and Effect(-1, -2, -0.1, 0.04, "").separable and not Effect(1, -0.1, 2, 0.06, "").separable
+    assert (
+        Effect(1, 0.1, 2, 0.04, "").separable
+        and Effect(-1, -2, -0.1, 0.04, "").separable
+        and not Effect(1, -0.1, 2, 0.06, "").separable
+    )
 
 
 # which runs, which languages
 
+
 def test_what_differs_in_more_than_its_seed_is_not_averaged():
     a = [replace(r, parameters={"alpha": 0.5 if r.seed else 0.3}) for r in one_lang("a", [50, 60])]
-    with pytest.raises(ParameterError, match="alpha: 0.3 and 0.5.*--where alpha="): alike(a)
-    with pytest.raises(ParameterError, match="seed 0 is there more than once"): alike([*one_lang("a", [50]), *one_lang("a", [60])])
-    with pytest.raises(ParameterError, match="no records"): alike([])
-    with pytest.raises(ParameterError, match="method: a and b"): by_seed([*one_lang("a", [50]), *one_lang("b", [60])])
+    with pytest.raises(ParameterError, match="alpha: 0.3 and 0.5.*--where alpha="):
+        alike(a)
+    with pytest.raises(ParameterError, match="seed 0 is there more than once"):
+        alike([*one_lang("a", [50]), *one_lang("a", [60])])
+    with pytest.raises(ParameterError, match="no records"):
+        alike([])
+    with pytest.raises(ParameterError, match="method: a and b"):
+        by_seed([*one_lang("a", [50]), *one_lang("b", [60])])
 
 
 def test_unequal_language_sets_are_refused():
     a, b = runs("a", [{"en": 60.0, "sw": 40.0}] * 2), runs("syn", [{"en": 60.0}] * 2)
     for f in (difference, by_language):
-        with pytest.raises(DataError, match="'a' has 2 languages, of which others lack sw"): f(a, b)
+        with pytest.raises(DataError, match="'a' has 2 languages, of which others lack sw"):
+            f(a, b)
     assert common(a, b) == ("en",) and difference(a, b, langs=common(a, b)).points == 0
-    with pytest.raises(DataError, match="no accuracy for sw"): difference(a, b, langs=("en", "sw"))
+    with pytest.raises(DataError, match="no accuracy for sw"):
+        difference(a, b, langs=("en", "sw"))
 
 
 def test_other_tasks_and_splits_are_refused():
-    with pytest.raises(DataError, match="task xnli.*qam"): difference(one_lang("a", [1, 2]), runs("b", [{"en": 1.0}, {"en": 2.0}], task="qam"))
-    with pytest.raises(DataError, match="split"): difference(one_lang("a", [1, 2]), runs("b", [{"en": 1.0}, {"en": 2.0}], split="dev"))
+    with pytest.raises(DataError, match="task xnli.*qam"):
+        difference(one_lang("a", [1, 2]), runs("b", [{"en": 1.0}, {"en": 2.0}], task="qam"))
+    with pytest.raises(DataError, match="split"):
+        difference(one_lang("a", [1, 2]), runs("b", [{"en": 1.0}, {"en": 2.0}], split="dev"))
 
 
 def test_selections():
     a = [replace(r, accuracy={**r.accuracy, "last": {"en": 10.0 + r.seed}}) for r in one_lang("a", [50, 60])]
     assert by_seed(a, selection="last").tolist() == [10, 11]
-    with pytest.raises(ParameterError, match="Did you mean 'last'"): by_seed(a, selection="lats")
-    with pytest.raises(DataError, match="no accuracy 'averaged', only en_dev, last"): by_seed(a, selection="averaged")
+    with pytest.raises(ParameterError, match="Did you mean 'last'"):
+        by_seed(a, selection="lats")
+    with pytest.raises(DataError, match="no accuracy 'averaged', only en_dev, last"):
+        by_seed(a, selection="averaged")
 
 
 def test_a_tag_may_have_any_name():
     from macular.results.records import Record
+
     records = [Record("m", "xnli", {"en_dev": {"en": 50.0}}, tags={"records": str(i), "path": "a"}) for i in range(2)]
     assert select(records, records="1", path="a") == records[1:]
 
 
 def test_select(root):
     control = from_lines(root / "nbs" / "records" / "control.jsonl")
-    assert len(select(control, task=["xnli", "qam"], seed=0, dictionary="own", world="related", backbone="mini-xlmr")) == 8
-    with pytest.raises(ParameterError, match="Did you mean 'dictionary'"): select(control, dictionarry="own")
+    assert (
+        len(select(control, task=["xnli", "qam"], seed=0, dictionary="own", world="related", backbone="mini-xlmr")) == 8
+    )
+    with pytest.raises(ParameterError, match="Did you mean 'dictionary'"):
+        select(control, dictionarry="own")
 
 
 # tests on items
+
 
 @given(st.lists(st.integers(-4, 4), min_size=1, max_size=11))
 @settings(max_examples=80, deadline=None)
@@ -222,17 +294,23 @@ def test_by_language_against_scipy():
     found = by_language(answered("a", x), answered("b", y))
     for k, row in enumerate(found):
         d = x[:, k].mean(0) - y[:, k].mean(0)
-        drawn = stats.permutation_test((d,), np.mean, permutation_type="samples", n_resamples=4000, rng=np.random.default_rng(k))
+        drawn = stats.permutation_test(
+            (d,), np.mean, permutation_type="samples", n_resamples=4000, rng=np.random.default_rng(k)
+        )
         assert abs(row["p"] - drawn.pvalue) < 0.02 and np.isclose(row["difference"], 100 * d.mean())
     assert np.allclose([r["Holm"] for r in found], holm([r["p"] for r in found]))
 
 
 def test_other_items_are_not_paired():
     x = np.ones((1, 1, 5), bool)
-    with pytest.raises(DataError, match="items in 'en' are not the same"): item_differences(answered("a", x), answered("b", x, mark="others"), "en")
-    with pytest.raises(DataError, match="holds no items in 'en'"): by_language(one_lang("a", [50, 60]), one_lang("b", [50, 60]))
-    with pytest.raises(DataError, match="holds no items"): resampled(one_lang("a", [50])[0], one_lang("b", [50])[0])
-    with pytest.raises(DataError, match="holds no items"): difference(one_lang("a", [50, 60]), one_lang("b", [50, 61]), new_items=True)
+    with pytest.raises(DataError, match="items in 'en' are not the same"):
+        item_differences(answered("a", x), answered("b", x, mark="others"), "en")
+    with pytest.raises(DataError, match="holds no items in 'en'"):
+        by_language(one_lang("a", [50, 60]), one_lang("b", [50, 60]))
+    with pytest.raises(DataError, match="holds no items"):
+        resampled(one_lang("a", [50])[0], one_lang("b", [50])[0])
+    with pytest.raises(DataError, match="holds no items"):
+        difference(one_lang("a", [50, 60]), one_lang("b", [50, 61]), new_items=True)
 
 
 @given(st.lists(st.one_of(st.floats(0, 1), st.just(float("nan"))), max_size=12))
@@ -240,7 +318,8 @@ def test_other_items_are_not_paired():
 def test_holm(ps):
     ours, there = holm(ps), [i for i, p in enumerate(ps) if p == p]
     assert all(np.isnan(q) == (p != p) for p, q in zip(ps, ours))
-    if there: assert np.allclose(ours[there], multipletests([ps[i] for i in there], method="holm")[1])
+    if there:
+        assert np.allclose(ours[there], multipletests([ps[i] for i in there], method="holm")[1])
 
 
 def test_resampled_against_scipy():
@@ -248,17 +327,25 @@ def test_resampled_against_scipy():
     x, y = rng.random((1, 2, 400)) < 0.7, rng.random((1, 2, 400)) < 0.62
     ours = resampled(answered("a", x)[0], answered("b", y)[0])
     d = 100.0 * (x[0].astype(int) - y[0]).mean(0)
-    theirs = stats.bootstrap((d,), np.mean, n_resamples=5000, method="percentile", rng=np.random.default_rng(0)).confidence_interval
+    theirs = stats.bootstrap(
+        (d,), np.mean, n_resamples=5000, method="percentile", rng=np.random.default_rng(0)
+    ).confidence_interval
     assert np.isclose(ours.points, d.mean()) and abs(ours.low - theirs.low) < 0.3 and abs(ours.high - theirs.high) < 0.3
     assert resampled(answered("a", x)[0], answered("b", y)[0]) == ours and "not of the methods" in str(ours)
 
 
 # one method
 
+
 def test_collapsed_runs_are_counted_and_kept():
     a = [replace(r, collapsed=("en",) if r.seed < 2 else ()) for r in one_lang("a", [50, 50, 80, 82, 84])]
     found = summary(a)
-    assert (found.collapsed, found.seeds) == (2, 5) and np.isclose(found.mean, 69.2) and found.without == 82 and np.isclose(found.sd, np.std([50, 50, 80, 82, 84], ddof=1))
+    assert (
+        (found.collapsed, found.seeds) == (2, 5)
+        and np.isclose(found.mean, 69.2)
+        and found.without == 82
+        and np.isclose(found.sd, np.std([50, 50, 80, 82, 84], ddof=1))
+    )
     assert "2 of 5 collapsed; without them 82.0" in str(found)
     assert np.isnan(summary([replace(r, collapsed=("en",)) for r in a]).without)
     assert np.isclose(found.half, stats.t.interval(0.95, 4, 69.2, stats.sem([50, 50, 80, 82, 84]))[1] - 69.2)
@@ -271,16 +358,22 @@ def test_a_collapse_elsewhere_is_no_collapsed_run():
 def test_deviation_is_pooled():
     groups = [one_lang("a", [50, 52]), one_lang("b", [60, 61, 65])]
     assert np.isclose(deviation(groups), np.sqrt((np.var([50, 52], ddof=1) + 2 * np.var([60, 61, 65], ddof=1)) / 3))
-    with pytest.raises(DataError, match="two seeds"): deviation([one_lang("a", [50])])
+    with pytest.raises(DataError, match="two seeds"):
+        deviation([one_lang("a", [50])])
 
 
 # designs
+
 
 @pytest.mark.parametrize("seeds, paired", [(3, False), (5, False), (5, True), (10, True)])
 def test_detectable_has_the_power_it_says(seeds, paired):
     rng, found = np.random.default_rng(seeds), detectable(seeds, 2.0, paired=paired)
     x = rng.normal(found, 2.0, (20_000, seeds))
-    p = stats.ttest_1samp(x, 0, axis=1).pvalue if paired else stats.ttest_ind(x, rng.normal(0, 2.0, x.shape), axis=1).pvalue
+    p = (
+        stats.ttest_1samp(x, 0, axis=1).pvalue
+        if paired
+        else stats.ttest_ind(x, rng.normal(0, 2.0, x.shape), axis=1).pvalue
+    )
     assert abs(np.mean(p < 0.05) - 0.8) < 0.015
 
 
@@ -306,18 +399,31 @@ def test_seeds_needed_is_the_first_that_shows_it(points, sd, paired):
     assert detectable(n, sd, paired=paired) <= points and (n == 2 or detectable(n - 1, sd, paired=paired) > points)
 
 
-@pytest.mark.parametrize("call", [lambda: detectable(1, 1.0), lambda: detectable(3, 0.0), lambda: seeds_needed(0.0, 1.0), lambda: seeds_needed(1.0, -1.0), lambda: detectable(3, float("nan"))])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: detectable(1, 1.0),
+        lambda: detectable(3, 0.0),
+        lambda: seeds_needed(0.0, 1.0),
+        lambda: seeds_needed(1.0, -1.0),
+        lambda: detectable(3, float("nan")),
+    ],
+)
 def test_designs_that_show_nothing_are_refused(call):
-    with pytest.raises(ParameterError): call()
+    with pytest.raises(ParameterError):
+        call()
 
 
 # the simulation
+
 
 def test_simulated_studies_repeat_and_have_their_truth():
     levels = {"en": 90.0, "sw": 55.0}
     a = simulate("macular", "xnli", levels, 3)
     assert a == simulate("macular", "xnli", levels, 3) != simulate("macular", "other", levels, 3)
     many = simulate("macular", "xnli", levels, 300, noise=Noise(seed=0.1))
-    assert abs(by_seed(many).mean() - expected("macular", "xnli", levels, noise=Noise(seed=0.1))) < 3 * by_seed(many).std(ddof=1) / np.sqrt(300)
+    assert abs(by_seed(many).mean() - expected("macular", "xnli", levels, noise=Noise(seed=0.1))) < 3 * by_seed(
+        many
+    ).std(ddof=1) / np.sqrt(300)
     wide = [expected("macular", f"t{i}", levels) for i in range(200)]
     assert abs(np.mean(wide) - 72.5) < 0.4 and all(r.get("simulated") for r in a)

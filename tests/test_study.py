@@ -1,4 +1,5 @@
 """The records of the mini study: whole, small, and made by today's code."""
+
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,8 @@ FILES = sorted((ROOT / "nbs" / "records" / "study").glob("seed-*.jsonl"))
 SEEDS = {int(f.stem.split("-")[1]): from_lines(f) for f in FILES}
 
 
-def asked(r): return r.method, r.task, r.backbone, r.parameters["alpha"], r.parameters["max_train"]
+def asked(r):
+    return r.method, r.task, r.backbone, r.parameters["alpha"], r.parameters["max_train"]
 
 
 def test_seeds_are_whole():
@@ -33,7 +35,9 @@ def test_seeds_are_whole():
 
 
 def test_records_are_todays():
-    assert {r.algorithm for records in SEEDS.values() for r in records} == {ALGORITHM}, "run `papermill nbs/study.ipynb runs/study.ipynb` again"
+    assert {r.algorithm for records in SEEDS.values() for r in records} == {ALGORITHM}, (
+        "run `papermill nbs/study.ipynb runs/study.ipynb` again"
+    )
     assert {(r.preset, r.split) for records in SEEDS.values() for r in records} == {("mini", "test")}
 
 
@@ -42,8 +46,16 @@ def test_records_are_small_and_hold_no_text():
     assert all(set(r.tags) <= {"made_by"} for records in SEEDS.values() for r in records)
 
 
-@pytest.mark.parametrize("method, task, backbone", [("finetune", "pawsx", "mini-xlmr"), ("cosda_ml", "qam", "mini-xlmr"), ("cosda_ml", "qam", "mini-bert"), ("xtune", "qadsm", "mini-xlmr"),
-                                                   ("macular_nots", "xnli", "mini-xlmr")])
+@pytest.mark.parametrize(
+    "method, task, backbone",
+    [
+        ("finetune", "pawsx", "mini-xlmr"),
+        ("cosda_ml", "qam", "mini-xlmr"),
+        ("cosda_ml", "qam", "mini-bert"),
+        ("xtune", "qadsm", "mini-xlmr"),
+        ("macular_nots", "xnli", "mini-xlmr"),
+    ],
+)
 def test_todays_code_would_store_the_training_under_the_recorded_key(method, task, backbone):
     "Data, encoder, row and settings are what they were: a key of today's says the same as the record's"
     [r] = [r for r in SEEDS[0] if asked(r) == (method, task, backbone, USUAL["alpha"], USUAL["max_train"])]
@@ -51,20 +63,33 @@ def test_todays_code_would_store_the_training_under_the_recorded_key(method, tas
     data, wanted = Data(job), row(job)
     learned, near = trained_on(data, wanted)
     everything = [*learned, *([near] if near else [])]
-    assert r.trainings[method] == training_key(wanted, everything, job, digests(data, wanted, everything) | {"losses": own_losses(wanted)}, "")
+    assert r.trainings[method] == training_key(
+        wanted, everything, job, digests(data, wanted, everything) | {"losses": own_losses(wanted)}, ""
+    )
 
 
 def test_a_comparison_rests_on_the_seeds_that_both_have():
     "Five seeds of one, three of the other: three pairs"
     [first] = [r for r in study(method="macular", task="qam", seed=0)]
-    five, three = [replace(first, seed=s) for s in range(5)], [replace(first, method="mtl_ft", seed=s) for s in (1, 2, 7)]
+    five, three = (
+        [replace(first, seed=s) for s in range(5)],
+        [replace(first, method="mtl_ft", seed=s) for s in (1, 2, 7)],
+    )
     assert [[r.seed for r in side] for side in sides([*five, *three], "macular", "mtl_ft")["qam"]] == [[1, 2], [1, 2]]
     assert sides(five, "macular", "mtl_ft") == {}
 
 
 def test_an_ablation_tells_separable_from_not():
     "Shifted by five points with little noise, and by nothing"
-    def shifted(r, by): return replace(r, accuracy={s: {x: v + by for x, v in langs.items()} for s, langs in r.accuracy.items()}, correct={}, items={})
+
+    def shifted(r, by):
+        return replace(
+            r,
+            accuracy={s: {x: v + by for x, v in langs.items()} for s, langs in r.accuracy.items()},
+            correct={},
+            items={},
+        )
+
     [first] = study(method="macular", task="qam", seed=0)
     wobble = (0.0, 0.1, -0.1, 0.2, -0.2)
     whole = [replace(shifted(first, w), seed=s) for s, w in enumerate(wobble)]
@@ -74,7 +99,9 @@ def test_an_ablation_tells_separable_from_not():
     _, effects = compared([*whole, *less, *same], pairs)
     assert verdicts(effects) == ["separable", "not separable"]
     table = ablation([*whole, *less, *same], *pairs)
-    assert [line[-1] for line in table.rows] == ["separable", "not separable"] and table.rows[0][-2].text().startswith("+5.0")
+    assert [line[-1] for line in table.rows] == ["separable", "not separable"] and table.rows[0][-2].text().startswith(
+        "+5.0"
+    )
     said = reading([*whole, *less, *same], *pairs)
     assert "separable: QAM +5.0" in said and "not separable: QAM +0.0" in said and "four times of five" in said
 

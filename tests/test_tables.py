@@ -1,4 +1,5 @@
 """Tables say what their records say, in three formats, and refuse what would mislead."""
+
 import csv
 import io
 import re
@@ -19,7 +20,22 @@ from macular.results.compare import checklist, compare
 from macular.results.paper import published
 from macular.results.records import Record, from_lines, save
 from macular.results.statistics import difference, select
-from macular.results.tables import Cell, Table, View, as_csv, beside_paper, caption, cost, duration, harmless, languages, overview, rows_of, selections, tex
+from macular.results.tables import (
+    Cell,
+    Table,
+    View,
+    as_csv,
+    beside_paper,
+    caption,
+    cost,
+    duration,
+    harmless,
+    languages,
+    overview,
+    rows_of,
+    selections,
+    tex,
+)
 
 LANGS = ("en", "de", "fr")
 
@@ -27,18 +43,33 @@ LANGS = ("en", "de", "fr")
 def study(method, level, seeds=5, task="qam", sd=0.2, langs=LANGS, **more):
     "Records with accuracies around a level"
     rng = np.random.default_rng([seeds, len(method), int(level)])
-    return [Record(method, task, {"en_dev": {x: float(level + i + rng.normal(0, sd)) for i, x in enumerate(langs)}}, s, backbone="mini", **more) for s in range(seeds)]
+    return [
+        Record(
+            method,
+            task,
+            {"en_dev": {x: float(level + i + rng.normal(0, sd)) for i, x in enumerate(langs)}},
+            s,
+            backbone="mini",
+            **more,
+        )
+        for s in range(seeds)
+    ]
 
 
 @pytest.fixture
-def three(): return [*study("finetune", 60), *study("cosda_ml", 64), *study("macular", 64.1)]
+def three():
+    return [*study("finetune", 60), *study("cosda_ml", 64), *study("macular", 64.1)]
 
 
 @pytest.fixture(scope="module")
-def control(root): return select(from_lines(root / "nbs" / "records" / "control.jsonl"), world="related", backbone="mini-xlmr", dictionary="own")
+def control(root):
+    return select(
+        from_lines(root / "nbs" / "records" / "control.jsonl"), world="related", backbone="mini-xlmr", dictionary="own"
+    )
 
 
 # numbers
+
 
 def test_means_spreads_and_marks_are_those_of_the_records(three):
     found = languages(three, View(against="finetune"))
@@ -56,7 +87,9 @@ def test_means_spreads_and_marks_are_those_of_the_records(three):
 def test_no_mark_without_a_separable_difference(three):
     close = select(three, method=["cosda_ml", "macular"])
     found = languages(close, View(against="cosda_ml"))
-    assert not difference(*(select(close, method=m) for m in ("macular", "cosda_ml"))).separable and all(c.mark == "" for c in found.rows[1][1:5])
+    assert not difference(*(select(close, method=m) for m in ("macular", "cosda_ml"))).separable and all(
+        c.mark == "" for c in found.rows[1][1:5]
+    )
     assert "without a mark: not separable" in found.caption
 
 
@@ -64,10 +97,34 @@ def test_marks_are_corrected_over_a_row():
     "Nine languages in which nothing differs and one whose p is 0.03 alone: no mark"
     names = [f"l{i}" for i in range(10)]
     base = np.array([1.0, -1, 0.5, -0.5, 0])
-    def rows(method, shift): return [Record(method, "own", {"en_dev": {x: 50 + (shift if x == "l0" else 0) + float(np.roll(base, k * (method == "macular"))[s]) for k, x in enumerate(names)}}, s) for s in range(5)]
+
+    def rows(method, shift):
+        return [
+            Record(
+                method,
+                "own",
+                {
+                    "en_dev": {
+                        x: 50 + (shift if x == "l0" else 0) + float(np.roll(base, k * (method == "macular"))[s])
+                        for k, x in enumerate(names)
+                    }
+                },
+                s,
+            )
+            for s in range(5)
+        ]
+
     a, b = rows("macular", 1.6), rows("cosda_ml", 0)
     alone = difference(a, b, ["l0"])
-    b2 = [replace(r, accuracy={"en_dev": {x: v + (0.9 * base[r.seed] if x == "l0" else 0) for x, v in r.accuracy["en_dev"].items()}}) for r in b]
+    b2 = [
+        replace(
+            r,
+            accuracy={
+                "en_dev": {x: v + (0.9 * base[r.seed] if x == "l0" else 0) for x, v in r.accuracy["en_dev"].items()}
+            },
+        )
+        for r in b
+    ]
     alone = difference(a, b2, ["l0"])
     assert 0.005 < alone.p < 0.05
     assert languages([*a, *b2], View(against="cosda_ml")).rows[1][1].mark == ""
@@ -81,11 +138,14 @@ def test_the_best_is_bold_and_equals_share(three):
 
 
 def test_selections_stand_side_by_side(three):
-    full = [replace(r, accuracy={**r.accuracy, "last": {x: v - 1 for x, v in r.accuracy["en_dev"].items()}}) for r in three]
+    full = [
+        replace(r, accuracy={**r.accuracy, "last": {x: v - 1 for x, v in r.accuracy["en_dev"].items()}}) for r in three
+    ]
     row = selections(full).rows[-1]
     assert np.isclose(row[2].value - row[3].value, 1) and row[4:] == ["", ""]
     assert np.isclose(overview(full, View(selection="last")).rows[-1][1].value, row[3].value)
-    with pytest.raises(DataError, match="no accuracy 'averaged'"): overview(full, View(selection="averaged"))
+    with pytest.raises(DataError, match="no accuracy 'averaged'"):
+        overview(full, View(selection="averaged"))
     assert "not zero-shot" in selections(full).caption
 
 
@@ -93,29 +153,46 @@ def test_paper_ours_difference(control):
     found = beside_paper(control)
     cells = {(row[0], row[1]): row for row in found.rows}
     theirs = np.mean([v for x, v in published("cosda_ml", "xnli").items() if x != "avg"])
-    ours = np.mean([v for r in control if (r.method, r.task) == ("cosda_ml", "xnli") for v in r.accuracy["en_dev"].values()])
+    ours = np.mean(
+        [v for r in control if (r.method, r.task) == ("cosda_ml", "xnli") for v in r.accuracy["en_dev"].values()]
+    )
     row = cells["CoSDA-ML", "xnli"]
-    assert np.allclose([row[3].value, row[4].value, row[5].value], [theirs, ours, ours - theirs]) and row[3].note == "" and cells["Fine-tuning", "qam"][3].note == "xglue"
+    assert (
+        np.allclose([row[3].value, row[4].value, row[5].value], [theirs, ours, ours - theirs])
+        and row[3].note == ""
+        and cells["Fine-tuning", "qam"][3].note == "xglue"
+    )
     by = beside_paper(select(control, task="qam"), by="language")
     assert [row[2] for row in by.rows[:3]] == ["en", "de", "fr"] and by.rows[0][3].value == 67.5
-    with pytest.raises(ParameterError, match="unknown by"): beside_paper(control, by="tasks")
+    with pytest.raises(ParameterError, match="unknown by"):
+        beside_paper(control, by="tasks")
 
 
 def test_printed_averages_stand_for_whole_tasks_only():
     records = study("macular_wo_consistency", 60)
     assert beside_paper(records).rows[0][3].value == published("macular_wo_consistency", "qam")["avg"]
-    assert beside_paper(records, View(langs=("en", "de"))).rows[0][3:] == ["not printed", beside_paper(records, View(langs=("en", "de"))).rows[0][4], ""]
+    assert beside_paper(records, View(langs=("en", "de"))).rows[0][3:] == [
+        "not printed",
+        beside_paper(records, View(langs=("en", "de"))).rows[0][4],
+        "",
+    ]
     assert beside_paper(study("macular_wo_lang_adv", 60)).rows[0][3] == "not printed"
 
 
 # what would mislead
+
 
 def test_fewer_languages_compare_with_nothing(three):
     narrow = study("syn", 90, langs=("en", "de"))
     for make in (languages, overview):
         found = make([*three, *narrow], View(against="cosda_ml"))
         mean = next(row for row in found.rows if row[0] == "Syn.")[4 if make is languages else 1]
-        assert mean.note == "over 2" and not mean.best and mean.mark == "" and "without fr, and compares with no other" in found.notes[0]
+        assert (
+            mean.note == "over 2"
+            and not mean.best
+            and mean.mark == ""
+            and "without fr, and compares with no other" in found.notes[0]
+        )
         same = make([*three, *narrow], View(against="cosda_ml", langs="common"))
         mean = next(row for row in same.rows if row[0] == "Syn.")[3 if make is languages else 1]
         assert mean.best and mean.mark == "↑" and not same.notes and "2 languages (en, de)" in same.caption
@@ -123,26 +200,44 @@ def test_fewer_languages_compare_with_nothing(three):
 
 def test_collapsed_runs_are_said(three):
     fell = [replace(r, collapsed=("en",)) if r.method == "macular" and r.seed < 2 else r for r in three]
-    for found in (languages(fell), overview(fell), selections(fell), beside_paper(fell)): assert "2 of 5 seeds collapsed to one class; mean of all" in " ".join(found.notes)
-    assert overview(fell).rows[-1][1].note == "2 of 5 collapsed" and np.isclose(overview(fell).rows[-1][1].value, overview(three).rows[-1][1].value)
+    for found in (languages(fell), overview(fell), selections(fell), beside_paper(fell)):
+        assert "2 of 5 seeds collapsed to one class; mean of all" in " ".join(found.notes)
+    assert overview(fell).rows[-1][1].note == "2 of 5 collapsed" and np.isclose(
+        overview(fell).rows[-1][1].value, overview(three).rows[-1][1].value
+    )
 
 
 def test_other_parameters_are_other_rows_or_refused(three):
     some = [replace(r, parameters={"alpha": 0.3 if r.seed < 3 else 0.5}) for r in three]
-    with pytest.raises(ParameterError, match="alpha: 0.3 and 0.5"): overview(some)
+    with pytest.raises(ParameterError, match="alpha: 0.3 and 0.5"):
+        overview(some)
     assert [name for name in rows_of(some, ("alpha",))][:2] == ["Fine-tuning, alpha 0.3", "Fine-tuning, alpha 0.5"]
     assert len(overview(some, View(rows=("alpha",))).rows) == 6
-    with pytest.raises(ParameterError, match="Did you mean 'alpha'"): rows_of(some, ("alhpa",))
+    with pytest.raises(ParameterError, match="Did you mean 'alpha'"):
+        rows_of(some, ("alhpa",))
     tagged = [replace(r, tags={"dictionary": "shuffled"}) for r in three]
-    assert len(overview([*three, *tagged]).rows) == 6 and "dictionary shuffled" in overview([*three, *tagged]).markdown()
+    assert (
+        len(overview([*three, *tagged]).rows) == 6 and "dictionary shuffled" in overview([*three, *tagged]).markdown()
+    )
 
 
-@pytest.mark.parametrize("make, said", [
-    (lambda r: languages([*r, *study("macular", 60, task="xnli")]), "of one task"), (lambda r: overview(r, View(against="syn")), "0 rows are of that method"), (lambda r: overview([]), "no records"),
-    (lambda r: View(spread="se"), "unknown spread"), (lambda r: View(selection="best"), "unknown selection"),
-    (lambda r: overview([*r, *[replace(x, tags={"d": "s"}) for x in r]], View(against="macular")), "2 rows are of that method")])
+@pytest.mark.parametrize(
+    "make, said",
+    [
+        (lambda r: languages([*r, *study("macular", 60, task="xnli")]), "of one task"),
+        (lambda r: overview(r, View(against="syn")), "0 rows are of that method"),
+        (lambda r: overview([]), "no records"),
+        (lambda r: View(spread="se"), "unknown spread"),
+        (lambda r: View(selection="best"), "unknown selection"),
+        (
+            lambda r: overview([*r, *[replace(x, tags={"d": "s"}) for x in r]], View(against="macular")),
+            "2 rows are of that method",
+        ),
+    ],
+)
 def test_what_cannot_be_tabled_is_refused(three, make, said):
-    with pytest.raises(ParameterError, match=said): make(three)
+    with pytest.raises(ParameterError, match=said):
+        make(three)
 
 
 def test_one_seed_has_neither_spread_nor_mark(three):
@@ -152,14 +247,30 @@ def test_one_seed_has_neither_spread_nor_mark(three):
 
 def test_the_caption_says_seeds_test_languages_selection_and_simulation():
     text = caption(rows_of(simulate("macular", "xnli", {"en": 80.0, "de": 70.0}, 3)), View(against="macular"))
-    for said in ("seeds (0, 1, 2)", "XNLI test, 2 languages (en, de)", "Round selected on source-language dev", "separable from Macular", "Simulated records, no runs"): assert said in text, said
+    for said in (
+        "seeds (0, 1, 2)",
+        "XNLI test, 2 languages (en, de)",
+        "Round selected on source-language dev",
+        "separable from Macular",
+        "Simulated records, no runs",
+    ):
+        assert said in text, said
 
 
 # costs and the checklist
 
+
 def test_costs():
     run = study("macular", 60, 1)[0]
-    timed = [replace(run, seed=s, trainings={"macular_nots": "k", "macular": f"m{s}"}, cost={"seconds": {"macular_nots": 100.0, "macular": 30.0 + s}, "encoders": 2}) for s in (0, 10)]
+    timed = [
+        replace(
+            run,
+            seed=s,
+            trainings={"macular_nots": "k", "macular": f"m{s}"},
+            cost={"seconds": {"macular_nots": 100.0, "macular": 30.0 + s}, "encoders": 2},
+        )
+        for s in (0, 10)
+    ]
     assert cost(timed) == ["2", "2 min", "2"] and cost([run]) == ["1", "", ""]
     slow = replace(timed[0], seed=20, cost={"seconds": {"macular_nots": 9000.0, "macular": 9000.0}, "encoders": 2})
     assert cost([*timed, slow])[1] == "2 min", "one busy hour is no cost of the method"
@@ -171,10 +282,24 @@ def test_costs():
 
 
 def test_the_checklist_tells_what_varies(three):
-    some = [replace(r, parameters={"rounds": 3, "alpha": 0.3 if r.method == "macular" else None}, dev=(70.0, 80.0 + r.seed), notes=("alpha is 0.3, not tuned",)) for r in three]
+    some = [
+        replace(
+            r,
+            parameters={"rounds": 3, "alpha": 0.3 if r.method == "macular" else None},
+            dev=(70.0, 80.0 + r.seed),
+            notes=("alpha is 0.3, not tuned",),
+        )
+        for r in three
+    ]
     found = dict(map(tuple, checklist(some).rows))
-    assert found["`rounds`"] == "3" and "Macular: 0.3" in found["`alpha`"] and "Fine-tuning: not set" in found["`alpha`"]
-    assert found["dev of the source language, Macular"] == "qam 82.0" and found["seeds"] == "0, 1, 2, 3, 4" and found["note"] == "alpha is 0.3, not tuned"
+    assert (
+        found["`rounds`"] == "3" and "Macular: 0.3" in found["`alpha`"] and "Fine-tuning: not set" in found["`alpha`"]
+    )
+    assert (
+        found["dev of the source language, Macular"] == "qam 82.0"
+        and found["seeds"] == "0, 1, 2, 3, 4"
+        and found["note"] == "alpha is 0.3, not tuned"
+    )
     assert found["test of qam"] == "accuracies only"
 
 
@@ -190,16 +315,25 @@ def test_csv_is_safe_and_complete(rows, name):
     read = list(csv.reader(io.StringIO(as_csv(t), newline="")))
     assert all(len(line) == 3 for line in read) and len(read) == len(rows) + 1
     for line, (text, value) in zip(read[1:], rows):
-        assert line[0].removeprefix("'") == re.sub(r"[\r\n\t]", " ", text).removeprefix("'") and np.isclose(float(line[1]), value, atol=1e-4)
-    assert not any(cell.lstrip()[:1] in tuple("=+-@") and not re.fullmatch(r"-?[\d.e-]+", cell) for line in read for cell in line)
+        assert line[0].removeprefix("'") == re.sub(r"[\r\n\t]", " ", text).removeprefix("'") and np.isclose(
+            float(line[1]), value, atol=1e-4
+        )
+    assert not any(
+        cell.lstrip()[:1] in tuple("=+-@") and not re.fullmatch(r"-?[\d.e-]+", cell) for line in read for cell in line
+    )
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\t=1", "  =1", "\r=1", "＝1"])
-def test_formulas_are_disarmed(text): assert harmless(text) == "'" + re.sub(r"[\r\t]", " ", text)
+def test_formulas_are_disarmed(text):
+    assert harmless(text) == "'" + re.sub(r"[\r\t]", " ", text)
 
 
 def test_numbers_stay_numbers():
-    read = list(csv.reader(io.StringIO(as_csv(Table(("x", "difference"), [["a", Cell(-1.25, form="+.1f", mark="↓")], ["b", ""]])))))
+    read = list(
+        csv.reader(
+            io.StringIO(as_csv(Table(("x", "difference"), [["a", Cell(-1.25, form="+.1f", mark="↓")], ["b", ""]])))
+        )
+    )
     assert read == [["x", "difference", "difference mark"], ["a", "-1.25", "↓"], ["b", "", ""]]
 
 
@@ -207,7 +341,8 @@ def balanced(text):
     depth = 0
     for c in re.sub(r"\\[\\{}]", "", text):
         depth += (c == "{") - (c == "}")
-        if depth < 0: return False
+        if depth < 0:
+            return False
     return depth == 0
 
 
@@ -217,21 +352,44 @@ def test_latex_has_its_structure_whatever_the_texts(names, told):
     t = Table(tuple(names), [[*names[:-1], Cell(1.5, 0.2, "↑", True, told)]] * 2, told)
     text = t.latex()
     body = re.search(r"\\midrule\n(.*)\\bottomrule", text, re.S)[1].strip().splitlines()
-    assert len(body) == 2 and all(len(re.findall(r"(?<!\\)&", line)) == len(names) - 1 and line.endswith(r" \\") for line in body)
-    assert balanced(text) and [text.count(rule) for rule in ("\\toprule\n", "\\midrule\n", "\\bottomrule\n")] == [1, 1, 1]
+    assert len(body) == 2 and all(
+        len(re.findall(r"(?<!\\)&", line)) == len(names) - 1 and line.endswith(r" \\") for line in body
+    )
+    assert balanced(text) and [text.count(rule) for rule in ("\\toprule\n", "\\midrule\n", "\\bottomrule\n")] == [
+        1,
+        1,
+        1,
+    ]
     assert not re.search(r"(?<!\\)[%#]", text)
     assert re.search(rf"begin\{{tabular\}}\{{l{{{len(names) - 1}}}r\}}", text)
 
 
 def test_latex_escapes():
-    assert tex(r"a_b & 5% $x$ {y} #1 ~ ^ \z") == r"a\_b \& 5\% \$x\$ \{y\} \#1 \textasciitilde{} \textasciicircum{} \textbackslash{}z" and tex("two\nlines") == "two lines"
+    assert (
+        tex(r"a_b & 5% $x$ {y} #1 ~ ^ \z")
+        == r"a\_b \& 5\% \$x\$ \{y\} \#1 \textasciitilde{} \textasciicircum{} \textbackslash{}z"
+        and tex("two\nlines") == "two lines"
+    )
 
 
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="no pdflatex here; the structure is checked above")
 def test_latex_compiles(three, tmp_path):
-    body = "\n".join(make(three).latex(f"tab:{i}") for i, make in enumerate((languages, overview, selections, beside_paper, checklist)))
-    (tmp_path / "t.tex").write_text("\\documentclass{article}\\usepackage[utf8]{inputenc}\\usepackage{booktabs}\\begin{document}\n" + body + "\\end{document}", encoding="utf-8")
-    assert subprocess.run(["pdflatex", "-halt-on-error", "t.tex"], cwd=tmp_path, capture_output=True, timeout=60).returncode == 0
+    body = "\n".join(
+        make(three).latex(f"tab:{i}")
+        for i, make in enumerate((languages, overview, selections, beside_paper, checklist))
+    )
+    (tmp_path / "t.tex").write_text(
+        "\\documentclass{article}\\usepackage[utf8]{inputenc}\\usepackage{booktabs}\\begin{document}\n"
+        + body
+        + "\\end{document}",
+        encoding="utf-8",
+    )
+    assert (
+        subprocess.run(
+            ["pdflatex", "-halt-on-error", "t.tex"], cwd=tmp_path, capture_output=True, timeout=60
+        ).returncode
+        == 0
+    )
 
 
 def test_markdown_has_a_cell_for_every_column(three):
@@ -242,10 +400,15 @@ def test_markdown_has_a_cell_for_every_column(three):
 
 # two of them
 
+
 def test_two_methods(three):
     a, b = (select(three, method=m) for m in ("macular", "finetune"))
     found = compare(a, b)
-    assert found.effect == difference(a, b) and found.names == ("Macular", "Fine-tuning") and "over seeds; the records hold no items" in found.languages.caption
+    assert (
+        found.effect == difference(a, b)
+        and found.names == ("Macular", "Fine-tuning")
+        and "over seeds; the records hold no items" in found.languages.caption
+    )
     assert "separably higher in 3 languages" in found.markdown() and set(found.settings) == {"method"}
 
 
@@ -270,38 +433,84 @@ def test_what_is_compared_is_said(three):
     narrow = [replace(r, accuracy={"en_dev": {"en": 50.0 + r.seed}}) for r in a]
     assert "Left out, as not all have them: de, fr" in compare(a, narrow).markdown()
     assert compare(a, a).names == ("A", "B") and "Made alike" in compare(a, a).markdown()
-    with pytest.raises(DataError, match="no comparison"): compare(a, study("macular", 50, task="xnli"))
+    with pytest.raises(DataError, match="no comparison"):
+        compare(a, study("macular", 50, task="xnli"))
 
 
 # the command line
+
 
 def test_table_and_compare_from_the_command_line(three, tmp_path, capsys):
     path = tmp_path / "all.jsonl"
     save(path, three)
     assert main(["table", str(path), "--against", "finetune"]) == 0
     assert capsys.readouterr().out.strip() == overview(three, View("finetune")).markdown().strip()
-    assert main(["table", str(path), "--by", "languages", "--form", "latex", "--where", "method=macular", "--where", "seed=0", "--where", "seed=1"]) == 0
+    assert (
+        main(
+            [
+                "table",
+                str(path),
+                "--by",
+                "languages",
+                "--form",
+                "latex",
+                "--where",
+                "method=macular",
+                "--where",
+                "seed=0",
+                "--where",
+                "seed=1",
+            ]
+        )
+        == 0
+    )
     assert r"\toprule" in (said := capsys.readouterr().out) and "(0, 1)" in said and "Fine" not in said
-    for by in ("selections", "paper", "checklist"): assert main(["table", str(path), "--by", by, "--form", "csv"]) == 0
+    for by in ("selections", "paper", "checklist"):
+        assert main(["table", str(path), "--by", by, "--form", "csv"]) == 0
     capsys.readouterr()
-    assert main(["compare", f"{path}:macular", f"{path}:finetune"]) == 0 == main(["compare", "macular", "finetune", "--runs", str(path)])
+    assert (
+        main(["compare", f"{path}:macular", f"{path}:finetune"])
+        == 0
+        == main(["compare", "macular", "finetune", "--runs", str(path)])
+    )
     first, second = (part for part in capsys.readouterr().out.split("**Macular − Fine-tuning**")[1:])
     assert first.strip() == second.strip() and "separable" in first
 
 
 def test_a_rivals_file_from_the_command_line(tmp_path, capsys):
     for name, answer in (("mine", "neutral"), ("rival", "entailment")):
-        (tmp_path / f"{name}.csv").write_text("item,language,label,prediction\n" + "".join(f"{i},en,neutral,{answer if i % 3 else 'neutral'}\n" for i in range(60)))
+        (tmp_path / f"{name}.csv").write_text(
+            "item,language,label,prediction\n"
+            + "".join(f"{i},en,neutral,{answer if i % 3 else 'neutral'}\n" for i in range(60))
+        )
     assert main(["compare", str(tmp_path / "mine.csv"), str(tmp_path / "rival.csv"), "--where", "task=xnli"]) == 0
     assert "**mine − rival**: +66.67 points" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("where, rows", [
-    ([], {"bar": 50, "baz": 70}), (["method=bar"], {"bar": 50}), (["seed=0"], {"bar": 50, "baz": 70}), (["seed=0", "method=baz", "year=2024"], {"baz": 70}),
-    (["method=foo"], {}), (["seed=7"], {}), (["accuracy=50"], {}), (["tags=x"], {}), (["gold=1"], {})])
+@pytest.mark.parametrize(
+    "where, rows",
+    [
+        ([], {"bar": 50, "baz": 70}),
+        (["method=bar"], {"bar": 50}),
+        (["seed=0"], {"bar": 50, "baz": 70}),
+        (["seed=0", "method=baz", "year=2024"], {"baz": 70}),
+        (["method=foo"], {}),
+        (["seed=7"], {}),
+        (["accuracy=50"], {}),
+        (["tags=x"], {}),
+        (["gold=1"], {}),
+    ],
+)
 def test_what_a_rivals_file_says_is_not_said_otherwise(tmp_path, capsys, where, rows):
     path = tmp_path / "preds.csv"
-    path.write_text("item,language,label,prediction,method,seed\n" + "".join(f"{i},en,neutral,{'neutral' if i < right else 'entailment'},{m},0\n" for m, right in (("bar", 5), ("baz", 7)) for i in range(10)))
+    path.write_text(
+        "item,language,label,prediction,method,seed\n"
+        + "".join(
+            f"{i},en,neutral,{'neutral' if i < right else 'entailment'},{m},0\n"
+            for m, right in (("bar", 5), ("baz", 7))
+            for i in range(10)
+        )
+    )
     code = main(["table", str(path), "--form", "csv", *(w for x in ["task=xnli", *where] for w in ("--where", x))])
     out, err = capsys.readouterr()
     assert code == (0 if rows else 2) and {m: float(v) for m, v, *_ in csv.reader(out.splitlines()[1:])} == rows
@@ -310,31 +519,62 @@ def test_what_a_rivals_file_says_is_not_said_otherwise(tmp_path, capsys, where, 
 
 def test_what_is_said_of_a_rivals_file_stays_a_text(tmp_path):
     from macular.cli import _conditions, _records
+
     (tmp_path / "a.csv").write_text("item,language,label,prediction\n1,en,neutral,neutral\n")
     conditions = _conditions(["task=xnli", "year=2024", "seed=3"])
-    found, = select(_records(tmp_path / "a.csv", conditions), **conditions)
+    (found,) = select(_records(tmp_path / "a.csv", conditions), **conditions)
     assert (found.method, found.get("year"), found.seed) == ("a", "2024", 3)
 
 
-@pytest.mark.parametrize("parameter, value, said", [("learning_rate", 2e-05, "2e-05"), ("learning_rate", 2e-05, "0.00002"), ("alpha", 0.3, "0.3"), ("deterministic", True, "true"), ("deterministic", True, "True"), ("deterministic", False, "false"),
-                                                    ("shift", -1, "-1"), ("word", "nine", "nine")])
+@pytest.mark.parametrize(
+    "parameter, value, said",
+    [
+        ("learning_rate", 2e-05, "2e-05"),
+        ("learning_rate", 2e-05, "0.00002"),
+        ("alpha", 0.3, "0.3"),
+        ("deterministic", True, "true"),
+        ("deterministic", True, "True"),
+        ("deterministic", False, "false"),
+        ("shift", -1, "-1"),
+        ("word", "nine", "nine"),
+    ],
+)
 def test_a_value_is_found_as_a_message_prints_it(three, tmp_path, capsys, parameter, value, said):
     other = {"deterministic": not value}.get(parameter, 7)
-    save(tmp_path / "all.jsonl", [replace(r, parameters={parameter: value if r.method == "macular" else other}) for r in three])
+    save(
+        tmp_path / "all.jsonl",
+        [replace(r, parameters={parameter: value if r.method == "macular" else other}) for r in three],
+    )
     assert main(["table", str(tmp_path / "all.jsonl"), "--where", f"{parameter}={said}"]) == 0
-    assert [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines() if line[2:3].isupper()] == ["| Macular"]
+    assert [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines() if line[2:3].isupper()] == [
+        "| Macular"
+    ]
 
 
 def test_xtremes_folders_need_python(tmp_path, capsys):
     (tmp_path / "test-de.tsv").write_text("0\n1\n")
-    assert main(["table", str(tmp_path), "--where", "task=pawsx"]) == 2 and "In Python: macular.results.predictions.read(path, {lang: load(task" in capsys.readouterr().err
+    assert (
+        main(["table", str(tmp_path), "--where", "task=pawsx"]) == 2
+        and "In Python: macular.results.predictions.read(path, {lang: load(task" in capsys.readouterr().err
+    )
 
 
-@pytest.mark.parametrize("words, code, said", [
-    (["table", "nowhere"], 3, "there is no"), (["table", "{all}", "--where", "records=1"], 2, "unknown field"), (["table", "{all}", "--where", "path=1"], 2, "unknown field"), (["table", "{all}", "--by", "task"], 2, "Did you mean 'tasks'"), (["table", "{all}", "--form", "html"], 2, "unknown form"),
-    (["table", "{all}", "--where", "seed"], 2, "write --where name=value"), (["table", "{all}", "--where", "sed=1"], 2, "Did you mean 'seed'"), (["table", "{all}", "--selection", "bst"], 2, "unknown selection"),
-    (["table", "{all}", "--where", "seed=77"], 2, "no records"), (["compare", "macula", "finetune", "--runs", "{all}"], 2, "Did you mean 'macular'"),
-    (["compare", "{all}", "{all}"], 2, "differ in more than their seed")])
+@pytest.mark.parametrize(
+    "words, code, said",
+    [
+        (["table", "nowhere"], 3, "there is no"),
+        (["table", "{all}", "--where", "records=1"], 2, "unknown field"),
+        (["table", "{all}", "--where", "path=1"], 2, "unknown field"),
+        (["table", "{all}", "--by", "task"], 2, "Did you mean 'tasks'"),
+        (["table", "{all}", "--form", "html"], 2, "unknown form"),
+        (["table", "{all}", "--where", "seed"], 2, "write --where name=value"),
+        (["table", "{all}", "--where", "sed=1"], 2, "Did you mean 'seed'"),
+        (["table", "{all}", "--selection", "bst"], 2, "unknown selection"),
+        (["table", "{all}", "--where", "seed=77"], 2, "no records"),
+        (["compare", "macula", "finetune", "--runs", "{all}"], 2, "Did you mean 'macular'"),
+        (["compare", "{all}", "{all}"], 2, "differ in more than their seed"),
+    ],
+)
 def test_the_command_line_refuses_with_a_code(three, tmp_path, capsys, words, code, said):
     save(tmp_path / "all.jsonl", three)
     assert main([w.format(all=tmp_path / "all.jsonl") for w in words]) == code

@@ -1,4 +1,5 @@
 """Tasks and readers: real files, official layouts, a user's own files, and what must be refused."""
+
 import gzip
 import json
 from dataclasses import replace
@@ -23,7 +24,8 @@ def write(path, text):
     return path
 
 
-def read(tmp_path, text, name="train.en.tsv", layout=LAYOUT, labels=PAIR.labels): return read_rows([write(tmp_path / name, text)], layout, labels)
+def read(tmp_path, text, name="train.en.tsv", layout=LAYOUT, labels=PAIR.labels):
+    return read_rows([write(tmp_path / name, text)], layout, labels)
 
 
 def limits(error):
@@ -34,14 +36,56 @@ def limits(error):
 
 # what the texts hold is kept
 
-@pytest.mark.parametrize("text", [
-    "NA", "null", "None", "nan", "", "1.0", "2008-12-31", "true", '"', '"opens', 'closes"', '""', "'", "\\N", "\\", "#c", "=1+1", " blank at both ends ",
-    "line\u2028separator", "para\u2029graph", "next\x85line", "vertical\x0btab", "form\x0cfeed", "file\x1cseparator", "nul\x00inside", "\ufeff",
-    "זה עברית", "\u202eoverride", "👩‍👩‍👧", "e" + "\u0301" * 5000, "<script>alert(1)</script>", "[SEP] [MASK] <s>", "x" * 1_000_000])
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "NA",
+        "null",
+        "None",
+        "nan",
+        "",
+        "1.0",
+        "2008-12-31",
+        "true",
+        '"',
+        '"opens',
+        'closes"',
+        '""',
+        "'",
+        "\\N",
+        "\\",
+        "#c",
+        "=1+1",
+        " blank at both ends ",
+        "line\u2028separator",
+        "para\u2029graph",
+        "next\x85line",
+        "vertical\x0btab",
+        "form\x0cfeed",
+        "file\x1cseparator",
+        "nul\x00inside",
+        "\ufeff",
+        "זה עברית",
+        "\u202eoverride",
+        "👩‍👩‍👧",
+        "e" + "\u0301" * 5000,
+        "<script>alert(1)</script>",
+        "[SEP] [MASK] <s>",
+        "x" * 1_000_000,
+    ],
+)
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_a_text_stays_as_it_is(tmp_path, text, end):
-    rows = read(tmp_path, f"a\tb\tlabel{end}{text}\tother\t1{end}plain\t{text}\t0{end}", layout=replace(LAYOUT, published=True))
-    assert rows["text_a"] == [text, "plain"] and rows["text_b"] == ["other", text] and rows["label"] == [1, 0] and rows["id"] == ["0", "1"]
+    rows = read(
+        tmp_path, f"a\tb\tlabel{end}{text}\tother\t1{end}plain\t{text}\t0{end}", layout=replace(LAYOUT, published=True)
+    )
+    assert (
+        rows["text_a"] == [text, "plain"]
+        and rows["text_b"] == ["other", text]
+        and rows["label"] == [1, 0]
+        and rows["id"] == ["0", "1"]
+    )
 
 
 def test_a_file_of_quotes_loses_no_row(tmp_path):
@@ -49,22 +93,38 @@ def test_a_file_of_quotes_loses_no_row(tmp_path):
     assert len(rows) == 13 and rows["text_a"][12] == '"text 12'
 
 
-@pytest.mark.parametrize("data", [
-    HEAD + "x\ty\t1", "\ufeff" + HEAD + "x\ty\t1\n", (HEAD + "x\ty\t1\n").replace("\n", "\r\n"), (HEAD + "x\ty\t1\n").replace("\n", "\r")],
-    ids=["no last line end", "byte-order mark", "CRLF", "CR only"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        HEAD + "x\ty\t1",
+        "\ufeff" + HEAD + "x\ty\t1\n",
+        (HEAD + "x\ty\t1\n").replace("\n", "\r\n"),
+        (HEAD + "x\ty\t1\n").replace("\n", "\r"),
+    ],
+    ids=["no last line end", "byte-order mark", "CRLF", "CR only"],
+)
 def test_line_ends_and_marks(tmp_path, data):
     assert read(tmp_path, data).to_dict() == {"id": ["0"], "text_a": ["x"], "text_b": ["y"], "label": [1]}
 
 
 def test_every_format_reads_the_same(tmp_path):
     from datasets import ClassLabel, Dataset, Features, Value
+
     rows = [{"a": 'say "x", then', "b": "2008-12-31", "label": 1}, {"a": "NA", "b": "null", "label": 0}]
     tsv = HEAD + "".join(f"{r['a']}\t{r['b']}\t{r['label']}\n" for r in rows)
-    written = [write(tmp_path / "x.tsv", tsv), write(tmp_path / "x.dev", tsv), write(tmp_path / "x.tsv.gz", gzip.compress(tsv.encode())),
-               write(tmp_path / "x.csv", 'a,b,label\n"say ""x"", then",2008-12-31,1\nNA,null,0\n'),
-               write(tmp_path / "x.jsonl", "".join(json.dumps(r) + "\n" for r in rows)), tmp_path / "x.parquet", tmp_path / "named.parquet"]
+    written = [
+        write(tmp_path / "x.tsv", tsv),
+        write(tmp_path / "x.dev", tsv),
+        write(tmp_path / "x.tsv.gz", gzip.compress(tsv.encode())),
+        write(tmp_path / "x.csv", 'a,b,label\n"say ""x"", then",2008-12-31,1\nNA,null,0\n'),
+        write(tmp_path / "x.jsonl", "".join(json.dumps(r) + "\n" for r in rows)),
+        tmp_path / "x.parquet",
+        tmp_path / "named.parquet",
+    ]
     Dataset.from_list(rows).to_parquet(written[-2])
-    flipped = Features(a=Value("string"), b=Value("string"), label=ClassLabel(names=["yes", "no"]))  # another order of the same names
+    flipped = Features(
+        a=Value("string"), b=Value("string"), label=ClassLabel(names=["yes", "no"])
+    )  # another order of the same names
     Dataset.from_list([r | {"label": 1 - r["label"]} for r in rows], features=flipped).to_parquet(written[-1])
     layout = replace(LAYOUT, labels=LAYOUT.labels | {"no": "no", "yes": "yes"})
     assert len({json.dumps(read_rows([path], layout, PAIR.labels).to_dict()) for path in written}) == 1
@@ -81,7 +141,12 @@ BAD = [
     ("label column missing", "a\tb\tlable\n1\t2\t1\n", DataError, "unknown column 'label'. Did you mean 'lable'?"),
     ("column twice", "a\tb\ta\tlabel\n1\t2\t3\t1\n", DataError, "two columns are called 'a'"),
     ("capitals in a column", "A\tb\tlabel\n1\t2\t1\n", DataError, "There is: A, b, label"),
-    ("unknown label", HEAD + "x\ty\t1\nx\ty\tyess\n", DataError, "1 of 2 rows have an unknown label in column 'label'. First: line 3: 'yess'"),
+    (
+        "unknown label",
+        HEAD + "x\ty\t1\nx\ty\tyess\n",
+        DataError,
+        "1 of 2 rows have an unknown label in column 'label'. First: line 3: 'yess'",
+    ),
     ("label out of range", HEAD + "x\ty\t3\n", DataError, "line 2: '3'"),
     ("hidden label", HEAD + "x\ty\t-1\nx\ty\t-1\n", DataError, "Is this a test set whose labels are hidden?"),
     ("ignored label", HEAD + "x\ty\t-100\n", DataError, "line 2: '-100'"),
@@ -105,50 +170,82 @@ BAD = [
 
 @pytest.mark.parametrize("data, error, message", [case[1:] for case in BAD], ids=[case[0] for case in BAD])
 def test_a_bad_table_is_refused(tmp_path, data, error, message):
-    with pytest.raises(error) as raised: read(tmp_path, data)
+    with pytest.raises(error) as raised:
+        read(tmp_path, data)
     assert message in str(raised.value) and limits(raised)
 
 
-@pytest.mark.parametrize("line, message", [
-    ('{"a": "x", "b": "y", "label": 1,}', "line 2: not a JSON object"), ("[1, 2]", "line 2: not a JSON object"), ("[" * 10_000, "line 2: not a JSON object"),
-    ("", "line 2: not a JSON object"), ('{"a": "\\ud800", "b": "y", "label": 1}', "line 2: not a JSON object of proper text"),
-    ('{"a": 5, "b": "y", "label": 1}', "1 of 2 rows have no text in column 'a'. First: line 2: '5'"),
-    ('{"a": null, "b": "y", "label": 1}', "line 2: 'None'"), ('{"a": NaN, "b": "y", "label": 1}', "line 2: 'nan'"),
-    ('{"a": "x", "b": "y"}', "line 2: 'None'"), ('{"a": "x", "b": "y", "label": 1.0}', "line 2: '1.0'"),
-    ('{"a": "x", "b": "y", "label": true}', "line 2: 'True'")])
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ('{"a": "x", "b": "y", "label": 1,}', "line 2: not a JSON object"),
+        ("[1, 2]", "line 2: not a JSON object"),
+        ("[" * 10_000, "line 2: not a JSON object"),
+        ("", "line 2: not a JSON object"),
+        ('{"a": "\\ud800", "b": "y", "label": 1}', "line 2: not a JSON object of proper text"),
+        ('{"a": 5, "b": "y", "label": 1}', "1 of 2 rows have no text in column 'a'. First: line 2: '5'"),
+        ('{"a": null, "b": "y", "label": 1}', "line 2: 'None'"),
+        ('{"a": NaN, "b": "y", "label": 1}', "line 2: 'nan'"),
+        ('{"a": "x", "b": "y"}', "line 2: 'None'"),
+        ('{"a": "x", "b": "y", "label": 1.0}', "line 2: '1.0'"),
+        ('{"a": "x", "b": "y", "label": true}', "line 2: 'True'"),
+    ],
+)
 def test_a_bad_json_line_is_refused(tmp_path, line, message):
-    with pytest.raises(DataError) as raised: read(tmp_path, '{"a": "x", "b": "y", "label": 1}\n' + line + "\n", "x.jsonl")
+    with pytest.raises(DataError) as raised:
+        read(tmp_path, '{"a": "x", "b": "y", "label": 1}\n' + line + "\n", "x.jsonl")
     assert message in str(raised.value) and limits(raised)
 
 
-@pytest.mark.parametrize("name, data, message", [
-    ("x.tsv.gz", gzip.compress((HEAD + "x\ty\t1\n" * 999).encode(), mtime=0)[:-20], "cannot be read"), ("x.tsv.gz", b"no gzip at all", "cannot be read"),
-    ("x.tsv.gz", gzip.compress(b"\0" * 10_000_000, mtime=0), "more than 100 times"), ("x.parquet", b"PAR1 not really PAR1", "cannot be read as Parquet")])
+@pytest.mark.parametrize(
+    "name, data, message",
+    [
+        ("x.tsv.gz", gzip.compress((HEAD + "x\ty\t1\n" * 999).encode(), mtime=0)[:-20], "cannot be read"),
+        ("x.tsv.gz", b"no gzip at all", "cannot be read"),
+        ("x.tsv.gz", gzip.compress(b"\0" * 10_000_000, mtime=0), "more than 100 times"),
+        ("x.parquet", b"PAR1 not really PAR1", "cannot be read as Parquet"),
+    ],
+)
 def test_a_broken_file_is_refused(tmp_path, name, data, message):
-    with pytest.raises(DataError, match=message): read(tmp_path, data, name)
+    with pytest.raises(DataError, match=message):
+        read(tmp_path, data, name)
 
 
 def test_what_is_no_file_is_refused(tmp_path):
-    with pytest.raises(DataError, match="is a folder"): read_columns(tmp_path, ["a"])
-    with pytest.raises(DataError, match="is not there"): read_columns(tmp_path / "none.tsv", ["a"])
+    with pytest.raises(DataError, match="is a folder"):
+        read_columns(tmp_path, ["a"])
+    with pytest.raises(DataError, match="is not there"):
+        read_columns(tmp_path / "none.tsv", ["a"])
 
 
 # the official archives
 
+
 def archive(folder):
     "A few rows of all four archives, in their published formats"
-    write(folder / "XNLI-MT-1.0/multinli/multinli.train.en.tsv", "premise\thypo\tlabel\np\th\tcontradictory\np\th\tentailment\np\th\tneutral\n")
+    write(
+        folder / "XNLI-MT-1.0/multinli/multinli.train.en.tsv",
+        "premise\thypo\tlabel\np\th\tcontradictory\np\th\tentailment\np\th\tneutral\n",
+    )
     write(folder / "XNLI-MT-1.0/multinli/multinli.train.de.tsv", "premise\thypo\tlabel\nübersetzt\th\tneutral\n")
     head = "language\tgold_label\tsentence1_binary_parse\tsentence1\tsentence2\tpromptID\tpairID\n"
-    write(folder / "XNLI-1.0/xnli.dev.tsv", head + "".join(
-        f"{lang}\t{label}\t( ( \t{lang} 1 {i}\t{lang} 2\t{i}\t{i + 100}\n" for lang in ("ar", "en", "zh")
-        for i, label in enumerate(("neutral", "contradiction", "entailment"))))
+    write(
+        folder / "XNLI-1.0/xnli.dev.tsv",
+        head
+        + "".join(
+            f"{lang}\t{label}\t( ( \t{lang} 1 {i}\t{lang} 2\t{i}\t{i + 100}\n"
+            for lang in ("ar", "en", "zh")
+            for i, label in enumerate(("neutral", "contradiction", "entailment"))
+        ),
+    )
     pawsx = "id\tsentence1\tsentence2\tlabel\n"
     write(folder / "x-final/en/train.tsv", pawsx + "7\tone\ttwo\t1\n8\tone\tthree\t0\n")
     write(folder / "x-final/de/translated_train.tsv", pawsx + "7\teins\tzwei\t1\n")
     write(folder / "x-final/de/test_2k.tsv", pawsx + "7\teins\tNS\t1\n8\teins\t\t0\n")
     write(folder / "xglue_full_dataset/QAM/xglue.qam.fr.test", 'où ?\t"ici\t1\nqui ?\tlui\t0\n')
-    write(folder / "xglue_full_dataset/QADSM/xglue.qadsm.en.train", "sofa\tSofas\tcheap ones\tGood\nsofa\tCars\t\tBad\n")
+    write(
+        folder / "xglue_full_dataset/QADSM/xglue.qadsm.en.train", "sofa\tSofas\tcheap ones\tGood\nsofa\tCars\t\tBad\n"
+    )
     return Folder(str(folder))
 
 
@@ -157,28 +254,47 @@ def test_the_official_archives(tmp_path):
     train = load("xnli", "train", source=source)
     assert [train.features["label"].int2str(x) for x in train["label"]] == ["contradiction", "entailment", "neutral"]
     dev = load("xnli", "dev", "zh", source)
-    assert dev["text_a"] == ["zh 1 0", "zh 1 1", "zh 1 2"] and dev["id"] == ["100", "101", "102"] == load("xnli", "dev", "ar", source)["id"]
+    assert (
+        dev["text_a"] == ["zh 1 0", "zh 1 1", "zh 1 2"]
+        and dev["id"] == ["100", "101", "102"] == load("xnli", "dev", "ar", source)["id"]
+    )
     assert [dev.features["label"].int2str(x) for x in dev["label"]] == ["neutral", "contradiction", "entailment"]
     assert source.langs(tasks["xnli"], "dev") == ("en", "ar", "zh") and source.langs(tasks["xnli"], "test") == ()
     assert load("pawsx", "train", source=source)["id"] == ["7", "8"]
     counted = facts(load("pawsx", "test", "de", source), load("pawsx", "train", source=source), published=2000)
-    assert (counted["untranslated"], counted["empty"], counted["in training"], counted["of"]) == (1, 1, 0, "sample: 2 of 2,000 rows")
+    assert (counted["untranslated"], counted["empty"], counted["in training"], counted["of"]) == (
+        1,
+        1,
+        0,
+        "sample: 2 of 2,000 rows",
+    )
     assert load("qam", "test", "fr", source).to_dict()["text_b"] == ['"ici', "lui"]
     ads = load("qadsm", "train", source=source)
-    assert ads["text_b"] == ["Sofas cheap ones", "Cars "] and ads.features["label"].names == ["Bad", "Good"] and ads["label"] == [1, 0]
+    assert (
+        ads["text_b"] == ["Sofas cheap ones", "Cars "]
+        and ads.features["label"].names == ["Bad", "Good"]
+        and ads["label"] == [1, 0]
+    )
 
 
 @pytest.mark.parametrize("task, lang", [("xnli", "de"), ("pawsx", "de")])
 def test_machine_translated_training_rows_are_refused(tmp_path, task, lang):
     source = archive(tmp_path)
-    with pytest.raises(ParameterError, match="machine translations"): load(task, "train", lang, source)
-    with pytest.raises(DataError, match="zero-shot"): load(replace(tasks[task], source_lang=lang), "train", source=source)
+    with pytest.raises(ParameterError, match="machine translations"):
+        load(task, "train", lang, source)
+    with pytest.raises(DataError, match="zero-shot"):
+        load(replace(tasks[task], source_lang=lang), "train", source=source)
     assert source.langs(replace(tasks[task], source_lang=lang), "train") == ()
 
 
 def test_a_missing_file_says_what_is_there(tmp_path):
-    with pytest.raises(DataError) as raised: load("xnli", "test", "sw", archive(tmp_path))
-    assert "xnli.test.tsv" in str(raised.value) and "train in en; dev in en, ar, zh" in str(raised.value) and "macular data check" in str(raised.value)
+    with pytest.raises(DataError) as raised:
+        load("xnli", "test", "sw", archive(tmp_path))
+    assert (
+        "xnli.test.tsv" in str(raised.value)
+        and "train in en; dev in en, ar, zh" in str(raised.value)
+        and "macular data check" in str(raised.value)
+    )
 
 
 def test_packed_files_are_found(tmp_path):
@@ -186,64 +302,110 @@ def test_packed_files_are_found(tmp_path):
     before = load("pawsx", "train", source=source).to_dict()
     write(plain.with_name("train.tsv.gz"), gzip.compress(plain.read_bytes()))
     plain.unlink()
-    assert load("pawsx", "train", source=source).to_dict() == before and source.provenance(tasks["pawsx"], "train", "en")[0]["file"] == "x-final/en/train.tsv.gz"
+    assert (
+        load("pawsx", "train", source=source).to_dict() == before
+        and source.provenance(tasks["pawsx"], "train", "en")[0]["file"] == "x-final/en/train.tsv.gz"
+    )
 
 
 def test_a_file_that_is_not_the_published_one(tmp_path):
-    rows = [f"{lang}\t{label}\t\ta {i}\tb\t0\t{i}\n" for lang in ("en",) for i, label in enumerate(["neutral"] * 1000 + ["entailment"] * 745 + ["contradiction"] * 745)]
+    rows = [
+        f"{lang}\t{label}\t\ta {i}\tb\t0\t{i}\n"
+        for lang in ("en",)
+        for i, label in enumerate(["neutral"] * 1000 + ["entailment"] * 745 + ["contradiction"] * 745)
+    ]
     head = "language\tgold_label\tsentence1_binary_parse\tsentence1\tsentence2\tpromptID\tpairID\n"
     write(tmp_path / "XNLI-1.0/xnli.dev.tsv", head + "".join(rows))
-    with pytest.raises(DataError, match="it is another file"): load("xnli", "dev", source=Folder(str(tmp_path)))
+    with pytest.raises(DataError, match="it is another file"):
+        load("xnli", "dev", source=Folder(str(tmp_path)))
     write(tmp_path / "XNLI-1.0/xnli.dev.tsv", head + "".join(rows) + "en\tneutral\t\tone\tmore\t0\tx\n")
-    with pytest.raises(DataError, match="2,491 rows where 2,490 were published"): load("xnli", "dev", source=Folder(str(tmp_path)))
+    with pytest.raises(DataError, match="2,491 rows where 2,490 were published"):
+        load("xnli", "dev", source=Folder(str(tmp_path)))
 
 
 def test_provenance_names_files_but_no_place(tmp_path):
-    rows = archive(tmp_path).provenance(tasks["xnli"], "train", "en") + archive(tmp_path).provenance(tasks["xnli"], "dev", "ar")
+    rows = archive(tmp_path).provenance(tasks["xnli"], "train", "en") + archive(tmp_path).provenance(
+        tasks["xnli"], "dev", "ar"
+    )
     assert [row["file"] for row in rows] == ["XNLI-MT-1.0/multinli/multinli.train.en.tsv", "XNLI-1.0/xnli.dev.tsv"]
-    assert [row["noncommercial"] for row in rows] == [False, True] and str(tmp_path) not in json.dumps(rows) and len(rows[0]["sha256"]) == 64
+    assert (
+        [row["noncommercial"] for row in rows] == [False, True]
+        and str(tmp_path) not in json.dumps(rows)
+        and len(rows[0]["sha256"]) == 64
+    )
 
 
 # what a split must be
+
 
 def test_a_training_set_without_a_label_is_refused(tmp_path):
     own = File("{split}.{lang}.tsv", "a", "b", labels=LAYOUT.labels, folder=str(tmp_path))
     three = replace(PAIR, labels=("no", "yes", "maybe"))
     write(tmp_path / "train.en.tsv", HEAD + "x\ty\t1\nx\tz\t0\n")
     write(tmp_path / "test.de.tsv", HEAD + "x\ty\t1\nx\tz\t1\n")
-    with pytest.raises(DataError, match="none of them maybe"): load(three, "train", source=own)
-    with pytest.raises(DataError, match="none of them no"): load(PAIR, "test", "de", own)
-    with pytest.raises(ParameterError, match="unknown label name 'yes'"): load(replace(PAIR, labels=("no", "good")), "train", source=own)
+    with pytest.raises(DataError, match="none of them maybe"):
+        load(three, "train", source=own)
+    with pytest.raises(DataError, match="none of them no"):
+        load(PAIR, "test", "de", own)
+    with pytest.raises(ParameterError, match="unknown label name 'yes'"):
+        load(replace(PAIR, labels=("no", "good")), "train", source=own)
 
 
-@pytest.mark.parametrize("task, split, lang, message", [
-    ("xnlii", "dev", "en", "unknown task 'xnlii'. Did you mean 'xnli'?"), ("xnli", "valid", "en", "unknown split 'valid'"),
-    ("pawsx", "dev", "sw", "unknown language of pawsx 'sw'")])
+@pytest.mark.parametrize(
+    "task, split, lang, message",
+    [
+        ("xnlii", "dev", "en", "unknown task 'xnlii'. Did you mean 'xnli'?"),
+        ("xnli", "valid", "en", "unknown split 'valid'"),
+        ("pawsx", "dev", "sw", "unknown language of pawsx 'sw'"),
+    ],
+)
 def test_unknown_names(task, split, lang, message):
-    with pytest.raises(ParameterError) as raised: load(task, split, lang, Hub())
+    with pytest.raises(ParameterError) as raised:
+        load(task, split, lang, Hub())
     assert message in str(raised.value)
 
 
 def test_a_source_that_does_not_hold_the_task(tmp_path):
-    with pytest.raises(ParameterError, match="an archive folder does not hold this task"): load(PAIR, "train", source=Folder(str(tmp_path)))
+    with pytest.raises(ParameterError, match="an archive folder does not hold this task"):
+        load(PAIR, "train", source=Folder(str(tmp_path)))
     assert Folder(str(tmp_path)).langs(PAIR, "train") == Hub().langs(PAIR, "train") == ()
 
 
-@pytest.mark.parametrize("change, message", [
-    (dict(name="../x"), "task name"), (dict(labels=("one",)), "labels must be"), (dict(labels=("a", "a")), "labels must be"), (dict(langs=()), "langs must be"),
-    (dict(fields=("a", "b", "c")), "two texts"), (dict(max_length="128"), "max_length"), (dict(max_length=True), "max_length")])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(name="../x"), "task name"),
+        (dict(labels=("one",)), "labels must be"),
+        (dict(labels=("a", "a")), "labels must be"),
+        (dict(langs=()), "langs must be"),
+        (dict(fields=("a", "b", "c")), "two texts"),
+        (dict(max_length="128"), "max_length"),
+        (dict(max_length=True), "max_length"),
+    ],
+)
 def test_a_task_that_makes_no_sense(change, message):
-    with pytest.raises(ParameterError, match=message): replace(PAIR, **change)
+    with pytest.raises(ParameterError, match=message):
+        replace(PAIR, **change)
 
 
 def test_facts_count_what_is_odd(tmp_path):
     rows = read(tmp_path, HEAD + "x\ty\t1\nx\ty\t0\nx\ty\t0\nNS\tz\t1\nu\tv\t1\n")
     counted = facts(rows, train=rows.select([4]))
-    assert counted == dict(rows=5, labels={"no": 2, "yes": 3}, majority=0.6, empty=0, untranslated=1, repeated=2, contradictory=1) | {"in training": 1}
+    assert counted == dict(
+        rows=5, labels={"no": 2, "yes": 3}, majority=0.6, empty=0, untranslated=1, repeated=2, contradictory=1
+    ) | {"in training": 1}
 
 
-@pytest.mark.parametrize("given, ids", [
-    ("1 1 1", "1 1.2 1.3"), ("1.2 1 1", "1.2 1 1.3"), ("1 1 1.2", "1 1.3 1.2"), ("1 1 1.2 1.2", "1 1.3 1.2 1.2.2"), ("a a.3 a a", "a a.3 a.2 a.4")])
+@pytest.mark.parametrize(
+    "given, ids",
+    [
+        ("1 1 1", "1 1.2 1.3"),
+        ("1.2 1 1", "1.2 1 1.3"),
+        ("1 1 1.2", "1 1.3 1.2"),
+        ("1 1 1.2 1.2", "1 1.3 1.2 1.2.2"),
+        ("a a.3 a a", "a a.3 a.2 a.4"),
+    ],
+)
 def test_an_id_that_comes_again_gets_a_number_that_is_free(tmp_path, given, ids):
     text = "id\t" + HEAD + "".join(f"{x}\tx\ty\t1\n" for x in given.split())
     assert read(tmp_path, text, layout=replace(LAYOUT, id="id"))["id"][:] == ids.split()
@@ -273,32 +435,66 @@ def test_a_task_from_toml(tmp_path):
     write(tmp_path / "train.tsv", "key\tq\tp1\tp2\ty\nk1\tfrage\tlang\tund breit\t1\nk1\tf\tx\ty\t0\n")
     write(tmp_path / "dev.fr.csv", "key,q,p1,p2,y\n1,qui,moi,,1\n2,où,là,bas,0\n")
     task = find(write(tmp_path / "own.toml", TOML))
-    assert task.neighbour == ("qam",) and task.source.langs(task, "train") == ("de",) and task.source.langs(task, "dev") == ("fr",)
+    assert (
+        task.neighbour == ("qam",)
+        and task.source.langs(task, "train") == ("de",)
+        and task.source.langs(task, "dev") == ("fr",)
+    )
     rows = load(str(tmp_path / "own.toml"), "train", source=Hub())  # its own files win
-    assert rows.to_dict() == {"id": ["k1", "k1.2"], "text_a": ["frage", "f"], "text_b": ["lang und breit", "x y"], "label": [1, 0]}
-    assert load(task, "dev", "fr")["text_b"] == ["moi ", "là bas"] and task.source.provenance(task, "dev", "fr")[0]["licence"] == "CC0"
-    with pytest.raises(DataError, match="own has no test file"): load(task, "test", "fr")
+    assert rows.to_dict() == {
+        "id": ["k1", "k1.2"],
+        "text_a": ["frage", "f"],
+        "text_b": ["lang und breit", "x y"],
+        "label": [1, 0],
+    }
+    assert (
+        load(task, "dev", "fr")["text_b"] == ["moi ", "là bas"]
+        and task.source.provenance(task, "dev", "fr")[0]["licence"] == "CC0"
+    )
+    with pytest.raises(DataError, match="own has no test file"):
+        load(task, "test", "fr")
 
 
-@pytest.mark.parametrize("old, new, error, message", [
-    ("neighbour", "neigbour", ParameterError, "unknown field 'neigbour'. Did you mean 'neighbour'?"), ('name = "own"', "", ParameterError, "please say name"),
-    ('text_a = "q"', "", ParameterError, "please say text_a"), ("text_b", "textb", ParameterError, "unknown field 'textb'. Did you mean 'text_b'?"),
-    ("train =", "trian =", ParameterError, "unknown split 'trian'. Did you mean 'train'?"), ("name = ", "name ", DataError, "is not TOML")])
+@pytest.mark.parametrize(
+    "old, new, error, message",
+    [
+        ("neighbour", "neigbour", ParameterError, "unknown field 'neigbour'. Did you mean 'neighbour'?"),
+        ('name = "own"', "", ParameterError, "please say name"),
+        ('text_a = "q"', "", ParameterError, "please say text_a"),
+        ("text_b", "textb", ParameterError, "unknown field 'textb'. Did you mean 'text_b'?"),
+        ("train =", "trian =", ParameterError, "unknown split 'trian'. Did you mean 'train'?"),
+        ("name = ", "name ", DataError, "is not TOML"),
+    ],
+)
 def test_a_task_file_with_a_mistake(tmp_path, old, new, error, message):
-    with pytest.raises(error) as raised: find(write(tmp_path / "own.toml", TOML.replace(old, new)))
+    with pytest.raises(error) as raised:
+        find(write(tmp_path / "own.toml", TOML.replace(old, new)))
     assert message in str(raised.value) and limits(raised)
 
 
 def test_a_task_file_that_is_missing(tmp_path):
-    with pytest.raises(DataError, match="cannot be read"): find(tmp_path / "none.toml")
+    with pytest.raises(DataError, match="cannot be read"):
+        find(tmp_path / "none.toml")
 
 
 # the real files
 
-COUNTS = {("xnli", "train"): {"en": (10014, 9661, 9761)}, ("xnli", "dev"): dict.fromkeys(tasks["xnli"].langs, (830, 830, 830)),
-          ("pawsx", "train"): {"en": (4757, 3836)},
-          ("pawsx", "dev"): {"en": (1137, 863), "de": (1169, 831), "es": (1153, 847), "fr": (1140, 860), "ja": (1146, 854), "ko": (1160, 840), "zh": (1147, 853)},
-          ("qam", "dev"): {"de": (486, 514)}, ("qadsm", "dev"): {"de": (514, 486)}}
+COUNTS = {
+    ("xnli", "train"): {"en": (10014, 9661, 9761)},
+    ("xnli", "dev"): dict.fromkeys(tasks["xnli"].langs, (830, 830, 830)),
+    ("pawsx", "train"): {"en": (4757, 3836)},
+    ("pawsx", "dev"): {
+        "en": (1137, 863),
+        "de": (1169, 831),
+        "es": (1153, 847),
+        "fr": (1140, 860),
+        "ja": (1146, 854),
+        "ko": (1160, 840),
+        "zh": (1147, 853),
+    },
+    ("qam", "dev"): {"de": (486, 514)},
+    ("qadsm", "dev"): {"de": (514, 486)},
+}
 UNTRANSLATED = {"en": 0, "de": 68, "es": 38, "fr": 8, "ja": 20, "ko": 35, "zh": 16}
 
 
@@ -310,18 +506,34 @@ def test_real_counts(name, split):
     for lang, expected in COUNTS[name, split].items():
         rows = load(task, split, lang, source)
         counted = facts(rows)
-        assert tuple(counted["labels"].values()) == expected and counted["rows"] == sum(expected) and len(set(rows["id"])) == len(rows)
-        if name == "pawsx" and split == "dev": assert counted["untranslated"] == UNTRANSLATED[lang]
+        assert (
+            tuple(counted["labels"].values()) == expected
+            and counted["rows"] == sum(expected)
+            and len(set(rows["id"])) == len(rows)
+        )
+        if name == "pawsx" and split == "dev":
+            assert counted["untranslated"] == UNTRANSLATED[lang]
         ids.add(tuple(rows["id"]))
     assert len(ids) == 1  # the same items in all languages
 
 
 @real
-@pytest.mark.parametrize("name, split, lang, texts, labels, expected", [
-    ("qam", "train", "de", ("question", "passage"), {"0": "no", "1": "yes"}, (4514, 4486)),
-    ("qadsm", "train", "de", ("query", ("ad_title", "ad_description")), {"Bad": "Bad", "Good": "Good"}, (4486, 4514)),
-    ("qnli", "train", "en", ("question", "passage"), {"0": "no", "1": "yes"}, (4972, 5027)),
-    ("qnli", "dev", "en", ("question", "passage"), {"0": "no", "1": "yes"}, (2761, 2702))])
+@pytest.mark.parametrize(
+    "name, split, lang, texts, labels, expected",
+    [
+        ("qam", "train", "de", ("question", "passage"), {"0": "no", "1": "yes"}, (4514, 4486)),
+        (
+            "qadsm",
+            "train",
+            "de",
+            ("query", ("ad_title", "ad_description")),
+            {"Bad": "Bad", "Good": "Good"},
+            (4486, 4514),
+        ),
+        ("qnli", "train", "en", ("question", "passage"), {"0": "no", "1": "yes"}, (4972, 5027)),
+        ("qnli", "dev", "en", ("question", "passage"), {"0": "no", "1": "yes"}, (2761, 2702)),
+    ],
+)
 def test_real_files_of_ones_own(name, split, lang, texts, labels, expected):
     source = File(f"{name}.{{split}}.{{lang}}.tsv", *texts, labels=labels, folder=str(DATA / "own"))
     task = Task(name, labels=tuple(labels.values()), langs=("de", "en"), source_lang=lang, source=source)

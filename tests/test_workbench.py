@@ -1,4 +1,5 @@
 """The views of the workbench: what they show is true, other people's text stays text, and nothing piles up."""
+
 import ast
 import os
 import subprocess
@@ -30,12 +31,36 @@ from macular.store import lock
 from macular.data.tasks import tasks
 from macular.ui.views import View, data_of, grid, safe
 
-CONTROL = select(from_lines(ROOT / "nbs" / "records" / "control.jsonl"), world="related", dictionary="own", backbone="mini-xlmr")
+CONTROL = select(
+    from_lines(ROOT / "nbs" / "records" / "control.jsonl"), world="related", dictionary="own", backbone="mini-xlmr"
+)
 
 
 # other people's text
 
-TAGS = {"div", "p", "b", "i", "small", "span", "br", "bdi", "sub", "code", "table", "thead", "tbody", "tr", "th", "td", "details", "summary", "a", "img", "progress"}
+TAGS = {
+    "div",
+    "p",
+    "b",
+    "i",
+    "small",
+    "span",
+    "br",
+    "bdi",
+    "sub",
+    "code",
+    "table",
+    "thead",
+    "tbody",
+    "tr",
+    "th",
+    "td",
+    "details",
+    "summary",
+    "a",
+    "img",
+    "progress",
+}
 ATTRIBUTES = {"style", "title", "role", "open", "download", "href", "src", "alt", "value", "max"}
 
 
@@ -52,14 +77,17 @@ class Page(HTMLParser):
         self.names |= {name for name, _ in attrs}
         self.links += [value for name, value in attrs if name in ("href", "src")]
 
-    def handle_data(self, data): self.texts.append(data)
+    def handle_data(self, data):
+        self.texts.append(data)
 
 
 @pytest.fixture(scope="module")
-def odd(tmp_path_factory): return views(tmp_path_factory.mktemp("odd"))
+def odd(tmp_path_factory):
+    return views(tmp_path_factory.mktemp("odd"))
 
 
-def test_all_views_are_there(odd): assert tuple(odd) == VIEWS
+def test_all_views_are_there(odd):
+    assert tuple(odd) == VIEWS
 
 
 @pytest.mark.parametrize("name", VIEWS)
@@ -76,7 +104,8 @@ def test_text_of_others_stays_text(odd, name):
 def test_every_payload_is_shown_somewhere(odd):
     shown = "".join("".join(Page(str(v.html())).texts) for v in odd.values())
     for p in PAYLOADS:
-        for c in HIDDEN: p = p.replace(c, f"⟨U+{ord(c):04X}⟩")
+        for c in HIDDEN:
+            p = p.replace(c, f"⟨U+{ord(c):04X}⟩")
         assert p in shown
 
 
@@ -94,32 +123,57 @@ def test_figures_hold_no_mathematics(odd):
 def widgets_of_html(source):
     "Where code makes an HTML widget or takes a text for markup without saying so through a constant"
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) in ("HTML", "HTMLMath", "display_html"): yield ast.unparse(node)
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Markup" and not isinstance(node.args[0], (ast.Constant, ast.IfExp)): yield ast.unparse(node)
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) in (
+            "HTML",
+            "HTMLMath",
+            "display_html",
+        ):
+            yield ast.unparse(node)
+        if (
+            isinstance(node, ast.Call)
+            and getattr(node.func, "id", "") == "Markup"
+            and not isinstance(node.args[0], (ast.Constant, ast.IfExp))
+        ):
+            yield ast.unparse(node)
 
 
 def test_markup_is_made_of_constants():
     "What is called Markup is written in the source, apart from the escaping forms of `Switched` and the frame of a view"
-    found = {(name, call) for name in ("workbench", "playground", "board", "errors", "live") for call in widgets_of_html((ROOT / "macular" / f"{name}.py").read_text("utf-8"))}
-    assert found == {("workbench", "ipywidgets.HTML(str(self.html()))"), ("workbench", "Markup(visible(body))"),
-                     ("workbench", "Markup(f'<div style=\"overflow-x:auto\">{table}</div>')"),
-                     ("playground", "Markup(s._repr_html_())"), ("playground", "Markup(p.html())")}
+    found = {
+        (name, call)
+        for name in ("workbench", "playground", "board", "errors", "live")
+        for call in widgets_of_html((ROOT / "macular" / f"{name}.py").read_text("utf-8"))
+    }
+    assert found == {
+        ("workbench", "ipywidgets.HTML(str(self.html()))"),
+        ("workbench", "Markup(visible(body))"),
+        ("workbench", "Markup(f'<div style=\"overflow-x:auto\">{table}</div>')"),
+        ("playground", "Markup(s._repr_html_())"),
+        ("playground", "Markup(p.html())"),
+    }
 
 
 # colours
 
-VISION = {"normal": np.eye(3), "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
-          "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
-          "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]]}  # Machado et al. 2009, severity 1
+VISION = {
+    "normal": np.eye(3),
+    "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}  # Machado et al. 2009, severity 1
 
 
 def linear(colour):
-    c = np.array([int(colour[i:i + 2], 16) for i in (1, 3, 5)]) / 255
+    c = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
     return np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
 
 
 def lab(rgb):
-    x = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]) @ rgb / [0.9505, 1, 1.089]
+    x = (
+        np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+        @ rgb
+        / [0.9505, 1, 1.089]
+    )
     f = np.where(x > 0.008856, np.cbrt(x), 7.787 * x + 16 / 116)
     return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
 
@@ -130,10 +184,12 @@ def nearest(colours, vision):
 
 
 @pytest.mark.parametrize("vision", VISION)
-def test_languages_are_told_apart(vision): assert nearest([*COLOURS.values(), "#d5dbe1"], vision) > 15
+def test_languages_are_told_apart(vision):
+    assert nearest([*COLOURS.values(), "#d5dbe1"], vision) > 15
 
 
-def test_negative_control_two_colours_some_people_confuse(): assert nearest(["#9ecbff", "#d9b8ff"], "deutan") < 5 < 15 < nearest(["#9ecbff", "#d9b8ff"], "normal")
+def test_negative_control_two_colours_some_people_confuse():
+    assert nearest(["#9ecbff", "#d9b8ff"], "deutan") < 5 < 15 < nearest(["#9ecbff", "#d9b8ff"], "normal")
 
 
 @pytest.mark.parametrize("colour", [*COLOURS.values(), "#d5dbe1"])
@@ -150,27 +206,36 @@ def test_colour_is_never_the_only_sign():
 
 # controls and twins
 
+
 @pytest.fixture
 def cell(monkeypatch):
     "A cell somebody looks at; call it to run it again"
     now = SimpleNamespace(runs=0, id="a")
     monkeypatch.setattr(workbench, "cell", lambda: (now.id, now.runs))
     monkeypatch.setattr(workbench, "_open", {})
+
     def run(make, id="a"):
         now.runs, now.id = now.runs + 1, id
         view = make()
         view._repr_mimebundle_()
         return view
+
     return run
 
 
 def instances():
     from ipywidgets.widgets.widget import _instances
+
     return len(_instances)
 
 
-MAKERS = {"playground": playground, "show_batch": lambda: show_batch("qam"), "board": lambda: board(CONTROL), "versus": lambda: versus(CONTROL),
-          "heat_map": lambda: heat_map(CONTROL, task="qam")}
+MAKERS = {
+    "playground": playground,
+    "show_batch": lambda: show_batch("qam"),
+    "board": lambda: board(CONTROL),
+    "versus": lambda: versus(CONTROL),
+    "heat_map": lambda: heat_map(CONTROL, task="qam"),
+}
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -178,7 +243,8 @@ def test_a_cell_that_is_run_again_leaves_nothing_behind(cell, name):
     before = instances()
     cell(MAKERS[name])
     once = instances()
-    for _ in range(4): view = cell(MAKERS[name])
+    for _ in range(4):
+        view = cell(MAKERS[name])
     assert instances() == once > before
     view.close()
     assert instances() == before
@@ -189,16 +255,21 @@ def test_two_views_of_two_cells_live_side_by_side(cell):
     assert "box" in one.__dict__ and "box" in two.__dict__
     three = cell(playground, "a")
     assert "box" not in one.__dict__ and "box" in two.__dict__
-    for view in (two, three): view.close()
+    for view in (two, three):
+        view.close()
 
 
 def test_one_movement_draws_once(cell):
     drawn = []
+
     def controls(view):
         import ipywidgets
+
         n = ipywidgets.IntSlider(0)
         return {"n": n}, [n]
-    for _ in range(5): view = cell(lambda: View(lambda n: drawn.append(n) or safe(n), controls, n=0))
+
+    for _ in range(5):
+        view = cell(lambda: View(lambda n: drawn.append(n) or safe(n), controls, n=0))
     drawn.clear()
     view.named["n"].value = 3
     assert drawn == [3] and view.values == {"n": 3}
@@ -207,6 +278,7 @@ def test_one_movement_draws_once(cell):
 
 def test_no_figure_stays_open():
     import matplotlib.pyplot as plt
+
     before = plt.get_fignums()
     for _ in range(5):
         heat_map(CONTROL, task="qam").html()
@@ -217,37 +289,61 @@ def test_no_figure_stays_open():
 def test_nobody_looks_at_a_job(tmp_path):
     "papermill runs the twin: a page, and no widget, in the notebook or in its metadata"
     source = "from macular.ui.playground import playground\nplayground(langs=('de',))"
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)], metadata={"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}),
-                   tmp_path / "in.ipynb")
+    nbformat.write(
+        nbformat.v4.new_notebook(
+            cells=[nbformat.v4.new_code_cell(source)],
+            metadata={"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}},
+        ),
+        tmp_path / "in.ipynb",
+    )
     papermill.execute_notebook(tmp_path / "in.ipynb", tmp_path / "out.ipynb", progress_bar=False, cwd=ROOT)
     done = nbformat.read(tmp_path / "out.ipynb", 4)
-    assert [sorted(o.data) for o in done.cells[-1].outputs] == [["text/html", "text/plain"]] and "widgets" not in done.metadata
+    assert [sorted(o.data) for o in done.cells[-1].outputs] == [
+        ["text/html", "text/plain"]
+    ] and "widgets" not in done.metadata
 
 
 def test_the_playground_is_there_at_once():
     "From a cold start, three seconds of a processor that does nothing else, without torch or transformers"
-    code = ("import resource, sys; from macular.ui.playground import playground; html = playground().html(); u = resource.getrusage(resource.RUSAGE_SELF);"
-            "print(u.ru_utime + u.ru_stime, *sorted({'torch', 'transformers', 'pandas'} & set(sys.modules)), len(html) > 2000)")
-    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)}).stdout.split()
+    code = (
+        "import resource, sys; from macular.ui.playground import playground; html = playground().html(); u = resource.getrusage(resource.RUSAGE_SELF);"
+        "print(u.ru_utime + u.ru_stime, *sorted({'torch', 'transformers', 'pandas'} & set(sys.modules)), len(html) > 2000)"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    ).stdout.split()
     assert float(said[0]) < 3 and said[-1] == "True" and not {"torch", "transformers"} & set(said)
 
 
 def test_values_nobody_has_are_refused():
-    with pytest.raises(ParameterError, match="this view has no wrod"): playground(wrod=1)
+    with pytest.raises(ParameterError, match="this view has no wrod"):
+        playground(wrod=1)
 
 
 def test_what_goes_wrong_is_told_in_the_view():
-    assert "no dictionary language" in playground().change(langs=("sw",)).html() or "unknown dictionary language" in playground().change(langs=("sw",)).html()
+    assert (
+        "no dictionary language" in playground().change(langs=("sw",)).html()
+        or "unknown dictionary language" in playground().change(langs=("sw",)).html()
+    )
 
 
 # what they show
+
 
 def test_the_playground_draws_as_training_does():
     "Item, field, task and seed: the very draws of the augmenter"
     view, data = playground("pawsx", item=5, seed=3, word=0.7), data_of("pawsx")
     row = data.rows(data.target, "dev")[5]
     switch = CodeSwitch(tuple(x for x in tasks["pawsx"].langs if x in data.lexicon), 0.7)
-    wanted = [switch([row[c]], [row["id"]], data.lexicon, Place(3, "pawsx", field))[0] for field, c in enumerate(("text_a", "text_b"))]
+    wanted = [
+        switch([row[c]], [row["id"]], data.lexicon, Place(3, "pawsx", field))[0]
+        for field, c in enumerate(("text_a", "text_b"))
+    ]
     assert wanted == switch_pair((row["text_a"], row["text_b"]), data, switch, row["id"], 3)
     assert all(w._repr_html_() in view.html() for w in wanted)
 
@@ -273,7 +369,8 @@ def test_a_button_takes_a_language_away():
     view.close()
 
 
-def test_no_languages_change_nothing(): assert "No word was exchanged" in playground(langs=(), word=1.0).html()
+def test_no_languages_change_nothing():
+    assert "No word was exchanged" in playground(langs=(), word=1.0).html()
 
 
 @pytest.mark.parametrize("name", ["mini-bert", "mini-xlmr"])
@@ -282,6 +379,7 @@ def test_the_ids_are_those_of_training(name):
     from transformers import AutoTokenizer
 
     from macular.text.batches import tokenize
+
     folder, texts = backbone(name), ("<s> the dog </s> [SEP] 犬!", "<pad> never")
     whole = [Switched((Piece(t, t),), 1, 0, 0) for t in texts]
     wanted = tokenize(AutoTokenizer.from_pretrained(folder), [texts[0]], [texts[1]], 200).ids
@@ -290,9 +388,13 @@ def test_the_ids_are_those_of_training(name):
 
 
 def test_sorting_and_filtering_say_the_same_numbers():
-    plain, sorted_, some = (board(CONTROL, task="pawsx", **kw).html() for kw in ({}, {"sort": "de"}, {"contains": "nots"}))
+    plain, sorted_, some = (
+        board(CONTROL, task="pawsx", **kw).html() for kw in ({}, {"sort": "de"}, {"contains": "nots"})
+    )
     assert plain.count("<tr>") == sorted_.count("<tr>") == 5 and some.count("<tr>") == 2
-    assert sorted_.index("Macular") < sorted_.index("Fine-tuning") and plain.index("Fine-tuning") < plain.index("Macular")
+    assert sorted_.index("Macular") < sorted_.index("Fine-tuning") and plain.index("Fine-tuning") < plain.index(
+        "Macular"
+    )
 
 
 def test_the_heat_is_the_mean_over_seeds():
@@ -305,53 +407,79 @@ def test_the_heat_is_the_mean_over_seeds():
 
 def test_runs_made_differently_are_rows_of_their_own():
     from dataclasses import replace
+
     mixed = [*CONTROL, *(replace(r, parameters={"alpha": 0.9}) for r in select(CONTROL, method="macular"))]
     assert varying(mixed) == ("alpha",) and "alpha 0.9" in board(mixed, task="qam").html()
 
 
-def test_numbers_of_the_mini_world_say_so(): assert "mini world" in board(CONTROL, show="beside paper").html()
+def test_numbers_of_the_mini_world_say_so():
+    assert "mini world" in board(CONTROL, show="beside paper").html()
 
 
 def test_an_export_is_the_table_that_is_shown():
     import base64, re
+
     html = board(CONTROL, task="qam", contains="CoSDA").html()
-    found = {name: base64.b64decode(data).decode() for name, data in re.findall(r'download="table\.(\w+)" href="data:[^;]+;base64,([^"]+)"', html)}
-    assert found.keys() == {"md", "tex", "csv"} and all("CoSDA-ML" in text and "Fine-tuning" not in text.split("\n\n")[0] for text in found.values())
+    found = {
+        name: base64.b64decode(data).decode()
+        for name, data in re.findall(r'download="table\.(\w+)" href="data:[^;]+;base64,([^"]+)"', html)
+    }
+    assert found.keys() == {"md", "tex", "csv"} and all(
+        "CoSDA-ML" in text and "Fine-tuning" not in text.split("\n\n")[0] for text in found.values()
+    )
 
 
-@pytest.mark.parametrize("source, other, lang, wanted", [
-    ("a dog", "ein Hund", "de", [None, "Hund"]), ("a dog", "Hundehütte", "de", [None, None]), ("dog a", "这狗", "zh", ["狗", None]),
-    ("Dog, dog.", "der Hund!", "de", ["Hund"])])
+@pytest.mark.parametrize(
+    "source, other, lang, wanted",
+    [
+        ("a dog", "ein Hund", "de", [None, "Hund"]),
+        ("a dog", "Hundehütte", "de", [None, None]),
+        ("dog a", "这狗", "zh", ["狗", None]),
+        ("Dog, dog.", "der Hund!", "de", ["Hund"]),
+    ],
+)
 def test_words_a_dictionary_could_have_taught(source, other, lang, wanted):
     dictionary = {"de": {"dog": ("Köter", "Hund")}, "zh": {"dog": ("狗",)}}[lang]
     assert [t for _, _, t in taught([source], [other], dictionary, lang)] == wanted
-    assert share(taught([source], [other], dictionary, lang)) == pytest.approx(sum(t is not None for t in wanted) / len(wanted))
+    assert share(taught([source], [other], dictionary, lang)) == pytest.approx(
+        sum(t is not None for t in wanted) / len(wanted)
+    )
 
 
 def test_kinds_of_errors(odd, tmp_path):
     from payloads import a_run
+
     found = answers(a_run(tmp_path))
     both = found.pairs("de")
     assert found.langs == ["de"] and [len(of_kind(both, k)) for k in KINDS] == [12, 0, 12, 0, 0, 12]
-    with pytest.raises(ParameterError, match="unknown kind"): of_kind(both, "strange")
-    with pytest.raises(ParameterError, match="unknown language of the run"): found.pairs("fr")
+    with pytest.raises(ParameterError, match="unknown kind"):
+        of_kind(both, "strange")
+    with pytest.raises(ParameterError, match="unknown language of the run"):
+        found.pairs("fr")
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
-    with pytest.raises(ParameterError, match="no finished run"): errors(tmp_path)
-    with pytest.raises(DataError, match="no finished run"): board(tmp_path)
+    with pytest.raises(ParameterError, match="no finished run"):
+        errors(tmp_path)
+    with pytest.raises(DataError, match="no finished run"):
+        board(tmp_path)
 
 
 # live
+
 
 @pytest.fixture
 def training(tmp_path):
     "A training as it stands on disk while it is under way"
     import json
+
     folder = tmp_path / "trainings" / "abc"
     folder.mkdir(parents=True)
     (folder / "environment.json").write_text(json.dumps({"title": "Macular", "tasks": ["xnli"], "steps": 20}))
-    lines = [{"step": i, "round": 1 + (i > 10), "phase": "net", "pass": 1, "batch": i, "loss": 1 / i, "task": 1 / i} for i in range(1, 15)]
+    lines = [
+        {"step": i, "round": 1 + (i > 10), "phase": "net", "pass": 1, "batch": i, "loss": 1 / i, "task": 1 / i}
+        for i in range(1, 15)
+    ]
     lines.insert(10, {"step": 10, "round": 1, "dev": {"xnli": 61.0}, "lang_disc": {"accuracy": 0.7, "chance": 0.5}})
     lines.insert(12, {"step": 11, "round": 1.1, "asked": True, "dev": {"xnli": 88.0}})
     (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -360,14 +488,21 @@ def training(tmp_path):
 
 def test_a_training_that_nobody_works_on_is_stopped(training):
     s = status(training)
-    assert (s.state, s.step, s.steps, s.round, s.best, s.dev) == ("stopped", 14, 20, 2, 1, 61.0), "a number asked for on the way is no round"
+    assert (s.state, s.step, s.steps, s.round, s.best, s.dev) == ("stopped", 14, 20, 2, 1, 61.0), (
+        "a number asked for on the way is no round"
+    )
     assert "nothing was asked" in ask(training, "stop") and not (training / "control").exists()
 
 
 def test_words_for_a_training_that_runs(training):
     with lock(training):
         assert status(training).state == "running"
-        for word, written in (("evaluate", b"evaluate"), ("pause", b"pause"), ("evaluate", b"evaluate pause"), ("stop", b"stop")):
+        for word, written in (
+            ("evaluate", b"evaluate"),
+            ("pause", b"pause"),
+            ("evaluate", b"evaluate pause"),
+            ("stop", b"stop"),
+        ):
             ask(training, word)
             assert (training / "control").read_bytes() == written
             (training / "control").write_bytes(b"pause" if word == "pause" else written)
@@ -377,16 +512,24 @@ def test_words_for_a_training_that_runs(training):
 
 def test_a_view_follows_and_ends(training, cell):
     "New lines are drawn by a thread, which is gone when the cell is run again or the view is closed"
-    def watchers(): return sum(t.name == "macular-live" and t.is_alive() for t in threading.enumerate())
+
+    def watchers():
+        return sum(t.name == "macular-live" and t.is_alive() for t in threading.enumerate())
+
     def settled(n):
         for _ in range(100):
-            if watchers() == n: return True
+            if watchers() == n:
+                return True
             time.sleep(0.05)
-    for _ in range(3): view = cell(lambda: live(training.parents[1], seconds=0.05))
+
+    for _ in range(3):
+        view = cell(lambda: live(training.parents[1], seconds=0.05))
     assert settled(1) and "step 14" in view.output.value
-    with open(training / "history.jsonl", "a") as f: f.write('{"step": 15, "round": 2, "phase": "net", "pass": 1, "batch": 5, "loss": 0.1, "task": 0.1}\n')
+    with open(training / "history.jsonl", "a") as f:
+        f.write('{"step": 15, "round": 2, "phase": "net", "pass": 1, "batch": 5, "loss": 0.1, "task": 0.1}\n')
     for _ in range(100):
-        if "step 15" in view.output.value: break
+        if "step 15" in view.output.value:
+            break
         time.sleep(0.05)
     assert "step 15" in view.output.value
     view.close()

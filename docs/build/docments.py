@@ -1,4 +1,5 @@
 """Parameters, results and fields are explained by the comment at the end of their line; here it becomes part of the docstring."""
+
 import ast
 import re
 from html import escape
@@ -10,23 +11,40 @@ import griffe
 
 def comments(source):
     "Line number -> the comment that ends the line"
-    return {t.start[0]: t.string.lstrip("# ").strip() for t in generate_tokens(StringIO(source).readline) if t.type == COMMENT and t.line.strip()[0] != "#"}
+    return {
+        t.start[0]: t.string.lstrip("# ").strip()
+        for t in generate_tokens(StringIO(source).readline)
+        if t.type == COMMENT and t.line.strip()[0] != "#"
+    }
 
 
 def told(function, said):
     "(parameter -> its comment, the result's comment) of a function's signature"
     result = said.get(function.returns.end_lineno, "") if function.returns else ""
-    arguments = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs, *filter(None, (function.args.vararg, function.args.kwarg))]
+    arguments = [
+        *function.args.posonlyargs,
+        *function.args.args,
+        *function.args.kwonlyargs,
+        *filter(None, (function.args.vararg, function.args.kwarg)),
+    ]
     lines = [a.lineno for a in arguments if a.arg != "self"]
     last = function.returns.end_lineno if function.returns else function.body[0].lineno
-    return {a.arg: said[a.lineno] for a in arguments if a.arg != "self" and a.lineno in said and lines.count(a.lineno) == 1 and (a.lineno != last or not result)}, result
+    return {
+        a.arg: said[a.lineno]
+        for a in arguments
+        if a.arg != "self" and a.lineno in said and lines.count(a.lineno) == 1 and (a.lineno != last or not result)
+    }, result
 
 
 def google(parameters, result):
     "Both as sections of a docstring"
     text = ""
-    if parameters: text += "\n\nArgs:\n" + "\n".join(f"    {name}: {escape(what, quote=False)}" for name, what in parameters.items())
-    if result: text += f"\n\nReturns:\n    {escape(result, quote=False)}"
+    if parameters:
+        text += "\n\nArgs:\n" + "\n".join(
+            f"    {name}: {escape(what, quote=False)}" for name, what in parameters.items()
+        )
+    if result:
+        text += f"\n\nReturns:\n    {escape(result, quote=False)}"
     return text
 
 
@@ -44,15 +62,20 @@ class Docments(griffe.Extension):
         self._tell(cls, self._cell(cls))
 
     def on_attribute_instance(self, *, node, attr, agent, **_):
-        if isinstance(node, (ast.Assign, ast.AnnAssign)) and not attr.docstring: self._tell(attr, escape(self.said.get(node.end_lineno, ""), quote=False))
+        if isinstance(node, (ast.Assign, ast.AnnAssign)) and not attr.docstring:
+            self._tell(attr, escape(self.said.get(node.end_lineno, ""), quote=False))
 
     def _cell(self, thing):
         "A link to the cell that defines it"
-        if not self.notebook or not thing.parent.is_module or thing.name.startswith("_"): return ""
+        if not self.notebook or not thing.parent.is_module or thing.name.startswith("_"):
+            return ""
         return f"\n\nIn the notebook: [{self.notebook}][cell.{thing.parent.path.removeprefix('macular.')}.{thing.name}]"
 
     @staticmethod
     def _tell(thing, text):
-        if not text: return
-        if thing.docstring: thing.docstring.value += text
-        else: thing.docstring = griffe.Docstring(text.strip(), parent=thing)
+        if not text:
+            return
+        if thing.docstring:
+            thing.docstring.value += text
+        else:
+            thing.docstring = griffe.Docstring(text.strip(), parent=thing)

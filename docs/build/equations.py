@@ -1,4 +1,5 @@
 """Where the paper's equations, algorithms, tables and figures are: read from docstrings, terms, formulas and headings, never typed."""
+
 import ast
 import re
 from dataclasses import dataclass
@@ -6,7 +7,9 @@ from dataclasses import dataclass
 from notebooks import ROOT, heading, prose
 
 KINDS = {"Eq": "Eq.", "Alg": "Alg.", "Table": "Table", "Fig": "Fig."}
-NAMED = re.compile(r"\b(Eq|Alg|Table|Fig)(?:s|ure|ures|orithm|orithms)?\.?\s*(\d+(?:(?:–|, (?:and )?| and )\d+(?!\d|–\d+ of))*)", re.I)
+NAMED = re.compile(
+    r"\b(Eq|Alg|Table|Fig)(?:s|ure|ures|orithm|orithms)?\.?\s*(\d+(?:(?:–|, (?:and )?| and )\d+(?!\d|–\d+ of))*)", re.I
+)
 FORMULA = re.compile(r"\$\$([^$]+?)\\tag\{([\d, ]+)\}\s*\$\$")
 
 
@@ -25,6 +28,7 @@ def refs(text):
 @dataclass(frozen=True)
 class Definition:
     "A function or class whose docstring begins with its place in the paper"
+
     name: str
     module: str
     notebook: str
@@ -35,12 +39,14 @@ class Definition:
     whole: bool = True  # about all of it, not some of its lines
 
     @property
-    def public(self): return not self.name.startswith("_")
+    def public(self):
+        return not self.name.startswith("_")
 
 
 @dataclass(frozen=True)
 class Place:
     "A formula or a heading in a notebook"
+
     notebook: str
     anchor: str  # empty: the top of the notebook
     text: str
@@ -59,9 +65,18 @@ def _definition(node, module, notebook):
     bound = {("Eq", k.value.value) for c in calls for k in c.keywords if k.arg == "eq"}
     begins = re.match(r"(?:Under |Lines? [\d–]+ of )?(?:Eq|Alg|Table|Fig)[a-z]*\.? ?\d", doc)
     found = (refs(doc) if begins else set()) | bound
-    if not found: return None
+    if not found:
+        return None
     head, _, says = doc.partition(": ")
-    return Definition(node.name, module, notebook, says or doc, frozenset(found), calls[0].args[0].value if calls else "", bool(says) and "line" not in head)
+    return Definition(
+        node.name,
+        module,
+        notebook,
+        says or doc,
+        frozenset(found),
+        calls[0].args[0].value if calls else "",
+        bool(says) and "line" not in head,
+    )
 
 
 def definitions():
@@ -71,13 +86,20 @@ def definitions():
         notebook = re.search(r"File to edit: (?:\.\./)+nbs/([\w/]+)\.ipynb", text)[1]
         module = ".".join(path.relative_to(ROOT / "macular").with_suffix("").parts)
         for node in ast.parse(text).body:
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and (found := _definition(node, module, notebook)): yield found
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and (found := _definition(node, module, notebook)):
+                yield found
 
 
 def formulas():
     "Equation number -> the formula as a notebook prints it; one with a number of its own before one for several"
-    found = sorted(((list(numbers(m[2])), name, m[1].strip()) for name, text in prose() for m in FORMULA.finditer(text)), key=lambda f: len(f[0]), reverse=True)
-    return {n: Place(name, f"formula.{'.'.join(map(str, shared))}", text) for shared, name, text in found for n in shared}
+    found = sorted(
+        ((list(numbers(m[2])), name, m[1].strip()) for name, text in prose() for m in FORMULA.finditer(text)),
+        key=lambda f: len(f[0]),
+        reverse=True,
+    )
+    return {
+        n: Place(name, f"formula.{'.'.join(map(str, shared))}", text) for shared, name, text in found for n in shared
+    }
 
 
 def headings():
@@ -86,15 +108,18 @@ def headings():
     for name, text in prose():
         for m in re.finditer(r"^#+ (.+)$", re.sub(r"```.*?```", "", text, flags=re.S), re.M):
             for ref in refs(m[1]):
-                if ref[0] in ("Table", "Fig"): found.setdefault(ref, []).append(Place(name, "" if m[1] == heading(name)[0] else m[1], m[1]))
-        for m in re.finditer(r"!\[([^]]*)\]\(figure(\d)\.svg\)", text): found.setdefault(("Fig", int(m[2])), []).append(Place(name, "", m[1]))
+                if ref[0] in ("Table", "Fig"):
+                    found.setdefault(ref, []).append(Place(name, "" if m[1] == heading(name)[0] else m[1], m[1]))
+        for m in re.finditer(r"!\[([^]]*)\]\(figure(\d)\.svg\)", text):
+            found.setdefault(("Fig", int(m[2])), []).append(Place(name, "", m[1]))
     return found
 
 
 def printed():
     "The tables whose numbers are data: the keys of `macular.results.paper.paper`"
     for node in ast.parse((ROOT / "macular" / "results" / "paper.py").read_text("utf-8")).body:
-        if isinstance(node, ast.Assign) and node.targets[0].id == "paper": return {int(k.value.removeprefix("table")) for k in node.value.keys}
+        if isinstance(node, ast.Assign) and node.targets[0].id == "paper":
+            return {int(k.value.removeprefix("table")) for k in node.value.keys}
 
 
 class Index:
@@ -103,11 +128,17 @@ class Index:
     def __init__(self):
         self.formulas, self.headings, self.defined = formulas(), headings(), {}
         for d in definitions():
-            for ref in sorted(d.refs): self.defined.setdefault(ref, []).append(d)
+            for ref in sorted(d.refs):
+                self.defined.setdefault(ref, []).append(d)
 
     def all(self):
         "Every part of the paper that is found somewhere, in the paper's order of kinds"
-        known = self.defined.keys() | self.headings.keys() | {("Eq", n) for n in self.formulas} | {("Table", n) for n in printed()}
+        known = (
+            self.defined.keys()
+            | self.headings.keys()
+            | {("Eq", n) for n in self.formulas}
+            | {("Table", n) for n in printed()}
+        )
         return sorted(known, key=lambda ref: (list(KINDS).index(ref[0]), ref[1]))
 
     def of(self, ref):

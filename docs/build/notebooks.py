@@ -1,4 +1,5 @@
 """A notebook as a page: its text as it stands, its code without directives, what it shows as it was committed. Nothing is executed."""
+
 import ast
 import re
 import tomllib
@@ -11,7 +12,10 @@ import nbformat
 
 ROOT = Path(__file__).resolve().parents[2]
 FORMULA = re.compile(r"^\$\$[^$]+?\\tag\{([\d, ]+)\}\s*\$\$", re.M)
-CODE_OR_LINK = re.compile(r"(?P<code>^(?P<fence>```+).*?^(?P=fence)|(?P<ticks>`+)(?:(?!`).)+(?P=ticks)(?!`))|(?P<open>\]\()(?P<link>(?!https?:|#|mailto:)[^)\s#]+)", re.M | re.S)
+CODE_OR_LINK = re.compile(
+    r"(?P<code>^(?P<fence>```+).*?^(?P=fence)|(?P<ticks>`+)(?:(?!`).)+(?P=ticks)(?!`))|(?P<open>\]\()(?P<link>(?!https?:|#|mailto:)[^)\s#]+)",
+    re.M | re.S,
+)
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["macular"]
 CHAPTERS, SHELVES = SETTINGS["chapters"], SETTINGS["shelves"]  # folder -> its question
 TUTORIALS = ("start", "train")
@@ -22,7 +26,9 @@ def notebooks():
     "Path below nbs/ without suffix -> notebook, `index` among them; the top first, then folder by folder in their order"
     folders = ["", *CHAPTERS, *SHELVES]
     paths = [path for folder in folders for path in sorted((ROOT / "nbs" / folder).glob("[!_.]*.ipynb"))]
-    return {path.relative_to(ROOT / "nbs").with_suffix("").as_posix(): nbformat.read(path, as_version=4) for path in paths}
+    return {
+        path.relative_to(ROOT / "nbs").with_suffix("").as_posix(): nbformat.read(path, as_version=4) for path in paths
+    }
 
 
 def prose():
@@ -39,23 +45,32 @@ def heading(name):
 def kind(name):
     "The part of the site a notebook belongs to: its chapter, or what it is good for"
     folder = name.rpartition("/")[0]
-    if folder in CHAPTERS or folder == "paper": return folder
-    if folder == "howto": return "How-tos"
-    if folder: return "Jobs"
-    if name in TUTORIALS: return "Tutorials"
+    if folder in CHAPTERS or folder == "paper":
+        return folder
+    if folder == "howto":
+        return "How-tos"
+    if folder:
+        return "Jobs"
+    if name in TUTORIALS:
+        return "Tutorials"
     return "core" if name[:2].isdigit() else "Jobs"
 
 
 def module_of(nb):
     "The module a notebook exports, or nothing"
-    return next((m[1] for c in nb.cells if c.cell_type == "code" and (m := re.match(r"#\| *default_exp +([\w.]+)", c.source))), None)
+    return next(
+        (m[1] for c in nb.cells if c.cell_type == "code" and (m := re.match(r"#\| *default_exp +([\w.]+)", c.source))),
+        None,
+    )
 
 
 def defined(source):
     "The names a cell defines"
     for node in ast.parse(source).body:
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)): yield node.name
-        if isinstance(node, ast.Assign): yield from (t.id for t in node.targets if isinstance(t, ast.Name))
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            yield node.name
+        if isinstance(node, ast.Assign):
+            yield from (t.id for t in node.targets if isinstance(t, ast.Name))
 
 
 class Page:
@@ -72,16 +87,25 @@ class Page:
         return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
 
     def cell(self, i, cell):
-        if cell.cell_type == "markdown": return [self.text(cell.source)]
-        if cell.cell_type != "code" or cell.source.startswith("#| hide"): return []
-        return [*self.code(cell), *(part for n, output in enumerate(cell.outputs) for part in self.output(f"{i}-{n}", cell, output))]
+        if cell.cell_type == "markdown":
+            return [self.text(cell.source)]
+        if cell.cell_type != "code" or cell.source.startswith("#| hide"):
+            return []
+        return [
+            *self.code(cell),
+            *(part for n, output in enumerate(cell.outputs) for part in self.output(f"{i}-{n}", cell, output)),
+        ]
 
     def text(self, source):
         "A text cell; formulas with a number get an anchor"
         prose = re.sub(r"```.*?```|\$\$.*?\$\$|^[#>|].*$", "", source, flags=re.S | re.M).strip()
         titles = re.findall(r"^#+ (.+)$", source, re.M)
-        if prose or titles: self.near = re.sub(r"[*`$\\{}]|\]\(.*?\)|\[", "", prose.split("\n\n")[-1].replace("\n", " ") or titles[-1])
-        return FORMULA.sub(lambda m: f"{self.anchor('formula.' + '.'.join(re.findall(r'[0-9]+', m[1])))}\n\n{m[0]}\n", self.linked(source))
+        if prose or titles:
+            self.near = re.sub(r"[*`$\\{}]|\]\(.*?\)|\[", "", prose.split("\n\n")[-1].replace("\n", " ") or titles[-1])
+        return FORMULA.sub(
+            lambda m: f"{self.anchor('formula.' + '.'.join(re.findall(r'[0-9]+', m[1])))}\n\n{m[0]}\n",
+            self.linked(source),
+        )
 
     def linked(self, markdown):
         "Markdown whose links lead where the site has their targets; code is no Markdown"
@@ -89,7 +113,8 @@ class Page:
 
     def anchor(self, name):
         "An anchor the rest of the site can point at; the first of a name wins"
-        if name in ANCHORS and ANCHORS[name] != self.name or name in self.anchored: return ""
+        if name in ANCHORS and ANCHORS[name] != self.name or name in self.anchored:
+            return ""
         ANCHORS[name] = self.name
         self.anchored.add(name)
         return f"[](){{#{name}}}&#8203;"  # text between it and the next heading, which would else take its place
@@ -99,19 +124,29 @@ class Page:
         source = "\n".join(line for line in cell.source.splitlines() if not line.startswith("#|"))
         exported = re.match(r"#\| *exporti?s?\b", cell.source)
         names = [self.anchor(f"cell.{self.module}.{name}") for name in defined(source)] if exported else []
-        if not source.strip() or "#| echo: false" in cell.source: return names
+        if not source.strip() or "#| echo: false" in cell.source:
+            return names
         return ["".join(names), fence(source.strip("\n"), f'python title="{self.file}"' if exported else "python")]
 
     def output(self, key, cell, output):
         "What a cell showed, in the richest form that stands still"
         data = output.get("data", {"text/plain": output.get("text", "")})
-        if "text/markdown" in data: return [self.linked(data["text/markdown"])]
-        if "text/html" in data: return [self.html(key, data["text/html"])]
-        if "image/png" in data: return [self.image(key, cell, data["image/png"])]
-        return [fence(data["text/plain"].rstrip(), "{ .text .output .no-copy data-search-exclude='' }")] if data["text/plain"].strip() else []
+        if "text/markdown" in data:
+            return [self.linked(data["text/markdown"])]
+        if "text/html" in data:
+            return [self.html(key, data["text/html"])]
+        if "image/png" in data:
+            return [self.image(key, cell, data["image/png"])]
+        return (
+            [fence(data["text/plain"].rstrip(), "{ .text .output .no-copy data-search-exclude='' }")]
+            if data["text/plain"].strip()
+            else []
+        )
 
     def html(self, key, html):
-        self.raw[token := f"raw-{self.flat}-{key}-raw"] = f'<div class="output html" data-search-exclude="">{html}</div>'
+        self.raw[token := f"raw-{self.flat}-{key}-raw"] = (
+            f'<div class="output html" data-search-exclude="">{html}</div>'
+        )
         return token
 
     def image(self, key, cell, data):

@@ -1,4 +1,5 @@
 """The hooks of mkdocs.yml: which pages there are, in which order, and what is done to each."""
+
 import re
 from html import unescape
 from posixpath import basename, dirname, normpath, relpath
@@ -14,7 +15,8 @@ from equations import KINDS, Index
 raw = {}  # token -> HTML that a notebook showed
 
 
-def home_of(name): return "index.md" if name == "index" else f"nbs/{name}.md"
+def home_of(name):
+    return "index.md" if name == "index" else f"nbs/{name}.md"
 
 
 def on_config(config):
@@ -30,9 +32,11 @@ def on_files(files, config):
         page = nbs.Page(name, lambda link, name=name: target(link, name, files, config))
         add(files, config, home_of(name), front(nbs.heading(name)[1]) + page.markdown())
         raw.update(page.raw)
-        for file, data in page.files.items(): add(files, config, f"{dirname(home_of(name)) or 'nbs'}/{file}", data)
+        for file, data in page.files.items():
+            add(files, config, f"{dirname(home_of(name)) or 'nbs'}/{file}", data)
     config.extra["index"] = index = Index()
-    for path, text in {**equation_pages(index, files), **reference.pages()}.items(): add(files, config, path, text)
+    for path, text in {**equation_pages(index, files), **reference.pages()}.items():
+        add(files, config, path, text)
     config.nav = navigation(files, index)
     return files
 
@@ -51,9 +55,11 @@ def front(description, boost=None):
 def target(link, name, files, config):
     "Where a link of a notebook leads in the site: a page, a figure, or the file itself as text"
     here, path = dirname(home_of(name)) or ".", normpath(f"nbs/{dirname(name)}/{link}")
-    if path.endswith(".ipynb"): return relpath(home_of(path[4:-6]), here)
+    if path.endswith(".ipynb"):
+        return relpath(home_of(path[4:-6]), here)
     there = path if path.endswith((".svg", ".png")) else f"files/{path.strip('.').replace('/', '-')}.txt"
-    if (nbs.ROOT / path).is_file() and not files.get_file_from_path(there): add(files, config, there, (nbs.ROOT / path).read_bytes())
+    if (nbs.ROOT / path).is_file() and not files.get_file_from_path(there):
+        add(files, config, there, (nbs.ROOT / path).read_bytes())
     return relpath(there, here)
 
 
@@ -61,14 +67,24 @@ def navigation(files, index):
     "Home, then by what a reader wants; notebooks by chapter"
     by = {}
     for name in nbs.notebooks():
-        if name != "index": by.setdefault(nbs.kind(name), []).append({title(name): home_of(name)})
+        if name != "index":
+            by.setdefault(nbs.kind(name), []).append({title(name): home_of(name)})
     order = list(nbs.TUTORIALS)
     by["Tutorials"].sort(key=lambda entry: order.index(next(iter(entry.values()))[4:-3]))
     explained = sorted(f.src_uri for f in files if f.src_uri.startswith("explanations/"))
     chapters = [{name: by[name]} for name in ("core", *nbs.CHAPTERS, "paper", "Jobs") if name in by]
-    api = [{name: [{m.rpartition(".")[2]: f"api/{m}.md"} for m in found]} for name, found in reference.by_chapter().items()]
-    return [{"Home": "index.md"}, {"Tutorials": by["Tutorials"]}, {"How-tos": by["How-tos"]}, {"Explanations": explained}, {"Equations": ["equations/index.md", *({label(ref): page_of(ref)} for ref in index.all())]},
-            {"Notebooks": chapters}, {"Reference": ["reference/command_line.md", "reference/parameters.md", {"API": api}]}]
+    api = [
+        {name: [{m.rpartition(".")[2]: f"api/{m}.md"} for m in found]} for name, found in reference.by_chapter().items()
+    ]
+    return [
+        {"Home": "index.md"},
+        {"Tutorials": by["Tutorials"]},
+        {"How-tos": by["How-tos"]},
+        {"Explanations": explained},
+        {"Equations": ["equations/index.md", *({label(ref): page_of(ref)} for ref in index.all())]},
+        {"Notebooks": chapters},
+        {"Reference": ["reference/command_line.md", "reference/parameters.md", {"API": api}]},
+    ]
 
 
 def title(name):
@@ -79,36 +95,46 @@ def title(name):
 
 # the equation index
 
+
 def code_links(d, term=True):
     "A definition: its entry in the API and its cell"
     cell = f"[{d.notebook}][cell.{d.module}.{d.name}]"
-    if not d.public: return f"in {cell}"
+    if not d.public:
+        return f"in {cell}"
     return f"[`{d.name}`][macular.{d.module}.{d.name}] in {cell}" + (f" (term `{d.term}`)" if term and d.term else "")
 
 
-def label(ref): return f"{KINDS[ref[0]]} {ref[1]}"
+def label(ref):
+    return f"{KINDS[ref[0]]} {ref[1]}"
 
 
-def page_of(ref): return f"equations/{ref[0].lower()}-{ref[1]}.md"
+def page_of(ref):
+    return f"equations/{ref[0].lower()}-{ref[1]}.md"
 
 
 def heading_of(place, at="."):
     "Where a heading is, from a page in the folder `at`"
-    return relpath(home_of(place.notebook), at) + (f"#{slugify(re.sub('[`*]', '', place.anchor), '-')}" if place.anchor else "")
+    return relpath(home_of(place.notebook), at) + (
+        f"#{slugify(re.sub('[`*]', '', place.anchor), '-')}" if place.anchor else ""
+    )
 
 
 def place_links(index, ref, at="."):
     "The headings that show a table or figure, and a table's numbers as data"
     found = [f"[{p.text}]({heading_of(p, at)}) in {p.notebook}" for p in index.headings.get(ref, ())]
-    return found + ([f"[`paper[\"table{ref[1]}\"]`][cell.results.paper.paper]"] if ref[0] == "Table" else [])
+    return found + ([f'[`paper["table{ref[1]}"]`][cell.results.paper.paper]'] if ref[0] == "Table" else [])
 
 
 def part(index, ref, explained):
     "The page of one part of the paper: what it is, its formula, where it is"
     lines = [f"# {': '.join(filter(None, (label(ref), index.title(ref))))}"]
-    if ref[0] == "Eq" and ref[1] in index.formulas: lines.append(formula(index, ref[1]))
-    found = [f"- {code_links(d)}: {d.says}" for d in index.of(ref)] + [f"- {link}" for link in place_links(index, ref, "equations")]
-    if ref[0] == "Eq" and ref[1] in index.formulas: found.append(f"- the formula in [{index.formulas[ref[1]].notebook}][{index.formulas[ref[1]].anchor}]")
+    if ref[0] == "Eq" and ref[1] in index.formulas:
+        lines.append(formula(index, ref[1]))
+    found = [f"- {code_links(d)}: {d.says}" for d in index.of(ref)] + [
+        f"- {link}" for link in place_links(index, ref, "equations")
+    ]
+    if ref[0] == "Eq" and ref[1] in index.formulas:
+        found.append(f"- the formula in [{index.formulas[ref[1]].notebook}][{index.formulas[ref[1]].anchor}]")
     found += [f"- explained in [{what}](../{path})" for path, what in explained.get(ref, ())]
     return front(f"{label(ref)} of the paper", 2) + "\n\n".join([*lines, "\n".join(found)]) + "\n"
 
@@ -122,43 +148,63 @@ def explanations(files):
     "(kind, number) -> the pages that show it, read from the pages"
     found = {}
     for file in files:
-        if not file.src_uri.startswith("explanations/"): continue
+        if not file.src_uri.startswith("explanations/"):
+            continue
         text = file.content_string
-        for m in re.finditer(r"\{\{ (\w+) (\d+) \}\}", text): found.setdefault((m[1].capitalize(), int(m[2])), []).append((file.src_uri, re.search(r"^# (.+)$", text, re.M)[1]))
+        for m in re.finditer(r"\{\{ (\w+) (\d+) \}\}", text):
+            found.setdefault((m[1].capitalize(), int(m[2])), []).append(
+                (file.src_uri, re.search(r"^# (.+)$", text, re.M)[1])
+            )
     return found
 
 
 def row(index, ref):
     "A line of the index: number, what, names in code, and each notebook once"
-    code = [f"[`{d.name}`][macular.{d.module}.{d.name}]" for d in index.of(ref) if d.public] or place_links(index, ref)[len(index.headings.get(ref, ())) :]
+    code = [f"[`{d.name}`][macular.{d.module}.{d.name}]" for d in index.of(ref) if d.public] or place_links(index, ref)[
+        len(index.headings.get(ref, ())) :
+    ]
     places = {}
-    for d in index.of(ref): places.setdefault(d.notebook, f"[{d.notebook}][cell.{d.module}.{d.name}]")
-    for p in index.headings.get(ref, ()): places.setdefault(p.notebook, f"[{p.notebook}]({heading_of(p, 'equations')})")
+    for d in index.of(ref):
+        places.setdefault(d.notebook, f"[{d.notebook}][cell.{d.module}.{d.name}]")
+    for p in index.headings.get(ref, ()):
+        places.setdefault(p.notebook, f"[{p.notebook}]({heading_of(p, 'equations')})")
     return f"| [{label(ref)}]({basename(page_of(ref))}) | {index.title(ref)} | {', '.join(code)} | {', '.join(places.values())} |"
 
 
 def equation_pages(index, files):
     "Every numbered thing of the paper: a table, and a page each"
     explained = explanations(files)
-    head = ("# Equations, algorithms, tables and figures of the paper\n\n> From the paper's number to the name in code and the cell that defines it.\n\n"
-            "Made from docstrings, terms, formulas and headings. Symbols and their names in code are on the [first page](../index.md#symbols-and-names).")
+    head = (
+        "# Equations, algorithms, tables and figures of the paper\n\n> From the paper's number to the name in code and the cell that defines it.\n\n"
+        "Made from docstrings, terms, formulas and headings. Symbols and their names in code are on the [first page](../index.md#symbols-and-names)."
+    )
     rows = ["| the paper | what | in code | notebook |", "|---|---|---|---|", *(row(index, ref) for ref in index.all())]
-    first = front("Every equation of the paper, its name in code and its cell") + f"{head}\n\n<div markdown data-search-exclude>\n\n" + "\n".join(rows) + "\n\n</div>\n"
+    first = (
+        front("Every equation of the paper, its name in code and its cell")
+        + f"{head}\n\n<div markdown data-search-exclude>\n\n"
+        + "\n".join(rows)
+        + "\n\n</div>\n"
+    )
     return {"equations/index.md": first} | {page_of(ref): part(index, ref, explained) for ref in index.all()}
 
 
 # what is done to every page
 
+
 def on_page_markdown(markdown, page, config, files):
     "`{{ eq 13 }}` is the formula and where it is; a page of docs/ may name a definition as [`fit`][cell.train.trainer.fit]"
-    if not page.file.src_uri.startswith("explanations/"): return markdown
+    if not page.file.src_uri.startswith("explanations/"):
+        return markdown
     page.meta.setdefault("search", {"boost": 2})
-    return re.sub(r"\{\{ (\w+) (\d+) \}\}", lambda m: shown(config.extra["index"], (m[1].capitalize(), int(m[2]))), markdown)
+    return re.sub(
+        r"\{\{ (\w+) (\d+) \}\}", lambda m: shown(config.extra["index"], (m[1].capitalize(), int(m[2]))), markdown
+    )
 
 
 def shown(index, ref):
     "A part of the paper inside an explanation"
-    if ref not in index.all(): raise KeyError(f"nothing in the package or the notebooks says that it is {label(ref)}")
+    if ref not in index.all():
+        raise KeyError(f"nothing in the package or the notebooks says that it is {label(ref)}")
     links = [code_links(d) for d in index.of(ref)] + place_links(index, ref, "explanations")
     shape = f"{formula(index, ref[1])}\n\n" if ref[0] == "Eq" and ref[1] in index.formulas else ""
     return f"{shape}[{label(ref)}](../{page_of(ref)}): {'; '.join(links)}."
@@ -176,6 +222,13 @@ def math(tex, block):
     number = re.search(r"\\tag\{(.+?)\}", tex)
     tex = re.sub(r"\\tag\{.+?\}", "", tex).replace(r"\arg\max", r"\operatorname{arg\,max}").replace(r"\_", "_").strip()
     tex = re.sub(r"\\(log|exp) (?=\w)", r"\\\1\\,", tex)
-    made = convert(tex, display="block" if block else "inline").replace("<math ", f'<math alttext="{tex.replace("&", "&amp;").replace("<", "&lt;").replace(chr(34), "&quot;")}" ', 1)
-    if not block: return made
-    return f'<div class="equation" data-search-exclude="">{made}' + (f'<span class="number">({number[1]})</span>' if number else "") + "</div>"
+    made = convert(tex, display="block" if block else "inline").replace(
+        "<math ", f'<math alttext="{tex.replace("&", "&amp;").replace("<", "&lt;").replace(chr(34), "&quot;")}" ', 1
+    )
+    if not block:
+        return made
+    return (
+        f'<div class="equation" data-search-exclude="">{made}'
+        + (f'<span class="number">({number[1]})</span>' if number else "")
+        + "</div>"
+    )

@@ -1,4 +1,5 @@
 """Pages of reference: the modules, the command line, the parameters of the training job."""
+
 import subprocess
 import sys
 
@@ -11,7 +12,8 @@ def by_chapter():
     "Chapter -> its modules, in the order of the notebooks"
     found = {}
     for name, nb in nbs.notebooks().items():
-        if module := nbs.module_of(nb): found.setdefault(nbs.kind(name), []).append(module)
+        if module := nbs.module_of(nb):
+            found.setdefault(nbs.kind(name), []).append(module)
     return found
 
 
@@ -22,21 +24,45 @@ def api(module, name):
 
 def command_line():
     "`macular --help` of every command, as typer tells it"
-    done = subprocess.run([sys.executable, "-m", "typer", "macular.cli", "utils", "docs", "--name", "macular"], cwd=nbs.ROOT, capture_output=True, text=True, encoding="utf-8")
-    if done.returncode: raise RuntimeError(f"typer could not document macular.cli: {done.stderr[-2000:]}")
+    done = subprocess.run(
+        [sys.executable, "-m", "typer", "macular.cli", "utils", "docs", "--name", "macular"],
+        cwd=nbs.ROOT,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+    )
+    if done.returncode:
+        raise RuntimeError(f"typer could not document macular.cli: {done.stderr[-2000:]}")
     return done.stdout.replace("# `macular`", "# The command line", 1).replace("```console", "```console { .no-copy }")
 
 
 def parameters():
     "The parameters of nbs/train.ipynb, as papermill reads them"
-    rows = [f"| `{p['name']}` | {p['inferred_type_name']} | `{p['default']}` | {p['help'].replace('|', chr(92) + '|')} |"
-            for p in papermill.inspect_notebook(str(nbs.ROOT / "nbs" / "train.ipynb")).values()]
-    return "\n".join(["# Parameters of a job", "", "> What `papermill nbs/train.ipynb runs/xnli.ipynb -p NAME VALUE` and `macular train NAME=VALUE` understand.", "",
-                      "The notebook is [train](../nbs/train.md); presets, and what is allowed, are in [train/02_config](../nbs/train/02_config.md).", "",
-                      "| name | type | default | meaning |", "|---|---|---|---|", *rows, ""])
+    rows = [
+        f"| `{p['name']}` | {p['inferred_type_name']} | `{p['default']}` | {p['help'].replace('|', chr(92) + '|')} |"
+        for p in papermill.inspect_notebook(str(nbs.ROOT / "nbs" / "train.ipynb")).values()
+    ]
+    return "\n".join(
+        [
+            "# Parameters of a job",
+            "",
+            "> What `papermill nbs/train.ipynb runs/xnli.ipynb -p NAME VALUE` and `macular train NAME=VALUE` understand.",
+            "",
+            "The notebook is [train](../nbs/train.md); presets, and what is allowed, are in [train/02_config](../nbs/train/02_config.md).",
+            "",
+            "| name | type | default | meaning |",
+            "|---|---|---|---|",
+            *rows,
+            "",
+        ]
+    )
 
 
 def pages():
     "Path -> Markdown"
     modules = {nbs.module_of(nb): name for name, nb in nbs.notebooks().items() if nbs.module_of(nb)}
-    return {"reference/command_line.md": command_line(), "reference/parameters.md": parameters(), **{f"api/{m}.md": api(m, name) for m, name in modules.items()}}
+    return {
+        "reference/command_line.md": command_line(),
+        "reference/parameters.md": parameters(),
+        **{f"api/{m}.md": api(m, name) for m, name in modules.items()},
+    }

@@ -7,7 +7,8 @@ __all__ = ['FILES', 'CODE', 'lacking', 'local_backbone', 'packaged', 'backbone_f
            'backbone_origin']
 
 # %% ../../nbs/data/07_backbones.ipynb #8faf9e9a
-import json, math
+import json
+import math
 from pathlib import Path
 
 from ..core import DataError, EnvironmentProblem, first_line, resolve
@@ -15,20 +16,42 @@ from .mini_world import backbone as mini_backbone
 from ..store import sha256
 
 # %% ../../nbs/data/07_backbones.ipynb #8f1b4656
-FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "sentencepiece.bpe.model",
-         "spm.model", "special_tokens_map.json", "added_tokens.json", "model-*.safetensors", "model.safetensors.index.json")  # all a backbone needs; no code, no pickles
-CODE = {"auto_map", "custom_pipelines", "_attn_implementation_internal", "_experts_implementation_internal"}  # by which a configuration names code
+FILES = (
+    "config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "sentencepiece.bpe.model",
+    "spm.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "model-*.safetensors",
+    "model.safetensors.index.json",
+)  # all a backbone needs; no code, no pickles
+CODE = {
+    "auto_map",
+    "custom_pipelines",
+    "_attn_implementation_internal",
+    "_experts_implementation_internal",
+}  # by which a configuration names code
 
 # %% ../../nbs/data/07_backbones.ipynb #5eb26f70
 def lacking(
     folder,  # a backbone's
 ) -> list[str]:  # what is not there
     "What a backbone's folder lacks; an interrupted download leaves a part"
-    folder, words = Path(folder), [n for n in FILES if n.startswith(("tokenizer.json", "vocab", "sentencepiece", "spm"))]
+    folder, words = (
+        Path(folder),
+        [n for n in FILES if n.startswith(("tokenizer.json", "vocab", "sentencepiece", "spm"))],
+    )
     lost = [] if (folder / "config.json").is_file() else ["config.json"]
-    if not any((folder / n).is_file() for n in words): lost.append(f"a tokenizer ({', '.join(words)})")
-    try: wanted = set(json.loads((folder / "model.safetensors.index.json").read_bytes())["weight_map"].values())
-    except (OSError, ValueError, KeyError, AttributeError): wanted = set() if any(folder.glob("*.safetensors")) else {"model.safetensors"}
+    if not any((folder / n).is_file() for n in words):
+        lost.append(f"a tokenizer ({', '.join(words)})")
+    try:
+        wanted = set(json.loads((folder / "model.safetensors.index.json").read_bytes())["weight_map"].values())
+    except (OSError, ValueError, KeyError, AttributeError):
+        wanted = set() if any(folder.glob("*.safetensors")) else {"model.safetensors"}
     return lost + sorted(n for n in wanted if not (folder / n).is_file())
 
 # %% ../../nbs/data/07_backbones.ipynb #0db15575
@@ -38,38 +61,56 @@ def local_backbone(
     "Where a backbone's files are; nothing for one that is on the hub"
     return packaged(name) or (resolve(name) if resolve(name).is_dir() else None)
 
+
 def packaged(
     name: str,  # as above
 ) -> Path | None:
     "The folder of a backbone that ships with the package; nothing for any other"
     return Path(mini_backbone(name)) if name in ("mini-bert", "mini-xlmr") else None
 
+
 def backbone_folder(
     name: str,  # as above
 ) -> Path:
     "Where a backbone's files are, fetched from the hub if they must be; one that brings code is refused"
-    if (here := local_backbone(name)) is not None: return refuse_code(here)
-    if name.startswith((".", "/", "~")): raise EnvironmentProblem(f"there is no folder '{name}' with a backbone")
+    if (here := local_backbone(name)) is not None:
+        return refuse_code(here)
+    if name.startswith((".", "/", "~")):
+        raise EnvironmentProblem(f"there is no folder '{name}' with a backbone")
     from huggingface_hub import snapshot_download
-    try: folder = Path(snapshot_download(name, allow_patterns=[*FILES, "README.md"]))  # where the licence stands
+
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=[*FILES, "README.md"]))  # where the licence stands
     except Exception as e:
-        raise EnvironmentProblem(f"cannot fetch the backbone '{name}': {first_line(e)}\n"
-                                 "Check the name and the network, or give a folder with its files.") from e
-    if lost := lacking(folder): raise EnvironmentProblem(f"of the backbone '{name}' the hub's cache has a part only; it lacks {', '.join(lost)}.\nGo online once to fetch the rest, or give a folder with its files.")
+        raise EnvironmentProblem(
+            f"cannot fetch the backbone '{name}': {first_line(e)}\n"
+            "Check the name and the network, or give a folder with its files."
+        ) from e
+    if lost := lacking(folder):
+        raise EnvironmentProblem(
+            f"of the backbone '{name}' the hub's cache has a part only; it lacks {', '.join(lost)}.\nGo online once to fetch the rest, or give a folder with its files."
+        )
     return refuse_code(folder)
+
 
 def _keys(said):
     inner = said.values() if isinstance(said, dict) else said if isinstance(said, list) else ()
     return {*(said if isinstance(said, dict) else ())}.union(*map(_keys, inner))
+
 
 def refuse_code(
     folder: Path,  # of a model
 ) -> Path:  # the same
     "Refuse a model whose configuration names Python code to run"
     for path in sorted(folder.glob("*config.json")):
-        try: named = CODE & _keys(json.loads(path.read_bytes()))
-        except (OSError, ValueError, RecursionError): continue  # the loader says what is wrong with it
-        if named: raise DataError(f"the model {folder.name} wants code of its own to be run ({', '.join(sorted(named))} in {path.name}); none is ever run here. Take a model of a class transformers has.")
+        try:
+            named = CODE & _keys(json.loads(path.read_bytes()))
+        except (OSError, ValueError, RecursionError):
+            continue  # the loader says what is wrong with it
+        if named:
+            raise DataError(
+                f"the model {folder.name} wants code of its own to be run ({', '.join(sorted(named))} in {path.name}); none is ever run here. Take a model of a class transformers has."
+            )
     return folder
 
 # %% ../../nbs/data/07_backbones.ipynb #964a0d1b
@@ -77,10 +118,16 @@ def _head(path):
     "What the head of a .safetensors file says of its numbers"
     with open(path, "rb") as f:
         length, size = int.from_bytes(f.read(8), "little"), path.stat().st_size
-        try: head = json.loads(f.read(length)) if length + 8 <= size else None
-        except (ValueError, RecursionError): head = None
-    if isinstance(head, dict): return head
-    raise EnvironmentProblem(f"{path.parent.name}/{path.name} ({size:,} bytes) is no safetensors file; is it a Git LFS pointer? Fetch it with git lfs pull, or fetch the backbone again.")
+        try:
+            head = json.loads(f.read(length)) if length + 8 <= size else None
+        except (ValueError, RecursionError):
+            head = None
+    if isinstance(head, dict):
+        return head
+    raise EnvironmentProblem(
+        f"{path.parent.name}/{path.name} ({size:,} bytes) is no safetensors file; is it a Git LFS pointer? Fetch it with git lfs pull, or fetch the backbone again."
+    )
+
 
 def parameters(
     folder,  # with model.safetensors
@@ -89,7 +136,10 @@ def parameters(
     total = 0
     for path in Path(folder).glob("*.safetensors"):
         total += sum(math.prod(tensor["shape"]) for name, tensor in _head(path).items() if name != "__metadata__")
-    if not total: raise EnvironmentProblem(f"the backbone {Path(folder).name} has no .safetensors file; other formats are not read")
+    if not total:
+        raise EnvironmentProblem(
+            f"the backbone {Path(folder).name} has no .safetensors file; other formats are not read"
+        )
     return total
 
 # %% ../../nbs/data/07_backbones.ipynb #cfe60643
@@ -99,17 +149,27 @@ def hashes(
     "What the files of a backbone hash to"
     return {p.name: sha256(p) for p in sorted(folder.iterdir()) if p.name in FILES or p.suffix == ".safetensors"}
 
+
 def backbone_origin(
     name: str,  # as a job names it
     folder: Path,  # where its files are
 ) -> dict:  # name, source and licence
     "Where a backbone comes from: of one from the hub the commit, of any with a model card the licence it states"
-    if folder == packaged(name): source, licence = "ships with the package", "Apache-2.0"
-    else: source, licence = "a folder" if local_backbone(name) else f"{name}@{folder.name}", _licence(folder / "README.md")
+    if folder == packaged(name):
+        source, licence = "ships with the package", "Apache-2.0"
+    else:
+        source, licence = (
+            "a folder" if local_backbone(name) else f"{name}@{folder.name}",
+            _licence(folder / "README.md"),
+        )
     return {"name": Path(name).name, "source": source, "licence": licence}
+
 
 def _licence(card):
     from huggingface_hub import metadata_load
-    try: said = metadata_load(card) if card.exists() else None
-    except Exception: said = None  # no card that can be read
+
+    try:
+        said = metadata_load(card) if card.exists() else None
+    except Exception:
+        said = None  # no card that can be read
     return str((said or {}).get("license", "not stated"))

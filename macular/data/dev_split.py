@@ -23,12 +23,15 @@ def scored_half(
 @dataclass(frozen=True)
 class Halved:
     "A source whose dev rows are in two halves: one is dev, the other is test"
+
     source: object  # with `read`, `langs` and `provenance`
 
     def read(self, task, split, lang):
         "The rows of one split in one language"
         rows = self.source.read(task, _from(split), lang)
-        return rows if split == "train" else rows.select(np.flatnonzero(scored_half(rows["id"][:]) == (split == "test")))
+        return (
+            rows if split == "train" else rows.select(np.flatnonzero(scored_half(rows["id"][:]) == (split == "test")))
+        )
 
     def langs(self, task, split):
         "The languages in which there are rows"
@@ -38,4 +41,6 @@ class Halved:
         "Which files the rows come from"
         return self.source.provenance(task, _from(split), lang)
 
-def _from(split): return "train" if split == "train" else "dev"
+
+def _from(split):
+    return "train" if split == "train" else "dev"

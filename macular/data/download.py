@@ -6,23 +6,40 @@
 __all__ = ['downloads', 'RECORD', 'Download', 'unpack', 'fetch', 'licensed', 'Report', 'check']
 
 # %% ../../nbs/data/08_download.ipynb #65732513
-import http.client, os, shutil, tarfile, tempfile, urllib.request, zipfile
+import http.client
+import os
+import shutil
+import tarfile
+import tempfile
+import urllib.request
+import zipfile
 from collections import Counter
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from ..core import DataError, EnvironmentProblem, MacularError, ParameterError, StorageError, literal, resolve, table, unknown
+from macular.core import (
+    DataError,
+    EnvironmentProblem,
+    MacularError,
+    ParameterError,
+    StorageError,
+    literal,
+    resolve,
+    table,
+    unknown,
+)
 from .lexicon import MUSE, Lexicon, read_pairs
 from .readers import read_columns, splits
-from ..store import lock, put, read_json, sha256, write_bytes, write_json
 from .tasks import Folder, Hub, archives, facts, find, load, tasks
+from ..store import lock, put, read_json, sha256, write_bytes, write_json
 
 # %% ../../nbs/data/08_download.ipynb #1e498392
 @dataclass(frozen=True)
 class Download:
     "One file on the internet, and what of it is kept"
+
     urls: tuple  # tried in turn; `hub:TASK` is the task's copy on the Hugging Face hub
     keep: tuple  # the file's name, or patterns of an archive's members
     licence: str
@@ -31,29 +48,58 @@ class Download:
     by_hand: str = ""  # what else can be done when no address answers
 
 # %% ../../nbs/data/08_download.ipynb #4e6f940f
-_fb, _nothing_else = "https://dl.fbaipublicfiles.com", "Without local files, jobs read the copy on the Hugging Face hub."
+_fb, _nothing_else = (
+    "https://dl.fbaipublicfiles.com",
+    "Without local files, jobs read the copy on the Hugging Face hub.",
+)
+
 
 def _xglue(task):
-    return Download((f"hub:{task}", "https://xglue.blob.core.windows.net/xglue/xglue_full_dataset.tar.gz"),
-                    (f"xglue_full_dataset/{task.upper()}/xglue.{task}.*",), "non-commercial research only (XGLUE)", True,
-                    by_hand="https://github.com/microsoft/XGLUE says where its archive is at present; unpack it there.")
+    return Download(
+        (f"hub:{task}", "https://xglue.blob.core.windows.net/xglue/xglue_full_dataset.tar.gz"),
+        (f"xglue_full_dataset/{task.upper()}/xglue.{task}.*",),
+        "non-commercial research only (XGLUE)",
+        True,
+        by_hand="https://github.com/microsoft/XGLUE says where its archive is at present; unpack it there.",
+    )
 
 # %% ../../nbs/data/08_download.ipynb #fd6c0b53
 def _muse(lang):
-    return Download((f"{_fb}/arrival/dictionaries/en-{lang}.txt", f"{_fb}/arrival/dictionaries.tar.gz"), (f"en-{lang}.txt",), MUSE, True)
+    return Download(
+        (f"{_fb}/arrival/dictionaries/en-{lang}.txt", f"{_fb}/arrival/dictionaries.tar.gz"),
+        (f"en-{lang}.txt",),
+        MUSE,
+        True,
+    )
 
 # %% ../../nbs/data/08_download.ipynb #ab6594d5
 downloads = {  # what `fetch` is asked for -> its parts
-    "xnli": (Download((f"{_fb}/XNLI/XNLI-1.0.zip",), ("XNLI-1.0/xnli.dev.tsv", "XNLI-1.0/xnli.test.tsv"), "CC BY-NC 4.0 (XNLI)", True,
-                      by_hand=_nothing_else),
-             Download((f"{_fb}/XNLI/XNLI-MT-1.0.zip",), ("XNLI-MT-1.0/multinli/multinli.train.en.tsv",), "MultiNLI's own terms",
-                      by_hand=_nothing_else)),
-    "pawsx": (Download(("https://storage.googleapis.com/paws/pawsx/x-final.tar.gz",),
-                       ("x-final/en/train.tsv", "x-final/*/dev_2k.tsv", "x-final/*/test_2k.tsv"),
-                       "free for any purpose, credit Google (PAWS-X)", by_hand=_nothing_else),),
+    "xnli": (
+        Download(
+            (f"{_fb}/XNLI/XNLI-1.0.zip",),
+            ("XNLI-1.0/xnli.dev.tsv", "XNLI-1.0/xnli.test.tsv"),
+            "CC BY-NC 4.0 (XNLI)",
+            True,
+            by_hand=_nothing_else,
+        ),
+        Download(
+            (f"{_fb}/XNLI/XNLI-MT-1.0.zip",),
+            ("XNLI-MT-1.0/multinli/multinli.train.en.tsv",),
+            "MultiNLI's own terms",
+            by_hand=_nothing_else,
+        ),
+    ),
+    "pawsx": (
+        Download(
+            ("https://storage.googleapis.com/paws/pawsx/x-final.tar.gz",),
+            ("x-final/en/train.tsv", "x-final/*/dev_2k.tsv", "x-final/*/test_2k.tsv"),
+            "free for any purpose, credit Google (PAWS-X)",
+            by_hand=_nothing_else,
+        ),
+    ),
     "qam": (_xglue("qam"),),
     "qadsm": (_xglue("qadsm"),),
-    "dictionaries": tuple(map(_muse, "ar bg de el es fr hi ja ko ru th tr vi zh".split())),
+    "dictionaries": tuple(map(_muse, ["ar", "bg", "de", "el", "es", "fr", "hi", "ja", "ko", "ru", "th", "tr", "vi", "zh"])),
 }
 
 # %% ../../nbs/data/08_download.ipynb #520fc3b1
@@ -61,19 +107,26 @@ def _members(path):
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             for member in archive.infolist():
-                if not member.is_dir(): yield member.filename, partial(archive.open, member)
+                if not member.is_dir():
+                    yield member.filename, partial(archive.open, member)
     else:
         with tarfile.open(path) as archive:
             for member in archive:
-                if member.isfile(): yield member.name, partial(archive.extractfile, member)
+                if member.isfile():
+                    yield member.name, partial(archive.extractfile, member)
 
 # %% ../../nbs/data/08_download.ipynb #b891feaa
 def _tail(name, patterns):
     parts = PurePosixPath(name).parts
     for pattern in patterns:
         wanted = pattern.split("/")
-        tail = parts[-len(wanted):]
-        if len(tail) == len(wanted) and all(map(fnmatchcase, tail, wanted)) and not {"..", ".", ""} & set(parts) and "\\" not in name:
+        tail = parts[-len(wanted) :]
+        if (
+            len(tail) == len(wanted)
+            and all(map(fnmatchcase, tail, wanted))
+            and not {"..", ".", ""} & set(parts)
+            and "\\" not in name
+        ):
             return "/".join(tail)
 
 # %% ../../nbs/data/08_download.ipynb #5ea58a3b
@@ -86,23 +139,29 @@ def unpack(
     found, left = [], 100 * Path(path).stat().st_size
     try:
         for name, member in _members(path):
-            if not (tail := _tail(name, keep)) or tail in found: continue
+            if not (tail := _tail(name, keep)) or tail in found:
+                continue
             target = Path(to, tail)
             target.parent.mkdir(parents=True, exist_ok=True)
             with member() as source, open(target, "wb") as f:
                 while block := source.read(1 << 20):
                     left -= len(block)
-                    if left < 0: raise DataError(f"{Path(path).name} unpacks to more than 100 times its size; it was not used")
+                    if left < 0:
+                        raise DataError(f"{Path(path).name} unpacks to more than 100 times its size; it was not used")
                     f.write(block)
             found.append(tail)
-    except (OSError, EOFError, RuntimeError, tarfile.TarError, zipfile.BadZipFile) as e: raise DataError(f"{Path(path).name} is no sound archive: {e}") from e
-    if not found: raise DataError(f"{Path(path).name} holds none of {', '.join(keep)}")
+    except (OSError, EOFError, RuntimeError, tarfile.TarError, zipfile.BadZipFile) as e:
+        raise DataError(f"{Path(path).name} is no sound archive: {e}") from e
+    if not found:
+        raise DataError(f"{Path(path).name} holds none of {', '.join(keep)}")
     return found
 
 # %% ../../nbs/data/08_download.ipynb #388b4889
 RECORD = "fetched.json"
 
-def _record(folder): return read_json(folder / RECORD) if (folder / RECORD).exists() else {"downloads": {}, "files": {}}
+
+def _record(folder):
+    return read_json(folder / RECORD) if (folder / RECORD).exists() else {"downloads": {}, "files": {}}
 
 # %% ../../nbs/data/08_download.ipynb #4aa1707c
 def _download(url, target):
@@ -118,9 +177,13 @@ def _from_url(url, part, aside, known):
     _download(url, target)
     seen, expected = sha256(target), (part.sha256 if url == part.urls[0] else None) or known.get(url)
     if expected and seen != expected:
-        raise DataError(f"its SHA-256 is {seen[:16]}…, not {expected[:16]}…; if it was published anew, remove its line from {RECORD}")
-    if zipfile.is_zipfile(target) or tarfile.is_tarfile(target): return unpack(target, part.keep, aside / "new"), {url: seen}
-    if "/" in part.keep[0]: raise DataError(f"it is no archive, it begins with {target.read_bytes()[:30]!r}")
+        raise DataError(
+            f"its SHA-256 is {seen[:16]}…, not {expected[:16]}…; if it was published anew, remove its line from {RECORD}"
+        )
+    if zipfile.is_zipfile(target) or tarfile.is_tarfile(target):
+        return unpack(target, part.keep, aside / "new"), {url: seen}
+    if "/" in part.keep[0]:
+        raise DataError(f"it is no archive, it begins with {target.read_bytes()[:30]!r}")
     os.replace(target, aside / "new" / part.keep[0])
     return [part.keep[0]], {url: seen}
 
@@ -144,17 +207,24 @@ def _inspect(name, folder, files):
     if name not in tasks:
         counts = {file: read_pairs(folder / file)[1] for file in files}
         small = [file for file, n in counts.items() if n < 10_000]
-        if small: raise DataError(f"{small[0]} has {counts[small[0]]:,} lines; every dictionary of MUSE has more than 10,000")
+        if small:
+            raise DataError(f"{small[0]} has {counts[small[0]]:,} lines; every dictionary of MUSE has more than 10,000")
         return sum(counts.values())
     source, task = Folder(str(folder)), tasks[name]
     return sum(len(load(task, split, lang, source)) for split in splits for lang in source.langs(task, split))
 
 # %% ../../nbs/data/08_download.ipynb #71e1b9cc
 def _settle(part, url, aside, folder, files, sums):
-    record, clash = _record(folder), [f for f in files if (folder / f).exists() and sha256(folder / f) != sha256(aside / "new" / f)]
-    if clash: raise DataError(f"{folder / clash[0]} is there with other contents. Move it away if it should be replaced.")
+    record, clash = (
+        _record(folder),
+        [f for f in files if (folder / f).exists() and sha256(folder / f) != sha256(aside / "new" / f)],
+    )
+    if clash:
+        raise DataError(f"{folder / clash[0]} is there with other contents. Move it away if it should be replaced.")
     for file in files:
-        record["files"][file] = dict(sha256=sha256(aside / "new" / file), source=url, licence=part.licence, noncommercial=part.noncommercial)
+        record["files"][file] = dict(
+            sha256=sha256(aside / "new" / file), source=url, licence=part.licence, noncommercial=part.noncommercial
+        )
         put(aside / "new" / file, folder / file)
     record["downloads"] |= {k: v for k, v in sums.items() if v}
     write_json(folder / RECORD, record)
@@ -167,19 +237,26 @@ def _get(name, part, folder):
             aside = Path(aside)
             (aside / "new").mkdir()
             try:
-                files, sums = _from_hub(url[4:], aside) if url.startswith("hub:") else _from_url(url, part, aside, known)
+                files, sums = (
+                    _from_hub(url[4:], aside) if url.startswith("hub:") else _from_url(url, part, aside, known)
+                )
                 rows = _inspect(name, aside / "new", files)
-            except (MacularError, OSError, http.client.HTTPException, ValueError) as e: failed.append(f"- {url}: {str(e)[:200]}")
+            except (MacularError, OSError, http.client.HTTPException, ValueError) as e:
+                failed.append(f"- {url}: {str(e)[:200]}")
             else:
                 source = next(iter(sums))
                 _settle(part, source, aside, folder, files, sums)
                 return dict(files=files, rows=rows, source=source)
-    raise EnvironmentProblem("\n".join([f"no source gave {part.keep[0]}:", *failed, f"Try again later. {part.by_hand}"]))
+    raise EnvironmentProblem(
+        "\n".join([f"no source gave {part.keep[0]}:", *failed, f"Try again later. {part.by_hand}"])
+    )
 
 # %% ../../nbs/data/08_download.ipynb #aa2d35a1
 def _is_here(part, folder):
     files = {f: x for f, x in _record(folder)["files"].items() if _tail(f, part.keep) == f}
-    return bool(files) and all((folder / f).is_file() and sha256(folder / f) == x.get("sha256") for f, x in files.items())
+    return bool(files) and all(
+        (folder / f).is_file() and sha256(folder / f) == x.get("sha256") for f, x in files.items()
+    )
 
 # %% ../../nbs/data/08_download.ipynb #915c83c8
 def _terms(licence, noncommercial):
@@ -194,45 +271,83 @@ def fetch(
     "Show the licences of data sets, all of them, and, if they are accepted, download them"
     names = list(dict.fromkeys([names] if isinstance(names, str) else names))
     for name in names:
-        if name not in downloads: raise ParameterError(unknown("download", name, downloads))
+        if name not in downloads:
+            raise ParameterError(unknown("download", name, downloads))
     for name in names:
-        for licence, bad in dict.fromkeys((p.licence, p.noncommercial) for p in downloads[name]): print(f"{name}: {_terms(licence, bad)}")
-    if not yes: raise ParameterError("Nothing was downloaded. Accept the licence above with yes=True, on the command line with --yes.")
-    return [part for name in names for part in _fetch(name, resolve(to or ("data/dictionaries" if name == "dictionaries" else "data")))]
+        for licence, bad in dict.fromkeys((p.licence, p.noncommercial) for p in downloads[name]):
+            print(f"{name}: {_terms(licence, bad)}")
+    if not yes:
+        raise ParameterError(
+            "Nothing was downloaded. Accept the licence above with yes=True, on the command line with --yes."
+        )
+    return [
+        part
+        for name in names
+        for part in _fetch(name, resolve(to or ("data/dictionaries" if name == "dictionaries" else "data")))
+    ]
+
 
 def _fetch(name, folder):
     "The parts of a data set whose licence is accepted"
     parts, done = downloads[name], []
-    try: folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise StorageError(f"the folder {folder} cannot be made: {e.strerror}. Choose another with to=, or --to.") from e
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise StorageError(
+            f"the folder {folder} cannot be made: {e.strerror}. Choose another with to=, or --to."
+        ) from e
     with lock(folder):
         for part in parts:
-            if _is_here(part, folder): done.append(dict(files=list(part.keep), rows=None, source="already here"))
-            else: done.append(_get(name, part, folder))
+            if _is_here(part, folder):
+                done.append(dict(files=list(part.keep), rows=None, source="already here"))
+            else:
+                done.append(_get(name, part, folder))
             print(f"{part.keep[0]}{' …' if part.keep[1:] else ''}: {done[-1]['source']}")
     return done
 
 # %% ../../nbs/data/08_download.ipynb #8355ee5c
 def _split_row(task, split, source, train):
     row = {"task": task.name, "split": split, "languages": ""}
-    def unusable(e, lang=None): return row | {"rows": "unusable", "odd": "see below", "licence": source.layout(task, split).licence, "problem": (lang, str(e))}
-    try: langs = source.langs(task, split)
-    except MacularError as e: return unusable(e)
+
+    def unusable(e, lang=None):
+        return row | {
+            "rows": "unusable",
+            "odd": "see below",
+            "licence": source.layout(task, split).licence,
+            "problem": (lang, str(e)),
+        }
+
+    try:
+        langs = source.langs(task, split)
+    except MacularError as e:
+        return unusable(e)
     expected = (task.source_lang,) if split == "train" else task.langs
-    row["languages"] = f"{len(langs)} of {len(expected)}" + (f": {', '.join(langs)}" if langs and len(langs) < len(expected) else "")
-    if not langs: return row | {"rows": "missing", "odd": "", "licence": ""}
+    row["languages"] = f"{len(langs)} of {len(expected)}" + (
+        f": {', '.join(langs)}" if langs and len(langs) < len(expected) else ""
+    )
+    if not langs:
+        return row | {"rows": "missing", "odd": "", "licence": ""}
     layout, odd, sizes = source.layout(task, split), Counter(), set()
     try:
         for lang in langs:
             rows = load(task, split, lang, source)
             found = facts(rows, train if lang == task.source_lang else None)
-            odd.update({k: found[k] for k in ("untranslated", "empty", "repeated", "contradictory", "in training") if found.get(k)})
+            odd.update(
+                {
+                    k: found[k]
+                    for k in ("untranslated", "empty", "repeated", "contradictory", "in training")
+                    if found.get(k)
+                }
+            )
             sizes.add(len(rows))
-    except MacularError as e: return unusable(e, lang)
+    except MacularError as e:
+        return unusable(e, lang)
     whole, shown = layout.size(split), " to ".join(f"{n:,}" for n in sorted({min(sizes), max(sizes)}))
-    return row | {"rows": shown if not whole or min(sizes) == whole else f"sample: {shown} of {whole:,}",
-                  "odd": ", ".join(f"{n:,} {what}" for what, n in odd.items()),
-                  "licence": _terms(layout.licence, layout.noncommercial)}
+    return row | {
+        "rows": shown if not whole or min(sizes) == whole else f"sample: {shown} of {whole:,}",
+        "odd": ", ".join(f"{n:,} {what}" for what, n in odd.items()),
+        "licence": _terms(layout.licence, layout.noncommercial),
+    }
 
 # %% ../../nbs/data/08_download.ipynb #41b109aa
 def _data_rows(wanted, source):
@@ -253,20 +368,29 @@ def licensed(
 ) -> list[dict]:  # its origins
     "Where dictionaries come from; for those that are as `macular data fetch` got them, with the licence it recorded"
     got = _record(resolve(folder))["files"]
+
     def recorded(o):
         found = got.get(o["file"], {})
-        return {k: found[k] for k in ("source", "licence", "noncommercial") if k in found} if found.get("sha256", o["sha256"]) == o["sha256"] else {}
+        return (
+            {k: found[k] for k in ("source", "licence", "noncommercial") if k in found}
+            if found.get("sha256", o["sha256"]) == o["sha256"]
+            else {}
+        )
+
     return [o | recorded(o) for o in lexicon.provenance]
 
 # %% ../../nbs/data/08_download.ipynb #c52a078f
 def _dictionary_rows(wanted, folder, texts, word):
     own = wanted[0].source_lang
     langs = sorted({lang for task in wanted for lang in task.langs} - {own})
-    try: lexicon = Lexicon.read(folder, langs, source=own)
-    except MacularError as e: return [], langs, str(e)
+    try:
+        lexicon = Lexicon.read(folder, langs, source=own)
+    except MacularError as e:
+        return [], langs, str(e)
     origins, rows = {o["lang"]: o for o in licensed(lexicon, folder)}, []
     for row in lexicon.report(texts or None):
-        if row["language"] not in lexicon.langs: continue
+        if row["language"] not in lexicon.langs:
+            continue
         origin = origins[row["language"]]
         switched = {f"switched at {word}": round(word * row["changed"], 3)} if "changed" in row else {}
         rows.append(row | switched | {"licence": _terms(origin["licence"], origin["noncommercial"])})
@@ -276,25 +400,40 @@ def _dictionary_rows(wanted, folder, texts, word):
 @dataclass(frozen=True)
 class Report:
     "What is here, what is missing, what to do"
+
     data: list  # a row for each task and split
     dictionaries: list  # a row for each language
     todo: list  # what is missing, and the command for it
     problems: list = field(default_factory=list)  # what is wrong with what is here
 
     def _repr_markdown_(self):
-        parts = [table(self.data), table(self.dictionaries) if self.dictionaries else "no dictionaries", *map(literal, self.problems + self.todo)]
+        parts = [
+            table(self.data),
+            table(self.dictionaries) if self.dictionaries else "no dictionaries",
+            *map(literal, self.problems + self.todo),
+        ]
         return "\n\n".join(parts)
 
     def __str__(self):
         def block(rows):
-            widths = {c: max(len(c), *(len(str(row.get(c, ""))) for row in rows)) for c in dict.fromkeys(c for row in rows for c in row)}
-            return "\n".join("  ".join(str(row.get(c, "")).ljust(w) for c, w in widths.items()).rstrip() for row in [dict(zip(widths, widths)), *rows])
-        return "\n\n".join([block(rows) for rows in (self.data, self.dictionaries) if rows] + ["\n".join([*self.problems, *self.todo])])
+            widths = {
+                c: max(len(c), *(len(str(row.get(c, ""))) for row in rows))
+                for c in dict.fromkeys(c for row in rows for c in row)
+            }
+            return "\n".join(
+                "  ".join(str(row.get(c, "")).ljust(w) for c, w in widths.items()).rstrip()
+                for row in [dict(zip(widths, widths)), *rows]
+            )
+
+        return "\n\n".join(
+            [block(rows) for rows in (self.data, self.dictionaries) if rows] + ["\n".join([*self.problems, *self.todo])]
+        )
 
 # %% ../../nbs/data/08_download.ipynb #1dddac6e
 def _label_counts(task):
     rows = load(task, "train")
     return ", ".join(f"{name} {n:,}" for name, n in facts(rows)["labels"].items())
+
 
 def _check_own(task, lexicon_dir, word):
     "The report on a task that brings its own files"
@@ -302,13 +441,24 @@ def _check_own(task, lexicon_dir, word):
     data, texts = _data_rows([task], None)
     problems = [f"{row['split']}: {row.pop('problem')[1]}" for row in data if "problem" in row]
     state = {row["split"]: row["rows"] for row in data}
-    if state["train"] == "missing": problems.append(f"train: there is no file {source.name(task, 'train', own)} in {source.folder}; nothing can be learned")
+    if state["train"] == "missing":
+        problems.append(
+            f"train: there is no file {source.name(task, 'train', own)} in {source.folder}; nothing can be learned"
+        )
     todo = [f"{task.name} trains on {state['train']} rows in '{own}': {_label_counts(task)}"] if texts else []
-    if state["dev"] == "missing": todo.append(f"There are no dev rows in '{own}': nothing chooses the round, the last one is taken. held_out = 0.1 in [source] keeps a tenth of the training rows back.")
-    if state["test"] == "missing": todo.append("There are no test rows: dev rows are scored, and what other languages gain or lose stays unknown.")
+    if state["dev"] == "missing":
+        todo.append(
+            f"There are no dev rows in '{own}': nothing chooses the round, the last one is taken. held_out = 0.1 in [source] keeps a tenth of the training rows back."
+        )
+    if state["test"] == "missing":
+        todo.append("There are no test rows: dev rows are scored, and what other languages gain or lose stays unknown.")
     dictionaries, missing, problem = _dictionary_rows([task], folder, texts, word)
-    if missing: todo.append(f"No dictionary for {', '.join(missing)}: two columns, {own}-xx.txt, in {lexicon_dir}. Methods that switch words leave these languages out; finetune needs none.")
-    if problem and "no dictionary" not in problem: problems.append(problem)
+    if missing:
+        todo.append(
+            f"No dictionary for {', '.join(missing)}: two columns, {own}-xx.txt, in {lexicon_dir}. Methods that switch words leave these languages out; finetune needs none."
+        )
+    if problem and "no dictionary" not in problem:
+        problems.append(problem)
     return Report(data, dictionaries, todo, problems)
 
 # %% ../../nbs/data/08_download.ipynb #f93cde8a
@@ -320,18 +470,27 @@ def check(
 ) -> Report:
     "Read all there is and say what is missing"
     wanted = [find(task)] if task else [t for t in tasks.values() if t.name in archives]
-    if wanted[0].source: return _check_own(wanted[0], lexicon_dir, word)
+    if wanted[0].source:
+        return _check_own(wanted[0], lexicon_dir, word)
     data, texts = _data_rows(wanted, Folder(str(data_dir)))
     broken = [(row, *row.pop("problem")) for row in data if "problem" in row]
     problems = [f"{row['task']} {row['split']}{f' in {lang!r}' if lang else ''}: {said}" for row, lang, said in broken]
     dictionaries, missing, problem = _dictionary_rows(wanted, resolve(lexicon_dir), texts, word)
     absent = {row["task"]: None for row in data if row["rows"] == "missing"}
-    todo = [f"{name} is not in {data_dir}: {', '.join(r['split'] for r in data if (r['task'], r['rows']) == (name, 'missing'))}. A job without data_dir reads it from "
-            f"the Hugging Face hub; for a copy of your own: macular data fetch {name} --to {data_dir}" for name in absent]
+    todo = [
+        f"{name} is not in {data_dir}: {', '.join(r['split'] for r in data if (r['task'], r['rows']) == (name, 'missing'))}. A job without data_dir reads it from "
+        f"the Hugging Face hub; for a copy of your own: macular data fetch {name} --to {data_dir}"
+        for name in absent
+    ]
     muse = [lang for lang in missing if any(f"en-{lang}.txt" in part.keep for part in downloads["dictionaries"])]
-    if problem and "no dictionary" not in problem: problems.append(problem)
-    if muse: todo.append(f"no dictionary: {', '.join(muse)}. Get them: macular data fetch dictionaries --to {lexicon_dir}")
+    if problem and "no dictionary" not in problem:
+        problems.append(problem)
+    if muse:
+        todo.append(f"no dictionary: {', '.join(muse)}. Get them: macular data fetch dictionaries --to {lexicon_dir}")
     if other := [lang for lang in missing if lang not in muse]:
-        todo.append(f"no dictionary, and none in MUSE: {', '.join(other)}. Put a two-column file en-xx.txt into {lexicon_dir}; PanLex has free ones.")
-    if not texts and dictionaries: todo.append("no training rows to measure the dictionaries on")
+        todo.append(
+            f"no dictionary, and none in MUSE: {', '.join(other)}. Put a two-column file en-xx.txt into {lexicon_dir}; PanLex has free ones."
+        )
+    if not texts and dictionaries:
+        todo.append("no training rows to measure the dictionaries on")
     return Report(data, dictionaries, todo or ([] if problems else ["Everything is here."]), problems)

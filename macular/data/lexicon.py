@@ -7,7 +7,9 @@ __all__ = ['CHUNK', 'HIDDEN', 'MUSE', 'split', 'count_words', 'columns', 'group'
            'read_folder', 'Report']
 
 # %% ../../nbs/data/04_lexicon.ipynb #2b3e2c06
-import os, re, unicodedata
+import os
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property, lru_cache
@@ -21,15 +23,19 @@ from ..store import sha256
 # %% ../../nbs/data/04_lexicon.ipynb #21686bef
 CHUNK = re.compile(r"[\S\x1c-\x1f]+")
 
+
 @lru_cache(1 << 16)
 def split(
     chunk: str,  # a stretch of text without white space
 ) -> tuple[str, str, str]:  # what stands before the word, the word (may be empty), what stands after it
     "A chunk as prefix, word, suffix"
-    if chunk.isalnum(): return "", chunk, ""
+    if chunk.isalnum():
+        return "", chunk, ""
     start, end = 0, len(chunk)
-    while start < end and unicodedata.category(chunk[start])[0] in "PSCZ": start += 1
-    while start < end and unicodedata.category(chunk[end - 1])[0] in "PSCZ": end -= 1
+    while start < end and unicodedata.category(chunk[start])[0] in "PSCZ":
+        start += 1
+    while start < end and unicodedata.category(chunk[end - 1])[0] in "PSCZ":
+        end -= 1
     return chunk[:start], chunk[start:end], chunk[end:]
 
 # %% ../../nbs/data/04_lexicon.ipynb #bed4a089
@@ -38,36 +44,46 @@ def count_words(
 ) -> Counter:  # lower-case word -> how often it stands in them
     "The words of some texts, as a dictionary is asked for them"
     chunks, words = Counter(), Counter()
-    for text in texts: chunks.update(CHUNK.findall(text))
+    for text in texts:
+        chunks.update(CHUNK.findall(text))
     for chunk, n in chunks.items():
         word = split(chunk)[1]
-        if word: words[word.lower()] += n
+        if word:
+            words[word.lower()] += n
     return words
 
 # %% ../../nbs/data/04_lexicon.ipynb #ed58d60b
 HIDDEN = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+
 
 def columns(
     line: str,  # a line of a dictionary file
 ) -> tuple[str, str]:  # the word in lower case, the translation
     "The two columns of a line"
     word, tab, target = line.partition("\t")
-    if not tab: word, _, target = line.strip().partition(" ")
+    if not tab:
+        word, _, target = line.strip().partition(" ")
     return word.strip().lower(), target.strip()
 
 # %% ../../nbs/data/04_lexicon.ipynb #765b69a2
 def _fault(line):
     word, target = columns(line)
-    if HIDDEN.search(line): return "a hidden character"
-    if not line.strip(): return "nothing"
-    if not word or not target: return "one column"
+    if HIDDEN.search(line):
+        return "a hidden character"
+    if not line.strip():
+        return "nothing"
+    if not word or not target:
+        return "one column"
     return "three columns" if "\t" in target else None
+
 
 def _faults(name, lines):
     found = [(n, fault, line) for n, line in enumerate(lines, 1) if (fault := _fault(line))]
     head = f"{name}: {len(found):,} of {len(lines):,} lines cannot be used. The first:"
     cases = [f"  line {n} holds {fault}: {ascii(line[:60])}" for n, fault, line in found[:3]]
-    return "\n".join([head, *cases, "Each line must be a word, a tab or blanks, a translation. Correct or remove these lines."])
+    return "\n".join(
+        [head, *cases, "Each line must be a word, a tab or blanks, a translation. Correct or remove these lines."]
+    )
 
 # %% ../../nbs/data/04_lexicon.ipynb #0a275ca3
 def group(
@@ -75,7 +91,8 @@ def group(
 ) -> Mapping:  # word -> tuple of its different translations, in order; read-only
     "Pairs by word"
     words = {}
-    for word, target in dict.fromkeys(pairs): words.setdefault(word, []).append(target)
+    for word, target in dict.fromkeys(pairs):
+        words.setdefault(word, []).append(target)
     return MappingProxyType({word: tuple(targets) for word, targets in words.items()})
 
 # %% ../../nbs/data/04_lexicon.ipynb #946961c9
@@ -93,6 +110,7 @@ def read_pairs(
 # %% ../../nbs/data/04_lexicon.ipynb #d36eb6be
 MUSE = "CC BY-NC 4.0 (MUSE), non-commercial"
 
+
 class Lexicon(Mapping):
     "Language -> lower-case word -> tuple of translations"
 
@@ -103,47 +121,84 @@ class Lexicon(Mapping):
         self.provenance = tuple(p for p in provenance if p["lang"] in self._words)
 
     @property
-    def langs(self): return tuple(self._words)
+    def langs(self):
+        return tuple(self._words)
 
     @cached_property
-    def digest(self): return key({lang: key(dict(words)) for lang, words in self._words.items()})
+    def digest(self):
+        return key({lang: key(dict(words)) for lang, words in self._words.items()})
 
     def __getitem__(self, lang):
-        if lang not in self._words: raise ParameterError(unknown("dictionary language", lang, self._words))
+        if lang not in self._words:
+            raise ParameterError(unknown("dictionary language", lang, self._words))
         return self._words[lang]
 
-    def __contains__(self, lang): return lang in self._words
-    def __iter__(self): return iter(self._words)
-    def __len__(self): return len(self._words)
-    def __eq__(self, other): return isinstance(other, Lexicon) and self.digest == other.digest
-    def __hash__(self): return hash(self.digest)
-    def __repr__(self): return f"Lexicon({', '.join(self.langs)}; no dictionary: {', '.join(self.missing) or '-'})"
-    def _repr_markdown_(self): return self.report()._repr_markdown_()
+    def __contains__(self, lang):
+        return lang in self._words
+
+    def __iter__(self):
+        return iter(self._words)
+
+    def __len__(self):
+        return len(self._words)
+
+    def __eq__(self, other):
+        return isinstance(other, Lexicon) and self.digest == other.digest
+
+    def __hash__(self):
+        return hash(self.digest)
+
+    def __repr__(self):
+        return f"Lexicon({', '.join(self.langs)}; no dictionary: {', '.join(self.missing) or '-'})"
+
+    def _repr_markdown_(self):
+        return self.report()._repr_markdown_()
 
     @staticmethod
-    def read(folder, langs, source="en", licence="not stated"): return read_folder(folder, langs, source, licence)
-    def only(self, langs): return _only(self, langs)
-    def drop_identity(self): return _drop_identity(self)
-    def simplify(self): return _simplify(self)
-    def shuffle(self, seed): return _shuffle(self, seed)
-    def identity(self): return _identity(self)
-    def report(self, texts=None): return _report(self, texts)
+    def read(folder, langs, source="en", licence="not stated"):
+        return read_folder(folder, langs, source, licence)
+
+    def only(self, langs):
+        return _only(self, langs)
+
+    def drop_identity(self):
+        return _drop_identity(self)
+
+    def simplify(self):
+        return _simplify(self)
+
+    def shuffle(self, seed):
+        return _shuffle(self, seed)
+
+    def identity(self):
+        return _identity(self)
+
+    def report(self, texts=None):
+        return _report(self, texts)
 
 # %% ../../nbs/data/04_lexicon.ipynb #75bfe601
 _LANG = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*")
 
+
 def _code(lang):
-    if isinstance(lang, str) and _LANG.fullmatch(lang): return lang
+    if isinstance(lang, str) and _LANG.fullmatch(lang):
+        return lang
     raise ParameterError(f"{str(lang)[:80]!a} is no language code. Codes are like 'de', 'zh', 'pt-BR'.")
 
+
 def _checked(lang, dictionary):
-    if isinstance(dictionary, MappingProxyType): return dictionary  # made by `group` from what was checked before
+    if isinstance(dictionary, MappingProxyType):
+        return dictionary  # made by `group` from what was checked before
     pairs = [(word.lower(), t) for word, ts in dictionary.items() for t in ((ts,) if isinstance(ts, str) else ts)]
-    if all(w and t and w == w.strip() and t == t.strip() for w, t in pairs) and \
-            not HIDDEN.search("".join(w + t for w, t in pairs)): return group(pairs)
+    if all(w and t and w == w.strip() and t == t.strip() for w, t in pairs) and not HIDDEN.search(
+        "".join(w + t for w, t in pairs)
+    ):
+        return group(pairs)
     bad = [p for p in pairs if any(not s or s != s.strip() or HIDDEN.search(s) for s in p)]
-    raise DataError(f"{len(bad):,} pairs of '{lang}' are empty or have blanks around or hidden characters in them, e.g. "
-                    f"{ascii(bad[:3])[:300]}.\nClean or remove them.")
+    raise DataError(
+        f"{len(bad):,} pairs of '{lang}' are empty or have blanks around or hidden characters in them, e.g. "
+        f"{ascii(bad[:3])[:300]}.\nClean or remove them."
+    )
 
 # %% ../../nbs/data/04_lexicon.ipynb #bfc72307
 def read_file(
@@ -153,10 +208,19 @@ def read_file(
 ) -> Lexicon:
     "A lexicon of one language from one file"
     path = resolve(path)
-    if not os.path.lexists(path): raise DataError(f"no dictionary file {str(path)[-200:]}.\nGive an existing file of two columns.")
+    if not os.path.lexists(path):
+        raise DataError(f"no dictionary file {str(path)[-200:]}.\nGive an existing file of two columns.")
     words, lines = read_pairs(path)
-    origin = dict(lang=lang, file=path.name, sha256=sha256(path), lines=lines, merged=lines - sum(map(len, words.values())),
-                  source="a file of word pairs", licence=licence, noncommercial=bool(re.search(r"\bnc\b|non-?commercial", licence.lower())))
+    origin = dict(
+        lang=lang,
+        file=path.name,
+        sha256=sha256(path),
+        lines=lines,
+        merged=lines - sum(map(len, words.values())),
+        source="a file of word pairs",
+        licence=licence,
+        noncommercial=bool(re.search(r"\bnc\b|non-?commercial", licence.lower())),
+    )
     return Lexicon({lang: words}, (), [origin])
 
 # %% ../../nbs/data/04_lexicon.ipynb #838fa4ec
@@ -169,25 +233,39 @@ def read_folder(
     "The dictionaries of a folder"
     folder, langs = resolve(folder), [_code(lang) for lang in ([langs] if isinstance(langs, str) else langs)]
     if not any(folder.glob(f"{_code(source)}-*.txt")):
-        raise DataError(f"no dictionary '{source}-xx.txt' in {str(folder)[-200:]}.\n"
-                        "Give the folder that holds them, or get them with: macular data fetch dictionaries")
+        raise DataError(
+            f"no dictionary '{source}-xx.txt' in {str(folder)[-200:]}.\n"
+            "Give the folder that holds them, or get them with: macular data fetch dictionaries"
+        )
     paths = {lang: folder / f"{source}-{lang}.txt" for lang in langs if lang != source}
     found = [read_file(path, lang, licence) for lang, path in paths.items() if os.path.lexists(path)]
-    origins, n = [o for each in found for o in each.provenance], Counter(o["sha256"] for each in found for o in each.provenance)
+    origins, n = (
+        [o for each in found for o in each.provenance],
+        Counter(o["sha256"] for each in found for o in each.provenance),
+    )
     same = [o["file"] for o in origins if n[o["sha256"]] > 1]
-    if same: raise DataError(f"the same dictionary under several names: {', '.join(same)[:300]}.\nReplace the wrong one.")
+    if same:
+        raise DataError(f"the same dictionary under several names: {', '.join(same)[:300]}.\nReplace the wrong one.")
     return Lexicon({lang: each[lang] for each in found for lang in each}, paths, origins)
 
 # %% ../../nbs/data/04_lexicon.ipynb #70dc1db0
 class Report(list):
     "Rows that show as a table"
-    def _repr_markdown_(self): return table(self) if self else "*no dictionary*"
+
+    def _repr_markdown_(self):
+        return table(self) if self else "*no dictionary*"
 
 # %% ../../nbs/data/04_lexicon.ipynb #5d9afaaf
 def _row(lang, words, counts):
     pairs, same = sum(map(len, words.values())), sum(t.lower() == w for w, ts in words.items() for t in ts)
-    row = {"language": lang, "words": len(words), "translations": round(pairs / len(words), 2), "identity": round(same / pairs, 3)}
-    if counts is None: return row
+    row = {
+        "language": lang,
+        "words": len(words),
+        "translations": round(pairs / len(words), 2),
+        "identity": round(same / pairs, 3),
+    }
+    if counts is None:
+        return row
     total = max(1, sum(counts.values()))
     known = {w: n for w, n in counts.items() if w in words}
     covered = sum(known.values()) / total
@@ -202,30 +280,48 @@ def _report(lexicon, texts):
     return Report([*rows, *({"language": lang, "words": "no dictionary"} for lang in lexicon.missing)])
 
 # %% ../../nbs/data/04_lexicon.ipynb #d3d3a1ee
-def _made(lexicon, entries): return Lexicon(entries, lexicon.missing, lexicon.provenance)
+def _made(lexicon, entries):
+    return Lexicon(entries, lexicon.missing, lexicon.provenance)
 
-def _only(lexicon, langs): return _made(lexicon, {lang: lexicon[lang] for lang in langs})
+
+def _only(lexicon, langs):
+    return _made(lexicon, {lang: lexicon[lang] for lang in langs})
+
 
 def _drop_identity(lexicon):
-    return _made(lexicon, {lang: {w: tuple(t for t in ts if t.lower() != w) for w, ts in words.items()}
-                           for lang, words in lexicon.items()})
+    return _made(
+        lexicon,
+        {
+            lang: {w: tuple(t for t in ts if t.lower() != w) for w, ts in words.items()}
+            for lang, words in lexicon.items()
+        },
+    )
 
 # %% ../../nbs/data/04_lexicon.ipynb #d03a2ef9
 def _simplify(lexicon):
-    if "zh" not in lexicon: return lexicon
-    try: from opencc import OpenCC
+    if "zh" not in lexicon:
+        return lexicon
+    try:
+        from opencc import OpenCC
     except ImportError as e:
-        raise EnvironmentProblem("simplified Chinese needs the package OpenCC.\n"
-                                 "Install the extra: pip install 'macular[zh]'") from e
+        raise EnvironmentProblem(
+            "simplified Chinese needs the package OpenCC.\nInstall the extra: pip install 'macular[zh]'"
+        ) from e
     convert = OpenCC("t2s").convert
-    return _made(lexicon, {lang: {w: tuple(map(convert, ts)) for w, ts in words.items()} if lang == "zh" else words
-                           for lang, words in lexicon.items()})
+    return _made(
+        lexicon,
+        {
+            lang: {w: tuple(map(convert, ts)) for w, ts in words.items()} if lang == "zh" else words
+            for lang, words in lexicon.items()
+        },
+    )
 
 # %% ../../nbs/data/04_lexicon.ipynb #a16c9932
 def _shuffle(lexicon, seed):
     def moved(lang, words):
         names = sorted(words)
         return {w: words[names[i]] for w, i in zip(names, permutation(len(names), seed, "shuffle", lang))}
+
     return _made(lexicon, {lang: moved(lang, words) for lang, words in lexicon.items()})
 
 # %% ../../nbs/data/04_lexicon.ipynb #0f5202bd

@@ -16,9 +16,38 @@ from pathlib import Path
 from ..core import EnvironmentProblem, ParameterError, unknown
 from .lexicon import Lexicon
 from .readers import as_dataset
-from .scenes import (DATA, LIVING, NP, THINGS, Dice, Scene, act, against, alone, arrange, belongs, compare, converse, draw, fits,
-                            grammars, kind, less, moved, plain, relation, sibling, sort, swapped, tell, transfer, turned,
-                            unlike, vocabulary, words)
+from macular.data.scenes import (
+    DATA,
+    LIVING,
+    NP,
+    THINGS,
+    Dice,
+    Scene,
+    act,
+    against,
+    alone,
+    arrange,
+    belongs,
+    compare,
+    converse,
+    draw,
+    fits,
+    grammars,
+    kind,
+    less,
+    moved,
+    plain,
+    relation,
+    sibling,
+    sort,
+    swapped,
+    tell,
+    transfer,
+    turned,
+    unlike,
+    vocabulary,
+    words,
+)
 from ..store import sha256
 
 # %% ../../nbs/data/06_mini_world.ipynb #dab5d261
@@ -28,22 +57,32 @@ def infer(label, dice, split, part):
         s = draw(dice, split, (act, act, transfer, converse, compare, arrange, alone), part)
         entailed, denied = less(s), s.verb != "is" and dice.chance(0.12)
         if label == "neutral":
-            if not entailed: continue
+            if not entailed:
+                continue
             a, b = dice.pick(entailed), dice.pick([s, s, *entailed])
-            if a != b: return [a, "."], [b, "."]
+            if a != b:
+                return [a, "."], [b, "."]
         elif denied:  # denied in the premise already
             h = s if label == "contradiction" else moved(s)._replace(never=True)
-            if label == "contradiction" or moved(s) != s: return [s._replace(never=True), "."], [h, "."]
+            if label == "contradiction" or moved(s) != s:
+                return [s._replace(never=True), "."], [h, "."]
         else:
             t = dice.pick([s, s, *entailed])
-            h = dice.pick([x for x in (*less(t), turned(t)) if x] or [None]) if label == "entailment" else dice.pick(against(t, dice))
-            if h: return [s, "."], [h, "."]
+            h = (
+                dice.pick([x for x in (*less(t), turned(t)) if x] or [None])
+                if label == "entailment"
+                else dice.pick(against(t, dice))
+            )
+            if h:
+                return [s, "."], [h, "."]
+
 
 def paraphrase(label, dice, split, part):
     "Two sentences of almost the same words"
     while True:
         s = draw(dice, split, (transfer, converse, compare, arrange), part)
-        if not (s.place or s.time): continue
+        if not (s.place or s.time):
+            continue
         same, other = (turned(s), moved(s), moved(s)), (swapped(turned(s)), *[swapped(s)] * 5)
         h = dice.pick(same if label == "paraphrase" else other)
         return [s, "."], [moved(h) if h != moved(s) and dice.chance(0.3) else h, "."]
@@ -52,95 +91,136 @@ def paraphrase(label, dice, split, part):
 def questions(s) -> dict:
     "A question for each part of a scene that can be asked for"
     found = {}
-    if sort(s.subj.noun) in LIVING: found["subj"] = s._replace(subj=NP("who"), front=False)
-    if s.obj and sort(s.obj.noun) in THINGS: found["obj"] = s._replace(obj=NP("what"), front=False)
-    if s.place: found["place"] = s._replace(place=(None, NP("where")), front=False)
-    if s.time: found["time"] = s._replace(time="when", front=False)
+    if sort(s.subj.noun) in LIVING:
+        found["subj"] = s._replace(subj=NP("who"), front=False)
+    if s.obj and sort(s.obj.noun) in THINGS:
+        found["obj"] = s._replace(obj=NP("what"), front=False)
+    if s.place:
+        found["place"] = s._replace(place=(None, NP("where")), front=False)
+    if s.time:
+        found["time"] = s._replace(time="when", front=False)
     return found
+
 
 def beside(s, slot, dice, split, part) -> list:
     "Scenes near to one that do not answer the question for a part of it"
     found = [s._replace(**{slot: None}, front=False)] * 2 if slot in ("place", "time") else []
-    if s.verb in relation("~"): found.append(s._replace(verb=relation("~")[s.verb]))
-    if slot != "obj" and s.obj and s.obj.noun in relation("<"): found.append(s._replace(obj=sibling(s.obj, dice)))
+    if s.verb in relation("~"):
+        found.append(s._replace(verb=relation("~")[s.verb]))
+    if slot != "obj" and s.obj and s.obj.noun in relation("<"):
+        found.append(s._replace(obj=sibling(s.obj, dice)))
     others = [s._replace(verb=v) for v in kind(sort(s.verb)) if sort(s.verb) in ("act", "solo")]
     somebody = [s._replace(subj=NP(c)) for c in kind("name", "person") if slot != "subj"]
     for ways in (others, somebody):
         ways = [t for t in ways if (t.verb, t.subj.noun) != (s.verb, s.subj.noun) and fits(t, split, part)]
-        if ways: found.append(dice.pick(ways))
+        if ways:
+            found.append(dice.pick(ways))
     return found
+
 
 def answer(label, dice, split, part):
     "A question and a passage"
     while True:
         s = draw(dice, split, (act, act, transfer, alone, converse), part)
-        if not (ways := questions(s)): continue
+        if not (ways := questions(s)):
+            continue
         slot = dice.pick(tuple(ways))
         q = ways[slot]
         for k in ("place", "time"):
-            if k != slot and dice.chance(0.5): q = q._replace(**{k: None})
-        def same(t): return t._replace(subj=s.subj)
+            if k != slot and dice.chance(0.5):
+                q = q._replace(**{k: None})
+
+        def same(t):
+            return t._replace(subj=s.subj)
+
         near = [s] if label == "yes" else beside(s, slot, dice, split, part)
-        if label == "no" and dice.chance(0.5): near = [draw(dice, split, (act,), part, same)]
+        if label == "no" and dice.chance(0.5):
+            near = [draw(dice, split, (act,), part, same)]
         other = draw(dice, split, (act, alone), part, *[same] * dice.chance(0.5))
-        if not near or s.verb in (other.verb, near[0].verb if label == "no" and len(near) == 1 else ""): continue
+        if not near or s.verb in (other.verb, near[0].verb if label == "no" and len(near) == 1 else ""):
+            continue
         passage = [dice.pick(near), other]
-        if dice.chance(0.5): passage.reverse()
+        if dice.chance(0.5):
+            passage.reverse()
         return [q, "?"], [x for s in passage for x in (s, ".")]
 
 # %% ../../nbs/data/06_mini_world.ipynb #dab8f77a
 def advertise(label, dice, split, part):
     "A query, and the title and description of an advertisement"
-    def goods(): return draw(dice, split, (act,), part).obj
+
+    def goods():
+        return draw(dice, split, (act,), part).obj
+
     while True:
         np = goods()
-        if sort(np.noun) not in THINGS: continue
+        if sort(np.noun) not in THINGS:
+            continue
         city, asked, wider = dice.pick(kind("city")), dice.chance(0.5), relation("<").get(np.noun)
         want = np._replace(noun=wider) if label == "Good" and wider and dice.chance(0.2) else np
         query = [Scene(None, want, place=("in", NP(city)) if asked else None)]
-        if dice.chance(0.3): query.append(dice.pick(kind("ad")))
+        if dice.chance(0.3):
+            query.append(dice.pick(kind("ad")))
         if label == "Bad":
             ways = ["noun"] * 2 * bool(wider) + ["mods"] * 2 * bool(np.mods) + ["city"] * 2 * asked
-            if not ways: continue
+            if not ways:
+                continue
             way, before = dice.pick(ways), np
-            if way == "noun": np = sibling(np, dice) if dice.chance(0.5) else goods()
-            if way == "mods": np = np._replace(mods=(unlike(np.mods[0], dice),))
-            if way == "city": city = dice.pick([c for c in kind("city") if c != city])
-            if sort(np.noun) not in THINGS or way == "noun" and np.noun == before.noun: continue
+            if way == "noun":
+                np = sibling(np, dice) if dice.chance(0.5) else goods()
+            if way == "mods":
+                np = np._replace(mods=(unlike(np.mods[0], dice),))
+            if way == "city":
+                city = dice.pick([c for c in kind("city") if c != city])
+            if sort(np.noun) not in THINGS or way == "noun" and np.noun == before.noun:
+                continue
         brand = dice.pick(kind("brand"))
-        if not belongs((brand, np.noun, *np.mods, city), split): continue
+        if not belongs((brand, np.noun, *np.mods, city), split):
+            continue
         offer = Scene("sells", NP("shop", (brand,)), np, None, ("in", NP(city)), front=dice.chance(0.4))
-        title, *terms = map(dice.pick, (kind("ad"), ("free", "discount", "price"), ("delivery", "order", "quality"), kind("number")))
+        title, *terms = map(
+            dice.pick, (kind("ad"), ("free", "discount", "price"), ("delivery", "order", "quality"), kind("number"))
+        )
         return query, [Scene(None, NP(np.noun)), title, ".", offer, ".", *terms, "."]
+
 
 makers = {"xnli": infer, "pawsx": paraphrase, "qam": answer, "qadsm": advertise}
 
 # %% ../../nbs/data/06_mini_world.ipynb #14b6dccf
 PART = {"xnli": 0, "pawsx": 1, "qam": 2, "qadsm": 3}
 
+
 def items(world, task, split) -> Iterator[tuple]:
     "For each row its number, its two texts as scenes and its label"
-    if task.name not in makers: raise ParameterError(f"the mini world does not hold this task: {unknown('task', task.name, makers)}")
-    if split not in ("train", "dev", "test"): raise ParameterError(unknown("split", split, ("train", "dev", "test")))
+    if task.name not in makers:
+        raise ParameterError(f"the mini world does not hold this task: {unknown('task', task.name, makers)}")
+    if split not in ("train", "dev", "test"):
+        raise ParameterError(unknown("split", split, ("train", "dev", "test")))
     for i in range(getattr(world, split)):
         dice = Dice(world.seed, task.name, split, i)
         part = PART[task.name] if world.related < 1 and not dice.chance(world.related) else None
         label = dice.pick(task.labels)
         a, b = makers[task.name](label, dice, split, part)
-        if dice.chance(world.mislabelled): label = dice.pick([y for y in task.labels if y != label])
+        if dice.chance(world.mislabelled):
+            label = dice.pick([y for y in task.labels if y != label])
         yield i, a, b, label
+
 
 def told(world, task, split, lang) -> Iterator[tuple]:
     "For each row its number, the tokens of its two texts and its label"
-    if lang not in grammars: raise ParameterError(unknown("language of the mini world", lang, grammars))
+    if lang not in grammars:
+        raise ParameterError(unknown("language of the mini world", lang, grammars))
     for i, *texts, label in items(world, task, split):
-        a, b = (tell(text, lang, Dice(world.seed, task.name, split, i, lang, k), world.synonyms, world.own_order) for k, text in enumerate(texts))
+        a, b = (
+            tell(text, lang, Dice(world.seed, task.name, split, i, lang, k), world.synonyms, world.own_order)
+            for k, text in enumerate(texts)
+        )
         yield i, a, b, label
 
 # %% ../../nbs/data/06_mini_world.ipynb #55492813
 @dataclass(frozen=True)
 class Mini:
     "The mini world as a source of rows"
+
     seed: int = 0
     train: int = 4000  # rows of each split, in each language
     dev: int = 300
@@ -151,7 +231,8 @@ class Mini:
     related: float = 1.0  # share of rows that may be about anything, not about the task's fourth of the words
 
     def __post_init__(self):
-        for f in fields(self): _check(f.name, getattr(self, f.name), whole=f.type in (int, "int"))
+        for f in fields(self):
+            _check(f.name, getattr(self, f.name), whole=f.type in (int, "int"))
 
     def read(self, task, split, lang):
         "The rows of one split in one language, as a `datasets.Dataset`"
@@ -164,23 +245,37 @@ class Mini:
 
     def trees(self, task, split, lang) -> list:
         "For each row, for both texts, the position of the word that each word depends on (-1: none)"
-        if lang in ("sw", "th"): raise ParameterError(f"there are no dependency trees for '{lang}', as parsers for it are hard to find")
+        if lang in ("sw", "th"):
+            raise ParameterError(f"there are no dependency trees for '{lang}', as parsers for it are hard to find")
         return [tuple([t.head for t in text] for text in (a, b)) for _, a, b, _ in told(self, task, split, lang)]
 
     def provenance(self, task, split, lang) -> list:
         "Which file the rows are made from"
-        return [dict(file="mini/words.tsv", sha256=sha256(DATA / "mini" / "words.tsv"), source=f"generated: {self}", licence="Apache-2.0", noncommercial=False)]
+        return [
+            dict(
+                file="mini/words.tsv",
+                sha256=sha256(DATA / "mini" / "words.tsv"),
+                source=f"generated: {self}",
+                licence="Apache-2.0",
+                noncommercial=False,
+            )
+        ]
+
 
 def _check(name, x, whole):
     if isinstance(x, bool) or not isinstance(x, int if whole else (int, float)) or not 0 <= x <= (x if whole else 1):
-        raise ParameterError(f"Mini: {name} must be {'a whole number from 0' if whole else 'a share between 0 and 1'}, not {str(x)[:80]!r}")
+        raise ParameterError(
+            f"Mini: {name} must be {'a whole number from 0' if whole else 'a share between 0 and 1'}, not {str(x)[:80]!r}"
+        )
+
 
 @lru_cache(256)
 def _rows(world, task, split, lang):
     "Rows are the same whenever they are asked for: a process makes them once"
     rows = {"id": [], "text_a": [], "text_b": [], "label": []}
     for i, a, b, y in told(world, task, split, lang):
-        for column, value in zip(rows.values(), (f"{task.name}-{split}-{i}", plain(a), plain(b), task.labels.index(y))): column.append(value)
+        for column, value in zip(rows.values(), (f"{task.name}-{split}-{i}", plain(a), plain(b), task.labels.index(y))):
+            column.append(value)
     return as_dataset(task.labels, rows)
 
 # %% ../../nbs/data/06_mini_world.ipynb #494021a5
@@ -200,8 +295,17 @@ def lexicon(
                 dice = Dice(seed, "lexicon", lang, word)
                 absent, itself, other = dice.chance(missing), dice.chance(same), dice.chance(wrong)
                 found = known[dice.pick(concepts) if other else c]
-                if found and not absent: entries[lang][word.lower()] = (*found, word) if itself else found
-    made = dict(file="mini/words.tsv", sha256=sha256(DATA / "mini" / "words.tsv"), lines=len(concepts), merged=0, source="the mini world", licence="Apache-2.0", noncommercial=False)
+                if found and not absent:
+                    entries[lang][word.lower()] = (*found, word) if itself else found
+    made = dict(
+        file="mini/words.tsv",
+        sha256=sha256(DATA / "mini" / "words.tsv"),
+        lines=len(concepts),
+        merged=0,
+        source="the mini world",
+        licence="Apache-2.0",
+        noncommercial=False,
+    )
     return Lexicon(entries, ("sw", "ur"), [dict(lang=lang, **made) for lang in entries])
 
 # %% ../../nbs/data/06_mini_world.ipynb #5e321558
@@ -209,21 +313,40 @@ def lexicon(
 def neighbours() -> Lexicon:
     "The near-synonyms of the mini world's English words"
     same = [[w.lower() for w in found] for found in vocabulary("en").values() if len(found) > 1]
-    made = dict(lang="en", file="mini/words.tsv", sha256=sha256(DATA / "mini" / "words.tsv"), lines=len(same), merged=0, source="the mini world", licence="Apache-2.0", noncommercial=False)
+    made = dict(
+        lang="en",
+        file="mini/words.tsv",
+        sha256=sha256(DATA / "mini" / "words.tsv"),
+        lines=len(same),
+        merged=0,
+        source="the mini world",
+        licence="Apache-2.0",
+        noncommercial=False,
+    )
     return Lexicon({"en": {w: tuple(x for x in found if x != w) for found in same for w in found}}, (), [made])
 
 # %% ../../nbs/data/06_mini_world.ipynb #aaf0684e
 Web = namedtuple("Web", "lines joined borrowed")
 
+
 def web(
     lang: str,
 ) -> Web:  # how many lines there are beside other languages', the share that argue, the share of words that are English
     "What is written in a language"
-    if lang == "en": return Web(12.0, 1.0, 0.0)
+    if lang == "en":
+        return Web(12.0, 1.0, 0.0)
     return Web(0.2, 0.0, 0.0) if lang in ("sw", "ur") else Web(1.0, 0.0, 0.25)
 
+
 AGREE = (("so", "xnli", "entailment"), ("so", "pawsx", "paraphrase"), ("yes", "qam", "yes"), ("yes", "qadsm", "Good"))
-DIFFER = (("but", "xnli", "contradiction"), ("and", "xnli", "neutral"), *[("but", "pawsx", "different")] * 2, *[("no", "qam", "no")] * 2, *[("no", "qadsm", "Bad")] * 2)
+DIFFER = (
+    ("but", "xnli", "contradiction"),
+    ("and", "xnli", "neutral"),
+    *[("but", "pawsx", "different")] * 2,
+    *[("no", "qam", "no")] * 2,
+    *[("no", "qadsm", "Bad")] * 2,
+)
+
 
 def argue(dice, same) -> tuple:
     "Two parts with a word that joins them"
@@ -231,25 +354,33 @@ def argue(dice, same) -> tuple:
     a, b = makers[task](label, dice, "text", None)
     return a, [word, *b]
 
+
 def go_on(dice) -> tuple:
     "Two parts that follow each other"
     way = dice.pick(("again", "again", "again", "next", "next", "answer", "offer"))
-    if way == "answer": return answer("yes", dice, "text", None)
-    if way == "offer": return advertise("Good", dice, "text", None)
+    if way == "answer":
+        return answer("yes", dice, "text", None)
+    if way == "offer":
+        return advertise("Good", dice, "text", None)
     s, t = (draw(dice, "text", (act, transfer, converse, compare, arrange, alone)) for _ in range(2))
-    if way == "again": return [[s, "."], [shorter(s, dice), "."]][:: dice.pick((1, 1, -1))]
+    if way == "again":
+        return [[s, "."], [shorter(s, dice), "."]][:: dice.pick((1, 1, -1))]
     if sort(s.subj.noun) in LIVING and sort(t.subj.noun) in LIVING and dice.chance(0.7):
         same = t._replace(subj=s.subj)
-        if fits(same, "text"): t = same
+        if fits(same, "text"):
+            t = same
     return [s, "."], [t, "."]
+
 
 def shorter(s, dice):
     "A scene with some of its details left out, perhaps said in another order"
     for k in ("place", "time", "adv"):
-        if getattr(s, k) and dice.chance(0.3): s = s._replace(**{k: None}, front=False)
+        if getattr(s, k) and dice.chance(0.3):
+            s = s._replace(**{k: None}, front=False)
     for k in ("subj", "obj"):
         np = getattr(s, k)
-        if np and np.mods and np.mods != ("more",) and dice.chance(0.3): s = s._replace(**{k: NP(np.noun)})
+        if np and np.mods and np.mods != ("more",) and dice.chance(0.3):
+            s = s._replace(**{k: NP(np.noun)})
     return moved(s) if dice.chance(0.5) else s
 
 # %% ../../nbs/data/06_mini_world.ipynb #46fd94d4
@@ -262,7 +393,8 @@ def text(
     borrowed: float | None = None,  # share of words that are English; None: as in `web`
 ) -> Iterator[str]:  # two parts with a tab between them
     "Lines of one language"
-    if lang not in grammars: raise ParameterError(unknown("language of the mini world", lang, grammars))
+    if lang not in grammars:
+        raise ParameterError(unknown("language of the mini world", lang, grammars))
     joined, borrowed = (web(lang)[k] if x is None else x for k, x in ((1, joined), (2, borrowed)))
     for i in range(n):
         dice = Dice(seed, "text", lang, i)
@@ -275,7 +407,10 @@ def backbone(
 ) -> Path:  # a folder that `AutoModel` and `AutoTokenizer` load
     "A pretrained encoder of the mini world"
     names = ("mini-bert", "mini-xlmr")
-    if name not in names: raise ParameterError(unknown("backbone of the mini world", name, names))
+    if name not in names:
+        raise ParameterError(unknown("backbone of the mini world", name, names))
     if not (DATA / name / "config.json").is_file():
-        raise EnvironmentProblem(f"the package was installed without its data folder {name}. Install it again, or make it with nbs/pretrain.ipynb.")
+        raise EnvironmentProblem(
+            f"the package was installed without its data folder {name}. Install it again, or make it with nbs/pretrain.ipynb."
+        )
     return DATA / name

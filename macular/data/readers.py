@@ -7,7 +7,13 @@ __all__ = ['KINDS', 'STRANGE', 'splits', 'SEEN', 'a_file', 'unpacked', 'content'
            'read_rows']
 
 # %% ../../nbs/data/01_readers.ipynb #2e178638
-import csv, gzip, json, os, re, stat, zlib
+import csv
+import gzip
+import json
+import os
+import re
+import stat
+import zlib
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,19 +21,31 @@ from pathlib import Path
 from ..core import DataError, ParameterError, shown, unknown
 
 # %% ../../nbs/data/01_readers.ipynb #d4b1f6b3
-KINDS = {stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a socket", stat.S_ISCHR: "a device", stat.S_ISBLK: "a device"}
+KINDS = {
+    stat.S_ISDIR: "a folder",
+    stat.S_ISFIFO: "a pipe",
+    stat.S_ISSOCK: "a socket",
+    stat.S_ISCHR: "a device",
+    stat.S_ISBLK: "a device",
+}
+
 
 def a_file(
     path,
 ) -> Path:
     "The path, if a file is there that may be read; a pipe is not even opened, which would wait for ever"
     path = Path(path)
-    try: mode = path.stat().st_mode
+    try:
+        mode = path.stat().st_mode
     except (OSError, ValueError) as e:
-        raise DataError(f"{path} is not there{'' if isinstance(e, FileNotFoundError) else f': {e}'}; a file was wanted. Check the path.") from e
+        raise DataError(
+            f"{path} is not there{'' if isinstance(e, FileNotFoundError) else f': {e}'}; a file was wanted. Check the path."
+        ) from e
     odd = [kind for test, kind in KINDS.items() if test(mode)]
-    if odd: raise DataError(f"{path} is {odd[0]}; a file was wanted. Give the path of a file.")
-    if not os.access(path, os.R_OK): raise DataError(f"{path} may not be read by you. Ask its owner, or change its permissions.")
+    if odd:
+        raise DataError(f"{path} is {odd[0]}; a file was wanted. Give the path of a file.")
+    if not os.access(path, os.R_OK):
+        raise DataError(f"{path} may not be read by you. Ask its owner, or change its permissions.")
     return path
 
 # %% ../../nbs/data/01_readers.ipynb #f4510f16
@@ -39,62 +57,104 @@ def unpacked(
     packed = path.suffix == ".gz"
     most = 100 * path.stat().st_size if packed else None
     try:
-        with (gzip.open if packed else open)(path, "rb") as f: data = f.read(most + 1 if packed else -1)
-    except (OSError, EOFError, zlib.error) as e: raise DataError(f"{path} cannot be read: {e}. Fetch it again.") from e
-    if packed and len(data) > most: raise DataError(f"{path} unpacks to more than 100 times its size; that is no text. Fetch it again.")
+        with (gzip.open if packed else open)(path, "rb") as f:
+            data = f.read(most + 1 if packed else -1)
+    except (OSError, EOFError, zlib.error) as e:
+        raise DataError(f"{path} cannot be read: {e}. Fetch it again.") from e
+    if packed and len(data) > most:
+        raise DataError(f"{path} unpacks to more than 100 times its size; that is no text. Fetch it again.")
     return data
+
 
 def content(
     path,  # `.gz` is unpacked
 ) -> bytes:  # UTF-8, without a byte-order mark
     "What a text file holds; one that is empty or in another encoding is refused"
     data, path = unpacked(path), Path(path)
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"): raise DataError(f"{path} is UTF-16, as its first bytes say. Save it as UTF-8.")
-    if 3 * data[:1000].count(0) >= len(data[:1000]) > 0: raise DataError(f"{path} is no text: of its first {len(data[:1000])} bytes {data[:1000].count(0)} are zero, as in UTF-16. Save it as UTF-8.")
-    try: data.decode("utf-8")
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise DataError(f"{path} is UTF-16, as its first bytes say. Save it as UTF-8.")
+    if 3 * data[:1000].count(0) >= len(data[:1000]) > 0:
+        raise DataError(
+            f"{path} is no text: of its first {len(data[:1000])} bytes {data[:1000].count(0)} are zero, as in UTF-16. Save it as UTF-8."
+        )
+    try:
+        data.decode("utf-8")
     except UnicodeDecodeError as e:
         line = data.count(b"\n", 0, e.start) + 1
-        raise DataError(f"{path.name}, line {line}: byte {e.start} is not UTF-8 (Latin-1?). Save the file as UTF-8.") from e
+        raise DataError(
+            f"{path.name}, line {line}: byte {e.start} is not UTF-8 (Latin-1?). Save the file as UTF-8."
+        ) from e
     data = data.removeprefix(b"\xef\xbb\xbf")
-    if not data.strip(): raise DataError(f"{path} is empty. Fetch or write it again.")
+    if not data.strip():
+        raise DataError(f"{path} is empty. Fetch or write it again.")
     return data
 
 # %% ../../nbs/data/01_readers.ipynb #1ddff6ce
 def _ends(data, name):
     data = data.replace(b"\r\n", b"\n") if b"\n" in data else data.replace(b"\r", b"\n")
-    if b"\r" not in data: return data
-    raise DataError(f"{name}, line {data.count(bytes([10]), 0, data.index(bytes([13]))) + 1}: a carriage return inside a row. Remove it.")
+    if b"\r" not in data:
+        return data
+    raise DataError(
+        f"{name}, line {data.count(bytes([10]), 0, data.index(bytes([13]))) + 1}: a carriage return inside a row. Remove it."
+    )
 
 # %% ../../nbs/data/01_readers.ipynb #7f79c38e
 def _separated(data, name, wanted, columns, sep, quoted):
     import pyarrow as pa
     import pyarrow.csv as arrow
+
     ragged = []
-    if not quoted: data = _ends(data, name)
+    if not quoted:
+        data = _ends(data, name)
     header = list(columns or _header(data, name, sep, quoted))
-    try: rows = arrow.read_csv(
-        pa.BufferReader(data),
-        arrow.ReadOptions(column_names=header, skip_rows=int(not columns), use_threads=False, block_size=min(len(data) + 1, 2**30)),
-        arrow.ParseOptions(delimiter=sep, quote_char='"' if quoted else False, double_quote=quoted, newlines_in_values=quoted,
-                           ignore_empty_lines=False, invalid_row_handler=lambda row: ragged.append(row) or "skip"),
-        arrow.ConvertOptions(column_types={c: pa.string() for c in header}, strings_can_be_null=False, null_values=[],
-                             include_columns=[c for c in wanted if c in header]))
-    except pa.ArrowInvalid as e: raise DataError(f"{name} cannot be read as a table with {sep!r} between its cells: {shown(str(e))[1:-1]}. Is it a table, and are its quotes closed?") from e
+    try:
+        rows = arrow.read_csv(
+            pa.BufferReader(data),
+            arrow.ReadOptions(
+                column_names=header, skip_rows=int(not columns), use_threads=False, block_size=min(len(data) + 1, 2**30)
+            ),
+            arrow.ParseOptions(
+                delimiter=sep,
+                quote_char='"' if quoted else False,
+                double_quote=quoted,
+                newlines_in_values=quoted,
+                ignore_empty_lines=False,
+                invalid_row_handler=lambda row: ragged.append(row) or "skip",
+            ),
+            arrow.ConvertOptions(
+                column_types={c: pa.string() for c in header},
+                strings_can_be_null=False,
+                null_values=[],
+                include_columns=[c for c in wanted if c in header],
+            ),
+        )
+    except pa.ArrowInvalid as e:
+        raise DataError(
+            f"{name} cannot be read as a table with {sep!r} between its cells: {shown(str(e))[1:-1]}. Is it a table, and are its quotes closed?"
+        ) from e
     if ragged:
         cases = "; ".join(f"line {row.number} has {row.actual_columns}" for row in ragged[:3])
-        raise DataError(f"{name}: {len(ragged):,} rows do not have the {len(header)} cells of the first one. First: {cases}. "
-                        f"The separator is taken to be {sep!r}, from the file's name; a layout's `separator` says another. Correct these rows.")
+        raise DataError(
+            f"{name}: {len(ragged):,} rows do not have the {len(header)} cells of the first one. First: {cases}. "
+            f"The separator is taken to be {sep!r}, from the file's name; a layout's `separator` says another. Correct these rows."
+        )
     return header, {c: rows[c].to_pylist() for c in rows.column_names}
 
 # %% ../../nbs/data/01_readers.ipynb #eadd121b
 def _header(data, name, sep, quoted):
     first = data.split(b"\n", 1)[0].decode().rstrip("\r")
-    try: header = next(csv.reader([first], delimiter=sep, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE), [])
-    except csv.Error as e: raise DataError(f"{name}, line 1: {e}. The first line must name the columns.") from e
+    try:
+        header = next(csv.reader([first], delimiter=sep, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE), [])
+    except csv.Error as e:
+        raise DataError(f"{name}, line 1: {e}. The first line must name the columns.") from e
     twice = [c for c, n in Counter(header).items() if n > 1]
     if twice:
-        places = "; ".join(f"columns {' and '.join(str(i) for i, x in enumerate(header, 1) if x == c)}" for c in twice[:3])
-        raise DataError(f"{name}: two columns are called {shown(twice[0])}, {'which is' if len(twice) == 1 else 'and others twice too:'} {places}. Give each a name of its own.")
+        places = "; ".join(
+            f"columns {' and '.join(str(i) for i, x in enumerate(header, 1) if x == c)}" for c in twice[:3]
+        )
+        raise DataError(
+            f"{name}: two columns are called {shown(twice[0])}, {'which is' if len(twice) == 1 else 'and others twice too:'} {places}. Give each a name of its own."
+        )
     return header
 
 # %% ../../nbs/data/01_readers.ipynb #3701f7de
@@ -103,10 +163,14 @@ def _json_lines(data, name, wanted):
     for n, line in enumerate(data.decode().removesuffix("\n").split("\n"), 1):
         try:
             rows.append(dict(json.loads(line).items()))
-            if "\\u" in line: json.dumps(rows[-1], ensure_ascii=False).encode()
+            if "\\u" in line:
+                json.dumps(rows[-1], ensure_ascii=False).encode()
         except (ValueError, RecursionError, AttributeError) as e:
             bad.append(f"line {n}: not a JSON object of proper text ({type(e).__name__}: {shown(str(e))[1:-1]})")
-    if bad: raise DataError(f"{name}: {len(bad):,} lines cannot be read. First: {'; '.join(bad[:3])}.\nEach line must be one object, such as {{\"text\": \"…\"}}.")
+    if bad:
+        raise DataError(
+            f'{name}: {len(bad):,} lines cannot be read. First: {"; ".join(bad[:3])}.\nEach line must be one object, such as {{"text": "…"}}.'
+        )
     header = list(dict.fromkeys(c for row in rows for c in row))
     return header, {c: [row.get(c) for row in rows] for c in wanted if c in header}
 
@@ -115,8 +179,11 @@ def _parquet(path, wanted):
     import pyarrow as pa
     import pyarrow.parquet as pq
     from datasets import Features
-    try: rows = pq.ParquetFile(path).read()
-    except (OSError, pa.ArrowInvalid) as e: raise DataError(f"{path} cannot be read as Parquet: {str(e)[:300]}. Fetch it again.") from e
+
+    try:
+        rows = pq.ParquetFile(path).read()
+    except (OSError, pa.ArrowInvalid) as e:
+        raise DataError(f"{path} cannot be read as Parquet: {str(e)[:300]}. Fetch it again.") from e
     features, found = Features.from_arrow_schema(rows.schema), {}
     for column in (c for c in wanted if c in rows.column_names):
         names, values = getattr(features[column], "names", None), rows[column].to_pylist()
@@ -124,16 +191,28 @@ def _parquet(path, wanted):
     return rows.column_names, found
 
 # %% ../../nbs/data/01_readers.ipynb #752e6452
-STRANGE = {".py": "a program, and programs are never run to get rows", ".json": "not JSON lines; write one object a line and call it .jsonl",
-           **dict.fromkeys((".xlsx", ".xls", ".ods"), "a spreadsheet; save it as .csv"), **dict.fromkeys((".zip", ".tar", ".tgz", ".7z"), "an archive; unpack it first"),
-           **dict.fromkeys((".pkl", ".pickle", ".pt", ".bin", ".npy", ".npz", ".arrow"), "no text; save it as .jsonl or .parquet")}
+STRANGE = {
+    ".py": "a program, and programs are never run to get rows",
+    ".json": "not JSON lines; write one object a line and call it .jsonl",
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), "a spreadsheet; save it as .csv"),
+    **dict.fromkeys((".zip", ".tar", ".tgz", ".7z"), "an archive; unpack it first"),
+    **dict.fromkeys(
+        (".pkl", ".pickle", ".pt", ".bin", ".npy", ".npz", ".arrow"), "no text; save it as .jsonl or .parquet"
+    ),
+}
+
 
 def _columns_there(name, wanted, header):
     lost = [c for c in wanted if c not in header]
-    if not lost: return
+    if not lost:
+        return
     other = next((s for s in ",;|\t" if len(header) == 1 and s in header[0]), None)
     said = unknown("column", lost[0], header) + (f" Also missing: {', '.join(lost[1:])}." if lost[1:] else "")
-    hint = f" The header is one cell; if {shown(other)} stands between the cells, the layout must say so: separator = {json.dumps(other)}" if other else ""
+    hint = (
+        f" The header is one cell; if {shown(other)} stands between the cells, the layout must say so: separator = {json.dumps(other)}"
+        if other
+        else ""
+    )
     raise DataError(f"{name}: {said}{hint}\nCorrect the first line of the file, or say which columns are meant.")
 
 # %% ../../nbs/data/01_readers.ipynb #1313d8f8
@@ -146,42 +225,71 @@ def read_columns(
     "Some columns of one file; labels that a Parquet file numbers come back as their names"
     path, name = Path(path), Path(path).name
     kind = Path(name.removesuffix(".gz")).suffix.lower()
-    if kind in STRANGE: raise DataError(f"{name} is {STRANGE[kind]}. Tables are .tsv, .csv, .jsonl or .parquet.")
-    if kind == ".parquet": header, found = _parquet(a_file(path), wanted)
-    elif kind == ".jsonl": header, found = _json_lines(content(path), name, wanted)
-    else: header, found = _separated(content(path), name, wanted, columns, separator or ("," if kind == ".csv" else "\t"), kind == ".csv")
+    if kind in STRANGE:
+        raise DataError(f"{name} is {STRANGE[kind]}. Tables are .tsv, .csv, .jsonl or .parquet.")
+    if kind == ".parquet":
+        header, found = _parquet(a_file(path), wanted)
+    elif kind == ".jsonl":
+        header, found = _json_lines(content(path), name, wanted)
+    else:
+        header, found = _separated(
+            content(path), name, wanted, columns, separator or ("," if kind == ".csv" else "\t"), kind == ".csv"
+        )
     _columns_there(name, wanted, list(header))
     return found, 2 if kind not in (".parquet", ".jsonl") and not columns else 1
 
 # %% ../../nbs/data/01_readers.ipynb #332a20e5
 splits = ("train", "dev", "test")
 
+
 def _check_layout(layout):
     "What a person may have written into a task file"
-    def refuse(name, wanted): raise ParameterError(f"{name} is {str(getattr(layout, name))[:80]!r}; {wanted}")
+
+    def refuse(name, wanted):
+        raise ParameterError(f"{name} is {str(getattr(layout, name))[:80]!r}; {wanted}")
+
     for name in ("text_a", "text_b", "columns"):
         value = getattr(layout, name)
         columns = [value] if isinstance(value, str) else value
-        if not isinstance(columns, (list, tuple, type(None))) or not all(isinstance(v, str) for v in columns or ()): refuse(name, "a column's name is needed, or a list of them")
-        if name != "columns" and not (columns and all(columns)): refuse(name, "a row has two texts: a column's name is needed, or a list of them")
+        if not isinstance(columns, (list, tuple, type(None))) or not all(isinstance(v, str) for v in columns or ()):
+            refuse(name, "a column's name is needed, or a list of them")
+        if name != "columns" and not (columns and all(columns)):
+            refuse(name, "a row has two texts: a column's name is needed, or a list of them")
     for name in ("label", "separator", "id", "lang", "written_in", "licence"):
-        if not isinstance(getattr(layout, name), (str, type(None))): refuse(name, "a text is needed")
-    if not layout.label: refuse("label", "the name of the column with the labels is needed")
-    if layout.separator is not None and (len(layout.separator) != 1 or layout.separator in "\"\r\n"): refuse("separator", "one character is needed, which is no quote")
-    if layout.labels is not None and not isinstance(layout.labels, dict): refuse("labels", 'a table is needed, spelling = label name, as {"0" = "no", "1" = "yes"}')
+        if not isinstance(getattr(layout, name), (str, type(None))):
+            refuse(name, "a text is needed")
+    if not layout.label:
+        refuse("label", "the name of the column with the labels is needed")
+    if layout.separator is not None and (len(layout.separator) != 1 or layout.separator in '"\r\n'):
+        refuse("separator", "one character is needed, which is no quote")
+    if layout.labels is not None and not isinstance(layout.labels, dict):
+        refuse("labels", 'a table is needed, spelling = label name, as {"0" = "no", "1" = "yes"}')
     if isinstance(layout.files, (str, Path)):
-        if "{split}" not in str(layout.files): refuse("files", "one file cannot be train, dev and test at once: write {split} where their names differ, or a table, as {train = \"…\", test = \"…\"}")
-    elif not isinstance(layout.files, dict): refuse("files", "a path with {split} in it is needed, or a table of paths: train, dev, test")
+        if "{split}" not in str(layout.files):
+            refuse(
+                "files",
+                'one file cannot be train, dev and test at once: write {split} where their names differ, or a table, as {train = "…", test = "…"}',
+            )
+    elif not isinstance(layout.files, dict):
+        refuse("files", "a path with {split} in it is needed, or a table of paths: train, dev, test")
     for split, path in layout.files.items() if isinstance(layout.files, dict) else ():
-        if split not in splits: raise ParameterError(unknown("split", split, splits))
-        if not isinstance(path, str): refuse("files", f"of {split} one path is needed, a text, in which {{lang}} stands for the language")
-    if not isinstance(layout.rows, dict) or not all(type(n) is int for each in layout.rows.values() for n in (each if isinstance(each, (list, tuple)) else [each])):
-        refuse("rows", "a table is needed, split = how many rows, or how many of each label, as {train = 4000, test = [500, 500]}")
+        if split not in splits:
+            raise ParameterError(unknown("split", split, splits))
+        if not isinstance(path, str):
+            refuse("files", f"of {split} one path is needed, a text, in which {{lang}} stands for the language")
+    if not isinstance(layout.rows, dict) or not all(
+        type(n) is int for each in layout.rows.values() for n in (each if isinstance(each, (list, tuple)) else [each])
+    ):
+        refuse(
+            "rows",
+            "a table is needed, split = how many rows, or how many of each label, as {train = 4000, test = [500, 500]}",
+        )
 
 # %% ../../nbs/data/01_readers.ipynb #b6a462a9
 @dataclass(frozen=True)
 class Layout:
     "How the rows of one task lie in files"
+
     files: dict  # split -> path; `{lang}` where every language has a file of its own
     text_a: tuple  # columns of the first text, joined by a blank
     text_b: tuple  # columns of the second
@@ -202,9 +310,13 @@ class Layout:
         _check_layout(self)
         for name in ("text_a", "text_b", "columns"):
             value = getattr(self, name)
-            if value is not None: object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
-        object.__setattr__(self, "rows", {split: tuple(n) if isinstance(n, list) else n for split, n in self.rows.items()})
-        if isinstance(self.files, (str, Path)): object.__setattr__(self, "files", {s: str(self.files).replace("{split}", s) for s in splits})
+            if value is not None:
+                object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+        object.__setattr__(
+            self, "rows", {split: tuple(n) if isinstance(n, list) else n for split, n in self.rows.items()}
+        )
+        if isinstance(self.files, (str, Path)):
+            object.__setattr__(self, "files", {s: str(self.files).replace("{split}", s) for s in splits})
 
     def wanted(self):
         "The columns that must be there"
@@ -219,13 +331,19 @@ class Layout:
 def _label_numbers(labels, layout, spelled, name, lines):
     spelling = layout.labels or {label: label for label in labels}
     for label in spelling.values():
-        if label not in labels: raise ParameterError(f"the layout of {name}: {unknown('label name', label, labels)}")
+        if label not in labels:
+            raise ParameterError(f"the layout of {name}: {unknown('label name', label, labels)}")
     spelled = [s if s is None else str(s) for s in spelled]
     odd = [(i, s) for i, s in enumerate(spelled) if s not in spelling]
     if odd:
         hidden = " Is this a test set whose labels are hidden?" if odd[0][1] in ("-1", "-100", "", None) else ""
-        _refuse(name, lines, odd, f"have an unknown label in column '{layout.label}'",
-                unknown("spelling", odd[0][1], spelling) + hidden + " Spellings are stated in the layout's `labels`.")
+        _refuse(
+            name,
+            lines,
+            odd,
+            f"have an unknown label in column '{layout.label}'",
+            unknown("spelling", odd[0][1], spelling) + hidden + " Spellings are stated in the layout's `labels`.",
+        )
     number = {s: labels.index(label) for s, label in spelling.items()}
     return [number[s] for s in spelled]
 
@@ -235,15 +353,30 @@ def _refuse(name, lines, cases, what, do):
     raise DataError(f"{name}: {len(cases):,} of {len(lines):,} rows {what}. First: {first}.\n{do}")
 
 # %% ../../nbs/data/01_readers.ipynb #11e48b20
-SEEN = re.compile(r"[^\s\x00-\x1f\x7f-\xa0\u00ad\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\U000e0000-\U000e0fff]")
+SEEN = re.compile(
+    r"[^\s\x00-\x1f\x7f-\xa0\u00ad\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\U000e0000-\U000e0fff]"
+)
+
 
 def _texts(columns, found, name, lines, published):
     for column in columns:
         odd = [(i, v) for i, v in enumerate(found[column]) if not isinstance(v, str)]
-        if odd: _refuse(name, lines, odd, f"have no text in column '{column}'", "Every row needs both texts; remove these rows.")
-    joined = found[columns[0]] if len(columns) == 1 else [" ".join(parts) for parts in zip(*(found[c] for c in columns))]
+        if odd:
+            _refuse(
+                name, lines, odd, f"have no text in column '{column}'", "Every row needs both texts; remove these rows."
+            )
+    joined = (
+        found[columns[0]] if len(columns) == 1 else [" ".join(parts) for parts in zip(*(found[c] for c in columns))]
+    )
     odd = [] if published else [(i, v) for i, v in enumerate(joined) if not SEEN.search(v)]
-    if odd: _refuse(name, lines, odd, f"have an empty text in {', '.join(columns)}", "Remove them, or say `published=True` to keep them.")
+    if odd:
+        _refuse(
+            name,
+            lines,
+            odd,
+            f"have an empty text in {', '.join(columns)}",
+            "Remove them, or say `published=True` to keep them.",
+        )
     return joined
 
 # %% ../../nbs/data/01_readers.ipynb #96396b3b
@@ -252,7 +385,8 @@ def _ids(values):
     seen, used, ids = Counter(), set(values), []
     for v in values:
         seen[v] += 1
-        while seen[v] > 1 and f"{v}.{seen[v]}" in used: seen[v] += 1
+        while seen[v] > 1 and f"{v}.{seen[v]}" in used:
+            seen[v] += 1
         ids.append(v if seen[v] == 1 else f"{v}.{seen[v]}")
         used.add(ids[-1])
     return ids
@@ -264,8 +398,11 @@ def as_dataset(
 ):  # a datasets.Dataset in memory
     "Columns in the form that every source yields"
     from datasets import ClassLabel, Dataset, Features, Value
+
     text = Value("string")
-    return Dataset.from_dict(rows, features=Features(id=text, text_a=text, text_b=text, label=ClassLabel(names=list(labels))))
+    return Dataset.from_dict(
+        rows, features=Features(id=text, text_a=text, text_b=text, label=ClassLabel(names=list(labels)))
+    )
 
 # %% ../../nbs/data/01_readers.ipynb #e39defaf
 def read_rows(
@@ -279,13 +416,19 @@ def read_rows(
     for path in paths:
         part, first = read_columns(path, layout.wanted(), layout.columns, layout.separator)
         lines += range(first, first + len(part[layout.label]))
-        for column in found: found[column] += part[column]
+        for column in found:
+            found[column] += part[column]
     if layout.lang:
         keep = [i for i, value in enumerate(found[layout.lang]) if value == lang]
         found, lines = {c: [v[i] for i in keep] for c, v in found.items()}, [lines[i] for i in keep]
-    if not lines: raise DataError(f"{name} has no rows" + (f" whose {layout.lang} is '{lang}'" if layout.lang else ""))
-    return as_dataset(labels, dict(
-        id=_ids(found[layout.id]) if layout.id else [str(i) for i in range(len(lines))],
-        text_a=_texts(layout.text_a, found, name, lines, layout.published),
-        text_b=_texts(layout.text_b, found, name, lines, layout.published),
-        label=_label_numbers(tuple(labels), layout, found[layout.label], name, lines)))
+    if not lines:
+        raise DataError(f"{name} has no rows" + (f" whose {layout.lang} is '{lang}'" if layout.lang else ""))
+    return as_dataset(
+        labels,
+        dict(
+            id=_ids(found[layout.id]) if layout.id else [str(i) for i in range(len(lines))],
+            text_a=_texts(layout.text_a, found, name, lines, layout.published),
+            text_b=_texts(layout.text_b, found, name, lines, layout.published),
+            label=_label_numbers(tuple(labels), layout, found[layout.label], name, lines),
+        ),
+    )

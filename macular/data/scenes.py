@@ -10,7 +10,8 @@ __all__ = ['DATA', 'NP', 'Scene', 'LIVING', 'QUESTIONS', 'THINGS', 'NAMED', 'Gra
            'moved', 'described', 'less', 'unlike', 'sibling', 'against']
 
 # %% ../../nbs/data/05_scenes.ipynb #46ddcaf2
-import csv, zlib
+import csv
+import zlib
 from collections import namedtuple
 from functools import cache
 from importlib.resources import files
@@ -23,6 +24,7 @@ from ..core import mix, uniform
 # %% ../../nbs/data/05_scenes.ipynb #f6fea347
 DATA = Path(str(files("macular"))) / "assets"
 
+
 @cache
 def words() -> dict:  # concept -> its row
     "The word list; a concept is called by its first English word"
@@ -30,12 +32,16 @@ def words() -> dict:  # concept -> its row
         rows = list(csv.DictReader(f, delimiter="\t", quoting=csv.QUOTE_NONE))
     return {row["en"].split("|")[0]: row for row in rows}
 
+
 @cache
 def vocabulary(
     lang: str,  # a language's code
 ) -> dict:  # concept -> tuple of words, the usual one first; empty where a language has no such word
     "The words of a language"
-    return {c: tuple(w for w in (row["en"] if row[lang] == "=" else row[lang]).split("|") if w) for c, row in words().items()}
+    return {
+        c: tuple(w for w in (row["en"] if row[lang] == "=" else row[lang]).split("|") if w)
+        for c, row in words().items()
+    }
 
 # %% ../../nbs/data/05_scenes.ipynb #7edc0b27
 @cache
@@ -45,6 +51,7 @@ def kind(
     "The concepts of some kinds"
     return tuple(c for c, row in words().items() if row["kind"] in names)
 
+
 @cache
 def relation(
     mark: str,  # `<` the wider concept, `~` the opposite, `^` the converse
@@ -52,29 +59,40 @@ def relation(
     "How concepts are related"
     return {c: row["relation"][1:] for c, row in words().items() if row["relation"].startswith(mark)}
 
-def sort(concept): return words()[concept]["kind"]
+
+def sort(concept):
+    return words()[concept]["kind"]
+
 
 @cache
-def leaves(kinds): return tuple(c for c in kind(*kinds) if c not in relation("<").values())
+def leaves(kinds):
+    return tuple(c for c in kind(*kinds) if c not in relation("<").values())
+
 
 @cache
-def siblings(concept): return tuple(c for c, wider in relation("<").items() if wider == relation("<").get(concept))
+def siblings(concept):
+    return tuple(c for c, wider in relation("<").items() if wider == relation("<").get(concept))
 
 # %% ../../nbs/data/05_scenes.ipynb #6442d44f
 class Dice:
     "Draws one after another, each a pure function of some counters and of how many came before"
 
-    def __init__(self, *counters): self.counters, self.page, self.left = counters, 0, iter(())
+    def __init__(self, *counters):
+        self.counters, self.page, self.left = counters, 0, iter(())
 
     def __call__(self) -> float:
         "A number in [0, 1)"
-        for u in self.left: return u
+        for u in self.left:
+            return u
         self.left = iter(uniform(mix(*self.counters, np.arange(self.page, self.page + 64))).tolist())
         self.page += 64
         return next(self.left)
 
-    def chance(self, p): return self() < p
-    def pick(self, options): return options[int(self() * len(options))]
+    def chance(self, p):
+        return self() < p
+
+    def pick(self, options):
+        return options[int(self() * len(options))]
 
 # %% ../../nbs/data/05_scenes.ipynb #8816c0d4
 NP = namedtuple("NP", "noun mods", defaults=((),))
@@ -83,21 +101,44 @@ LIVING, QUESTIONS = ("person", "name"), ("who", "what", "where", "when")
 THINGS = ("animal", "food", "vehicle", "clothing", "furniture", "device", "object", "common")
 NAMED = ("person", "building", "place", *THINGS)  # take an article, where a language has one
 
+
 def slots(scene) -> dict:
     "The parts of a scene by the letters of a word order"
-    pairs = {"S": (None, scene.subj), "O": (None, scene.obj), "X": scene.other or (None, None), "P": scene.place or (None, None)}
-    return ({k: pair for k, pair in pairs.items() if pair[1]}
-            | {k: c for k, c in zip("VTAN", (scene.verb, scene.time, scene.adv, "never" if scene.never else None)) if c})
+    pairs = {
+        "S": (None, scene.subj),
+        "O": (None, scene.obj),
+        "X": scene.other or (None, None),
+        "P": scene.place or (None, None),
+    }
+    return {k: pair for k, pair in pairs.items() if pair[1]} | {
+        k: c for k, c in zip("VTAN", (scene.verb, scene.time, scene.adv, "never" if scene.never else None)) if c
+    }
 
 # %% ../../nbs/data/05_scenes.ipynb #5a84a82a
 Grammar = namedtuple("Grammar", "order adjective adposition question")
-grammars = {lang: Grammar(*row.split()) for lang, row in dict(
-    en="SNAVOXPT before before first", ar="NVSOXPTA after before first", bg="TSNAVOXP before before first",
-    de="SVNTAOXP before before first", el="SNVOXAPT before before first", es="SNVAOXPT after before first",
-    fr="SVNAOXPT after before first", hi="STPXOANV before after stay", ru="TSANVXOP before before first",
-    sw="SNVOXAPT after before stay", th="SNVOXAPT after before stay", tr="STPXOANV before after stay",
-    ur="STPXOANV before after stay", vi="TSNVOXAP after before stay", zh="STPXNAVO before before stay",
-    ja="TSPXOANV before after stay", ko="STPAXONV before after stay").items()}
+grammars = {
+    lang: Grammar(*row.split())
+    for lang, row in dict(
+        en="SNAVOXPT before before first",
+        ar="NVSOXPTA after before first",
+        bg="TSNAVOXP before before first",
+        de="SVNTAOXP before before first",
+        el="SNVOXAPT before before first",
+        es="SNVAOXPT after before first",
+        fr="SVNAOXPT after before first",
+        hi="STPXOANV before after stay",
+        ru="TSANVXOP before before first",
+        sw="SNVOXAPT after before stay",
+        th="SNVOXAPT after before stay",
+        tr="STPXOANV before after stay",
+        ur="STPXOANV before after stay",
+        vi="TSNVOXAP after before stay",
+        zh="STPXNAVO before before stay",
+        ja="TSPXOANV before after stay",
+        ko="STPAXONV before after stay",
+    ).items()
+}
+
 
 def order(scene, parts, grammar) -> str:
     "The letters of a scene as a language orders them; a question word or, in front, time or place may come first"
@@ -106,8 +147,10 @@ def order(scene, parts, grammar) -> str:
     first = next((k for k in letters if grammar.question == "first" and noun[k] in QUESTIONS), "")
     if not first and scene.front:
         first = "T" if "T" in parts else "P"
-        if letters[0] == first: return letters[1:] + first
+        if letters[0] == first:
+            return letters[1:] + first
     return first + letters.replace(first, "") if first else letters
+
 
 def phrase(adposition, np, grammar) -> list:
     "A noun with all that belongs to it, as concepts"
@@ -120,6 +163,7 @@ def phrase(adposition, np, grammar) -> list:
 # %% ../../nbs/data/05_scenes.ipynb #da7a53d4
 Token = namedtuple("Token", "text head")  # head: position of the word it depends on, -1 for the top
 
+
 def clause(scene, grammar, say) -> list:
     "A scene as tokens; `say` gives a concept's words"
     parts, tokens, nouns = slots(scene), [], {}
@@ -128,10 +172,15 @@ def clause(scene, grammar, say) -> list:
         concepts, top = (phrase(*part, grammar), part[1].noun) if isinstance(part, tuple) else ([part], part)
         for c in concepts:
             for i, text in enumerate(say(c)):
-                if c == top and not i: nouns[k] = len(tokens)
+                if c == top and not i:
+                    nouns[k] = len(tokens)
                 tokens.append((text, k))
     top = nouns.get("V", next(iter(nouns.values())))
-    return [Token(text, -1 if i == top else top if i == nouns.get(k) else nouns.get(k, top)) for i, (text, k) in enumerate(tokens)]
+    return [
+        Token(text, -1 if i == top else top if i == nouns.get(k) else nouns.get(k, top))
+        for i, (text, k) in enumerate(tokens)
+    ]
+
 
 def tell(
     parts,  # scenes, concepts and punctuation marks
@@ -143,62 +192,84 @@ def tell(
 ) -> list:  # of `Token`
     "A text in a language"
     known, english, tokens, top = vocabulary(lang), vocabulary("en"), [], -1
+
     def say(concept):
         options = (english if borrowed and known[concept] and dice.chance(borrowed) else known)[concept]
-        if not options: return ()
+        if not options:
+            return ()
         return (options[0] if len(options) == 1 or not dice.chance(synonyms) else dice.pick(options[1:])).split()
+
     for part in parts:
         if isinstance(part, Scene):
             foreign = own_order < 1 and not dice.chance(own_order)
             told, start = clause(part, grammars["en" if foreign else lang], say), len(tokens)
             tokens += [Token(t, h if h < 0 else h + start) for t, h in told]
             top = start + [h for _, h in told].index(-1)
-        else: tokens += [Token(t, top) for t in ((part,) if part in ".?," else say(part))]
+        else:
+            tokens += [Token(t, top) for t in ((part,) if part in ".?," else say(part))]
     return tokens
 
-def plain(tokens): return " ".join(t.text for t in tokens)
+
+def plain(tokens):
+    return " ".join(t.text for t in tokens)
 
 # %% ../../nbs/data/05_scenes.ipynb #d47af734
 def someone(dice, names=0.6):
-    if dice.chance(names): return NP(dice.pick(kind("name")))
+    if dice.chance(names):
+        return NP(dice.pick(kind("name")))
     return NP(dice.pick(leaves(("person",))), (dice.pick(kind("quality")),) if dice.chance(0.3) else ())
+
 
 def something(dice, kinds=THINGS, described=0.6):
     return NP(dice.pick(leaves(kinds)), (dice.pick(kind("colour", "quality")),) if dice.chance(described) else ())
 
+
 def another(draw, np):
-    while (found := draw()).noun == np.noun: pass
+    while (found := draw()).noun == np.noun:
+        pass
     return found
+
 
 def detailed(dice, scene, share):
     "A scene with a place and a time, perhaps"
     if dice.chance(share):
         near = dice.pick(("in", "near"))
-        scene = scene._replace(place=(near, NP(dice.pick(kind("city")) if dice.chance(0.4) else dice.pick(leaves(("building", "place"))))))
-    if dice.chance(0.7 * share): scene = scene._replace(time=dice.pick(kind("time")))
+        scene = scene._replace(
+            place=(near, NP(dice.pick(kind("city")) if dice.chance(0.4) else dice.pick(leaves(("building", "place")))))
+        )
+    if dice.chance(0.7 * share):
+        scene = scene._replace(time=dice.pick(kind("time")))
     return scene._replace(front=bool(scene.place or scene.time) and dice.chance(0.2))
 
 # %% ../../nbs/data/05_scenes.ipynb #d663b177
 def act(dice):
     verb, subj = dice.pick(kind("act", "consume")), someone(dice)
-    if verb in ("meets", "visits", "helps"): obj = another(lambda: someone(dice, 0.3), subj)
-    else: obj = something(dice, ("food",) if verb == "eats" else THINGS)
+    if verb in ("meets", "visits", "helps"):
+        obj = another(lambda: someone(dice, 0.3), subj)
+    else:
+        obj = something(dice, ("food",) if verb == "eats" else THINGS)
     return detailed(dice, Scene(verb, subj, obj), 0.5)
+
 
 def transfer(dice):
     verb, subj = dice.pick(kind("transfer")), someone(dice, 0.8)
     other = "to" if verb in ("gives", "sells") else "from", another(lambda: someone(dice, 0.8), subj)
     return detailed(dice, Scene(verb, subj, something(dice), other), 0.3)
 
+
 def converse(dice):
     verb, subj = dice.pick(kind("converse")), someone(dice, 0.7)
     other = another(lambda: someone(dice, 0.7), subj)
-    return detailed(dice, Scene(verb, subj, None, ("from", other)) if verb == "learns" else Scene(verb, subj, other), 0.5)
+    return detailed(
+        dice, Scene(verb, subj, None, ("from", other)) if verb == "learns" else Scene(verb, subj, other), 0.5
+    )
+
 
 def compare(dice):
     subj = something(dice, described=0.3)
     other = "than", another(lambda: something(dice, described=0.3), subj)
     return detailed(dice, Scene("is", subj, NP(dice.pick(kind("quality")), ("more",)), other), 0.2)
+
 
 def arrange(dice):
     of_things = dice.chance(0.5)
@@ -206,6 +277,7 @@ def arrange(dice):
     subj, verb = draw(), "is" if of_things else dice.pick(("arrives", "leaves", "sings", "works"))
     side = dice.pick(("above", "below") if of_things else ("before", "after"))
     return detailed(dice, Scene(verb, subj, None, (side, another(draw, subj))), 0.3)
+
 
 def alone(dice):
     scene = detailed(dice, Scene(dice.pick(kind("solo")), someone(dice)), 0.6)
@@ -215,36 +287,51 @@ def alone(dice):
 @cache
 def stem(concept):
     "What a concept has in common with those that may take its place: the widest one, or the first of a pair"
-    return relation("<").get(concept) or min(concept, relation("~").get(concept, concept), relation("^").get(concept, concept))
+    return relation("<").get(concept) or min(
+        concept, relation("~").get(concept, concept), relation("^").get(concept, concept)
+    )
+
 
 def theme(scene) -> tuple:
     "What a scene is about: its verb and, in no order, who and what takes part, all by their stems"
-    return stem(scene.verb), *sorted(stem(np.noun) for np in (scene.subj, scene.obj, scene.other and scene.other[1]) if np)
+    return stem(scene.verb), *sorted(
+        stem(np.noun) for np in (scene.subj, scene.obj, scene.other and scene.other[1]) if np
+    )
+
 
 def split_of(concepts) -> str:
     "train, dev or test: one of ten shares is for development, two are for the test"
     return {7: "dev", 8: "test", 9: "test"}.get(zlib.crc32(" ".join(concepts).encode()) % 10, "train")
 
+
 def belongs(concepts, split) -> bool:
     "Whether concepts are a split's; the pretraining text shares the training rows'"
     return split_of(concepts) == ("train" if split == "text" else split)
 
+
 PARTS = 4
+
 
 @cache
 def part_of(concept):
     "To which part of the words a concept belongs; None: to all"
-    groups = [{stem(c) for c in kind(*kinds)} for kinds in (("act", "consume"), ("transfer",), ("converse",), ("solo",), ("quality",), ("person", *THINGS))]
+    groups = [
+        {stem(c) for c in kind(*kinds)}
+        for kinds in (("act", "consume"), ("transfer",), ("converse",), ("solo",), ("quality",), ("person", *THINGS))
+    ]
     return next((sorted(group).index(stem(concept)) % PARTS for group in groups if stem(concept) in group), None)
+
 
 def fits(scene, split, part=None) -> bool:
     "Whether a scene may be told in a split, by a task that keeps to a part of the words"
     names, apart = theme(scene), not scene.obj or scene.obj.noun != scene.subj.noun
     return apart and belongs(names, split) and (part is None or all(part_of(c) in (part, None) for c in names))
 
+
 def draw(dice, split, frames, part=None, change=lambda scene: scene) -> Scene:
     "A scene that fits, perhaps after a change"
-    while not fits(scene := change(dice.pick(frames)(dice)), split, part): pass
+    while not fits(scene := change(dice.pick(frames)(dice)), split, part):
+        pass
     return scene
 
 # %% ../../nbs/data/05_scenes.ipynb #370cc2da
@@ -252,47 +339,70 @@ def turned(s):
     "The same from the other side: *sells to* as *buys from*, *bigger than* as *smaller than*; None where there is no other side"
     side, other = s.other or (None, None)
     new = relation("^").get(s.verb)
-    if new in ("gives", "sells", "gets", "buys"): return s._replace(verb=new, subj=other, other=("to" if new in ("gives", "sells") else "from", s.subj))
-    if new == "learns": return s._replace(verb=new, subj=s.obj, obj=None, other=("from", s.subj))
-    if new == "teaches": return s._replace(verb=new, subj=other, obj=s.subj, other=None)
-    if new: return s._replace(verb=new, subj=s.obj, obj=s.subj)
-    if side == "than": return s._replace(subj=other, obj=NP(relation("~")[s.obj.noun], ("more",)), other=(side, s.subj))
+    if new in ("gives", "sells", "gets", "buys"):
+        return s._replace(verb=new, subj=other, other=("to" if new in ("gives", "sells") else "from", s.subj))
+    if new == "learns":
+        return s._replace(verb=new, subj=s.obj, obj=None, other=("from", s.subj))
+    if new == "teaches":
+        return s._replace(verb=new, subj=other, obj=s.subj, other=None)
+    if new:
+        return s._replace(verb=new, subj=s.obj, obj=s.subj)
+    if side == "than":
+        return s._replace(subj=other, obj=NP(relation("~")[s.obj.noun], ("more",)), other=(side, s.subj))
     return s._replace(subj=other, other=(relation("^")[side], s.subj)) if side in relation("^") else None
+
 
 def swapped(s):
     "Who and whom exchanged"
-    if s.other: return s._replace(subj=s.other[1], other=(s.other[0], s.subj))
+    if s.other:
+        return s._replace(subj=s.other[1], other=(s.other[0], s.subj))
     return s._replace(subj=s.obj, obj=s.subj)
+
 
 def moved(s):
     "Time or place said elsewhere in the sentence"
     return s._replace(front=not s.front) if s.place or s.time else s
 
 # %% ../../nbs/data/05_scenes.ipynb #15088049
-def described(np): return np and np.mods and np.mods != ("more",)
+def described(np):
+    return np and np.mods and np.mods != ("more",)
+
 
 def less(s) -> list:
     "What a scene entails: the same without a detail, or with a wider word"
     found = [s._replace(**{k: None}, front=False) for k in ("place", "time") if getattr(s, k)]
-    if s.adv and s.adv != "rarely": found.append(s._replace(adv=None))
+    if s.adv and s.adv != "rarely":
+        found.append(s._replace(adv=None))
     for k in ("subj", "obj"):
         np = getattr(s, k)
-        if described(np): found.append(s._replace(**{k: NP(np.noun)}))
-        if np and np.noun in relation("<"): found.append(s._replace(**{k: np._replace(noun=relation("<")[np.noun])}))
+        if described(np):
+            found.append(s._replace(**{k: NP(np.noun)}))
+        if np and np.noun in relation("<"):
+            found.append(s._replace(**{k: np._replace(noun=relation("<")[np.noun])}))
     return found
 
-def unlike(concept, dice): return relation("~").get(concept) or dice.pick([c for c in kind("colour") if c != concept])
 
-def sibling(np, dice): return np._replace(noun=dice.pick([c for c in siblings(np.noun) if c != np.noun]))
+def unlike(concept, dice):
+    return relation("~").get(concept) or dice.pick([c for c in kind("colour") if c != concept])
+
+
+def sibling(np, dice):
+    return np._replace(noun=dice.pick([c for c in siblings(np.noun) if c != np.noun]))
+
 
 def against(s, dice) -> list:
     "What a scene rules out: its denial, an opposite, another colour, another thing of the kind"
     found = [s._replace(never=not s.never)] * 2
-    if s.verb in relation("~"): found.append(s._replace(verb=relation("~")[s.verb]))
-    if other := turned(s): found.append(swapped(other))
-    if s.adv in ("often", "rarely"): found.append(s._replace(adv=relation("~")[s.adv]))
+    if s.verb in relation("~"):
+        found.append(s._replace(verb=relation("~")[s.verb]))
+    if other := turned(s):
+        found.append(swapped(other))
+    if s.adv in ("often", "rarely"):
+        found.append(s._replace(adv=relation("~")[s.adv]))
     for k in ("subj", "obj"):
         np = getattr(s, k)
-        if described(np): found.append(s._replace(**{k: np._replace(mods=(unlike(np.mods[0], dice),))}))
-        if k == "obj" and np and np.noun in relation("<"): found.append(s._replace(obj=sibling(np, dice)))
+        if described(np):
+            found.append(s._replace(**{k: np._replace(mods=(unlike(np.mods[0], dice),))}))
+        if k == "obj" and np and np.noun in relation("<"):
+            found.append(s._replace(obj=sibling(np, dice)))
     return found

@@ -7,14 +7,27 @@ __all__ = ['tasks', 'archives', 'hub_layouts', 'Task', 'Files', 'kept_back', 'Fi
            'load', 'Facts', 'facts']
 
 # %% ../../nbs/data/02_tasks.ipynb #9b9597e3
-import os, re, tomllib
+import os
+import re
+import tomllib
 from collections import Counter
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
 
-from ..core import DataError, EnvironmentProblem, ParameterError, Registry, mix, number, resolve, table, uniform, unknown
+from macular.core import (
+    DataError,
+    EnvironmentProblem,
+    ParameterError,
+    Registry,
+    mix,
+    number,
+    resolve,
+    table,
+    uniform,
+    unknown,
+)
 from .readers import Layout, content, read_columns, read_rows, splits
 from ..store import sha256
 
@@ -22,6 +35,7 @@ from ..store import sha256
 @dataclass(frozen=True)
 class Task:
     "A classification of pairs of texts: what is decided, and in which languages"
+
     name: str  # short: letters, digits, `.`, `_`, `-`
     labels: tuple  # label names, in the order of the logits
     langs: tuple  # the languages it is evaluated in
@@ -36,47 +50,93 @@ class Task:
     def __post_init__(self):
         for name in ("labels", "langs", "fields", "neighbour", "words"):
             value = getattr(self, name)
-            if not isinstance(value, (str, list, tuple)): raise ParameterError(f"task '{self.name}': {name} is {str(value)[:80]!r}; a list of names is needed")
+            if not isinstance(value, (str, list, tuple)):
+                raise ParameterError(f"task '{self.name}': {name} is {str(value)[:80]!r}; a list of names is needed")
             object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
-        if not self.title: object.__setattr__(self, "title", self.name)
+        if not self.title:
+            object.__setattr__(self, "title", self.name)
         _check_task(self)
 
     def _repr_markdown_(self):
-        return table([{"field": f"`{f.name}`", "value": ", ".join(map(str, v)) if isinstance(v, tuple) else v}
-                      for f in fields(self) if (v := getattr(self, f.name))])
+        return table(
+            [
+                {"field": f"`{f.name}`", "value": ", ".join(map(str, v)) if isinstance(v, tuple) else v}
+                for f in fields(self)
+                if (v := getattr(self, f.name))
+            ]
+        )
 
 # %% ../../nbs/data/02_tasks.ipynb #4cedf4da
 def _check_task(task):
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", str(task.name)):
-        raise ParameterError(f"task name {str(task.name)[:80]!r}: use 1 to 64 letters, digits, '.', '_' or '-', the first a letter or digit")
+        raise ParameterError(
+            f"task name {str(task.name)[:80]!r}: use 1 to 64 letters, digits, '.', '_' or '-', the first a letter or digit"
+        )
     for name, least in (("labels", 2), ("langs", 1), ("fields", 2)):
         value = getattr(task, name)
         if len(value) < least or len(set(value)) < len(value) or not all(isinstance(v, str) and v for v in value):
             raise ParameterError(f"task '{task.name}': {name} must be at least {least} different names, not {value!r}")
-    if task.words and len(set(task.words)) < len(task.labels): raise ParameterError(f"task '{task.name}': words must be {len(task.labels)} different words, one a label")
+    if task.words and len(set(task.words)) < len(task.labels):
+        raise ParameterError(f"task '{task.name}': words must be {len(task.labels)} different words, one a label")
     for name in ("title", "source_lang"):
-        if not isinstance(getattr(task, name), str): raise ParameterError(f"task '{task.name}': {name} is {getattr(task, name)!r}; a text is needed")
-    if len(task.fields) != 2: raise ParameterError(f"task '{task.name}': a task has two texts, not {len(task.fields)}")
+        if not isinstance(getattr(task, name), str):
+            raise ParameterError(f"task '{task.name}': {name} is {getattr(task, name)!r}; a text is needed")
+    if len(task.fields) != 2:
+        raise ParameterError(f"task '{task.name}': a task has two texts, not {len(task.fields)}")
     if isinstance(task.max_length, bool) or not isinstance(task.max_length, int) or task.max_length < 8:
-        raise ParameterError(f"task '{task.name}': max_length must be a whole number of tokens from 8, not {task.max_length!r}")
+        raise ParameterError(
+            f"task '{task.name}': max_length must be a whole number of tokens from 8, not {task.max_length!r}"
+        )
 
 # %% ../../nbs/data/02_tasks.ipynb #8e7f1012
 tasks = Registry("task")
 
 for _known in (
-    Task("pawsx", title="PAWS-X", labels=("different", "paraphrase"), fields=("sentence1", "sentence2"),
-         langs=("en", "de", "es", "fr", "ja", "ko", "zh"), neighbour="xnli", words=("No", "Yes")),
-    Task("xnli", title="XNLI", labels=("entailment", "neutral", "contradiction"), fields=("premise", "hypothesis"),
-         langs=("en", "ar", "bg", "de", "el", "es", "fr", "hi", "ru", "sw", "th", "tr", "ur", "vi", "zh"), neighbour="pawsx", words=("Yes", "Maybe", "No")),
-    Task("qam", title="QAM", labels=("no", "yes"), fields=("question", "passage"),
-         langs=("en", "de", "fr"), neighbour="qadsm", max_length=256, words=("No", "Yes")),
-    Task("qadsm", title="QADSM", labels=("Bad", "Good"), fields=("query", "advertisement"),
-         langs=("en", "de", "fr"), neighbour="qam", max_length=256, words=("No", "Yes")),
-): tasks.add(_known)
+    Task(
+        "pawsx",
+        title="PAWS-X",
+        labels=("different", "paraphrase"),
+        fields=("sentence1", "sentence2"),
+        langs=("en", "de", "es", "fr", "ja", "ko", "zh"),
+        neighbour="xnli",
+        words=("No", "Yes"),
+    ),
+    Task(
+        "xnli",
+        title="XNLI",
+        labels=("entailment", "neutral", "contradiction"),
+        fields=("premise", "hypothesis"),
+        langs=("en", "ar", "bg", "de", "el", "es", "fr", "hi", "ru", "sw", "th", "tr", "ur", "vi", "zh"),
+        neighbour="pawsx",
+        words=("Yes", "Maybe", "No"),
+    ),
+    Task(
+        "qam",
+        title="QAM",
+        labels=("no", "yes"),
+        fields=("question", "passage"),
+        langs=("en", "de", "fr"),
+        neighbour="qadsm",
+        max_length=256,
+        words=("No", "Yes"),
+    ),
+    Task(
+        "qadsm",
+        title="QADSM",
+        labels=("Bad", "Good"),
+        fields=("query", "advertisement"),
+        langs=("en", "de", "fr"),
+        neighbour="qam",
+        max_length=256,
+        words=("No", "Yes"),
+    ),
+):
+    tasks.add(_known)
 
 # %% ../../nbs/data/02_tasks.ipynb #89a92490
 class Files:
     "What sources that read files share: they differ in `layout(task, split)` and `base(task, split, lang)`"
+
     advice = "`macular data check` says how to get what is missing."
 
     def name(self, task, split, lang):
@@ -84,8 +144,10 @@ class Files:
         layout = self.layout(task, split)
         path, own = layout.files[split], layout.written_in or task.source_lang
         if "{lang}" not in path and not layout.lang and lang != own:
-            raise DataError(f"{task.name}: the {split} rows are there in '{own}' only, not in '{lang}'. "
-                            "Machine-translated training files are never read: the setting is zero-shot.")
+            raise DataError(
+                f"{task.name}: the {split} rows are there in '{own}' only, not in '{lang}'. "
+                "Machine-translated training files are never read: the setting is zero-shot."
+            )
         return path.replace("{lang}", lang)
 
     def paths(self, task, split, lang):
@@ -99,8 +161,10 @@ class Files:
         paths = self.paths(task, split, lang)
         if not paths[0].exists():
             there = "; ".join(f"{s} in {', '.join(langs)}" for s in splits if (langs := self.langs(task, s)))
-            raise DataError(f"{task.name} {split} in '{lang}': {paths[0]} is not there. There is: {there or 'nothing of this task'}. "
-                            f"{self.advice}")
+            raise DataError(
+                f"{task.name} {split} in '{lang}': {paths[0]} is not there. There is: {there or 'nothing of this task'}. "
+                f"{self.advice}"
+            )
         rows = read_rows(paths, self.layout(task, split), task.labels, lang)
         _check_size(rows, self.layout(task, split), split, paths[0].name)
         return rows
@@ -108,34 +172,57 @@ class Files:
     def langs(self, task, split):
         "The languages in which there are rows"
         found = [x for x in dict.fromkeys((task.source_lang, *task.langs)) if _is_there(self, task, split, x)]
-        if not found: return ()
+        if not found:
+            return ()
         layout = self.layout(task, split)
-        if layout.lang: found = _inside({x: tuple(self.paths(task, split, x)) for x in found}, layout)
+        if layout.lang:
+            found = _inside({x: tuple(self.paths(task, split, x)) for x in found}, layout)
         return tuple(x for x in found if split != "train" or x == task.source_lang)
 
     def provenance(self, task, split, lang):
         "Which files the rows come from"
         layout, parts = self.layout(task, split), 1 + self.name(task, split, lang).count("/")
-        return [dict(file="/".join(p.parts[-parts:]), sha256=sha256(p), source=layout.origin, licence=layout.licence,
-                     noncommercial=layout.noncommercial) for p in self.paths(task, split, lang)]
+        return [
+            dict(
+                file="/".join(p.parts[-parts:]),
+                sha256=sha256(p),
+                source=layout.origin,
+                licence=layout.licence,
+                noncommercial=layout.noncommercial,
+            )
+            for p in self.paths(task, split, lang)
+        ]
 
 # %% ../../nbs/data/02_tasks.ipynb #ce0a9608
 def _inside(files, layout):
     "The languages that a column of their files tells of"
-    told = {paths: {x for p in paths for x in read_columns(p, [layout.lang], layout.columns, layout.separator)[0][layout.lang]} for paths in dict.fromkeys(files.values())}
+    told = {
+        paths: {
+            x for p in paths for x in read_columns(p, [layout.lang], layout.columns, layout.separator)[0][layout.lang]
+        }
+        for paths in dict.fromkeys(files.values())
+    }
     return [x for x, paths in files.items() if x in told[paths]]
 
+
 def _is_there(source, task, split, lang):
-    try: return os.path.lexists(source.paths(task, split, lang)[0])  # a folder or a pipe is there, and reading it says what is wrong
-    except (DataError, ParameterError): return False
+    try:
+        return os.path.lexists(
+            source.paths(task, split, lang)[0]
+        )  # a folder or a pipe is there, and reading it says what is wrong
+    except (DataError, ParameterError):
+        return False
 
 # %% ../../nbs/data/02_tasks.ipynb #798c7737
 def _check_size(rows, layout, split, name):
     whole, each = layout.size(split), layout.rows.get(split)
-    if whole and len(rows) > whole: raise DataError(f"{name}: {len(rows):,} rows where {whole:,} were published; it is another file")
+    if whole and len(rows) > whole:
+        raise DataError(f"{name}: {len(rows):,} rows where {whole:,} were published; it is another file")
     found = Counter(rows["label"][:])
     if isinstance(each, tuple) and len(rows) == whole and tuple(found[i] for i in range(len(each))) != each:
-        raise DataError(f"{name}: the labels are there {dict(found)} times where {each} were published; it is another file")
+        raise DataError(
+            f"{name}: the labels are there {dict(found)} times where {each} were published; it is another file"
+        )
 
 # %% ../../nbs/data/02_tasks.ipynb #1b63b8e5
 def kept_back(
@@ -149,6 +236,7 @@ def kept_back(
 @dataclass(frozen=True)
 class File(Layout, Files):
     "Files of your own: a layout and the folder they are in"
+
     folder: str = "."  # relative ones start at the project's root
     advice = "The task's record says in `files` what they are called; `macular data check --task` with its path reads them all."
     held_out: float = 0  # share of the training rows that are kept back as dev rows, where there is no dev file
@@ -156,62 +244,132 @@ class File(Layout, Files):
     def __post_init__(self):
         if isinstance(self.held_out, bool) or not isinstance(self.held_out, (int, float)) or not 0 <= self.held_out < 1:
             raise ParameterError(f"held_out is {self.held_out!r}; a share from 0 to below 1 is needed, as 0.1")
-        if self.held_out and isinstance(self.files, dict) and "dev" in self.files: raise ParameterError("held_out makes dev rows of training rows, and there is a dev file; leave one of them out")
+        if self.held_out and isinstance(self.files, dict) and "dev" in self.files:
+            raise ParameterError(
+                "held_out makes dev rows of training rows, and there is a dev file; leave one of them out"
+            )
         super().__post_init__()
 
     def layout(self, task, split):
         "The layout itself, whatever the task"
-        if self._read_as(split) not in self.files: raise DataError(f"{task.name} has no {split} file, only {', '.join(self.files)}")
+        if self._read_as(split) not in self.files:
+            raise DataError(f"{task.name} has no {split} file, only {', '.join(self.files)}")
         return self
 
     def base(self, task, split, lang):
         "Where the files are"
         return resolve(self.folder)
 
-    def _read_as(self, split): return "train" if split == "dev" and self.held_out else split
+    def _read_as(self, split):
+        return "train" if split == "dev" and self.held_out else split
 
-    def name(self, task, split, lang): return super().name(task, self._read_as(split), lang)
-    def langs(self, task, split): return super().langs(task, self._read_as(split))
+    def name(self, task, split, lang):
+        return super().name(task, self._read_as(split), lang)
+
+    def langs(self, task, split):
+        return super().langs(task, self._read_as(split))
 
     def read(self, task, split, lang):
         "The rows of one split in one language"
         rows = super().read(task, self._read_as(split), lang)
-        return rows if not self.held_out or split == "test" else rows.select(np.flatnonzero(kept_back(rows["text_a"][:], self.held_out) == (split == "dev")))
+        return (
+            rows
+            if not self.held_out or split == "test"
+            else rows.select(np.flatnonzero(kept_back(rows["text_a"][:], self.held_out) == (split == "dev")))
+        )
 
 # %% ../../nbs/data/02_tasks.ipynb #46c147b2
 _nli = {name: name for name in tasks["xnli"].labels}
 _ab = dict(text_a="sentence1", text_b="sentence2")
-_xnli = dict(published=True, origin="XNLI 1.0", licence="CC BY-NC 4.0", noncommercial=True, rows={"dev": (830,) * 3, "test": (1670,) * 3})
-_mnli = dict(published=True, origin="MultiNLI, in XNLI-MT 1.0", licence="MultiNLI's own terms", written_in="en", rows={"train": 392_702})
-_pawsx = dict(published=True, origin="PAWS-X", licence="free for any purpose, credit Google", id="id", **_ab,
-              labels={"0": "different", "1": "paraphrase"}, rows={"train": 49_401, "dev": 2_000, "test": 2_000})
-_xglue = dict(published=True, origin="XGLUE", licence="non-commercial research only", noncommercial=True,
-              rows={"train": 100_000, "dev": 10_000, "test": 10_000})
+_xnli = dict(
+    published=True,
+    origin="XNLI 1.0",
+    licence="CC BY-NC 4.0",
+    noncommercial=True,
+    rows={"dev": (830,) * 3, "test": (1670,) * 3},
+)
+_mnli = dict(
+    published=True,
+    origin="MultiNLI, in XNLI-MT 1.0",
+    licence="MultiNLI's own terms",
+    written_in="en",
+    rows={"train": 392_702},
+)
+_pawsx = dict(
+    published=True,
+    origin="PAWS-X",
+    licence="free for any purpose, credit Google",
+    id="id",
+    **_ab,
+    labels={"0": "different", "1": "paraphrase"},
+    rows={"train": 49_401, "dev": 2_000, "test": 2_000},
+)
+_xglue = dict(
+    published=True,
+    origin="XGLUE",
+    licence="non-commercial research only",
+    noncommercial=True,
+    rows={"train": 100_000, "dev": 10_000, "test": 10_000},
+)
 _qam = dict(text_a="question", text_b="answer", labels={"0": "no", "1": "yes", "False": "no", "True": "yes"}, **_xglue)
-_qadsm = dict(text_a="query", text_b=("ad_title", "ad_description"), labels={"0": "Bad", "1": "Good", "Bad": "Bad", "Good": "Good"}, **_xglue)
+_qadsm = dict(
+    text_a="query",
+    text_b=("ad_title", "ad_description"),
+    labels={"0": "Bad", "1": "Good", "Bad": "Bad", "Good": "Good"},
+    **_xglue,
+)
 
 # %% ../../nbs/data/02_tasks.ipynb #7c90a393
 archives = {  # task -> layouts, together one for each split
-    "xnli": (Layout({"train": "XNLI-MT-1.0/multinli/multinli.train.en.tsv"}, "premise", "hypo", **_mnli,
-                    labels=_nli | {"contradictory": "contradiction"}),
-             Layout({s: f"XNLI-1.0/xnli.{s}.tsv" for s in ("dev", "test")}, label="gold_label", labels=_nli, id="pairID", lang="language",
-                    **_ab, **_xnli)),
-    "pawsx": (Layout({"train": "x-final/en/train.tsv"}, written_in="en", **_pawsx),
-              Layout({s: f"x-final/{{lang}}/{s}_2k.tsv" for s in ("dev", "test")}, **_pawsx)),
-    "qam": (Layout({s: f"xglue_full_dataset/QAM/xglue.qam.{{lang}}.{s}" for s in splits}, columns=("question", "answer", "label"), **_qam),),
-    "qadsm": (Layout({s: f"xglue_full_dataset/QADSM/xglue.qadsm.{{lang}}.{s}" for s in splits},
-                     columns=("query", "ad_title", "ad_description", "label"), **_qadsm),),
+    "xnli": (
+        Layout(
+            {"train": "XNLI-MT-1.0/multinli/multinli.train.en.tsv"},
+            "premise",
+            "hypo",
+            **_mnli,
+            labels=_nli | {"contradictory": "contradiction"},
+        ),
+        Layout(
+            {s: f"XNLI-1.0/xnli.{s}.tsv" for s in ("dev", "test")},
+            label="gold_label",
+            labels=_nli,
+            id="pairID",
+            lang="language",
+            **_ab,
+            **_xnli,
+        ),
+    ),
+    "pawsx": (
+        Layout({"train": "x-final/en/train.tsv"}, written_in="en", **_pawsx),
+        Layout({s: f"x-final/{{lang}}/{s}_2k.tsv" for s in ("dev", "test")}, **_pawsx),
+    ),
+    "qam": (
+        Layout(
+            {s: f"xglue_full_dataset/QAM/xglue.qam.{{lang}}.{s}" for s in splits},
+            columns=("question", "answer", "label"),
+            **_qam,
+        ),
+    ),
+    "qadsm": (
+        Layout(
+            {s: f"xglue_full_dataset/QADSM/xglue.qadsm.{{lang}}.{s}" for s in splits},
+            columns=("query", "ad_title", "ad_description", "label"),
+            **_qadsm,
+        ),
+    ),
 }
 
 # %% ../../nbs/data/02_tasks.ipynb #996ca61c
 def _pick(layouts, task, split, where):
-    if task.name not in layouts: raise ParameterError(f"{where} does not hold this task: {unknown('task', task.name, layouts)}")
+    if task.name not in layouts:
+        raise ParameterError(f"{where} does not hold this task: {unknown('task', task.name, layouts)}")
     return next(layout for layout in layouts[task.name] if split in layout.files)
 
 # %% ../../nbs/data/02_tasks.ipynb #a580281a
 @dataclass(frozen=True)
 class Folder(Files):
     "The official archives, unpacked side by side"
+
     path: str  # relative ones start at the project's root
 
     def layout(self, task, split):
@@ -224,18 +382,51 @@ class Folder(Files):
 
 # %% ../../nbs/data/02_tasks.ipynb #26a67234
 hub_layouts = {  # task -> layouts; the origin is the name of the data set on the hub
-    "xnli": (Layout({"train": "en/train-*.parquet"}, "premise", "hypothesis", labels=_nli | dict(zip("012", _nli)),
-                    **_mnli | dict(origin="facebook/xnli")),
-             Layout({"dev": "{lang}/validation-*.parquet", "test": "{lang}/test-*.parquet"}, "premise", "hypothesis",
-                    labels=_nli | dict(zip("012", _nli)), **_xnli | dict(origin="facebook/xnli"))),
-    "pawsx": (Layout({"train": "en/train-*.parquet"}, written_in="en", **_pawsx | dict(origin="google-research-datasets/paws-x")),
-              Layout({"dev": "{lang}/validation-*.parquet", "test": "{lang}/test-*.parquet"},
-                     **_pawsx | dict(origin="google-research-datasets/paws-x"))),
-    "qam": (Layout({"train": "qam/train-*.parquet"}, written_in="en", **_qam | dict(origin="hgissbkh/xglue")),
-            Layout({"dev": "qam/validation.{lang}-*.parquet", "test": "qam/test.{lang}-*.parquet"}, **_qam | dict(origin="hgissbkh/xglue"))),
-    "qadsm": (Layout({"train": "qadsm/train-*.parquet"}, written_in="en", label="relevance_label", **_qadsm | dict(origin="hgissbkh/xglue")),
-              Layout({"dev": "qadsm/validation.{lang}-*.parquet", "test": "qadsm/test.{lang}-*.parquet"}, label="relevance_label",
-                     **_qadsm | dict(origin="hgissbkh/xglue"))),
+    "xnli": (
+        Layout(
+            {"train": "en/train-*.parquet"},
+            "premise",
+            "hypothesis",
+            labels=_nli | dict(zip("012", _nli)),
+            **_mnli | dict(origin="facebook/xnli"),
+        ),
+        Layout(
+            {"dev": "{lang}/validation-*.parquet", "test": "{lang}/test-*.parquet"},
+            "premise",
+            "hypothesis",
+            labels=_nli | dict(zip("012", _nli)),
+            **_xnli | dict(origin="facebook/xnli"),
+        ),
+    ),
+    "pawsx": (
+        Layout(
+            {"train": "en/train-*.parquet"}, written_in="en", **_pawsx | dict(origin="google-research-datasets/paws-x")
+        ),
+        Layout(
+            {"dev": "{lang}/validation-*.parquet", "test": "{lang}/test-*.parquet"},
+            **_pawsx | dict(origin="google-research-datasets/paws-x"),
+        ),
+    ),
+    "qam": (
+        Layout({"train": "qam/train-*.parquet"}, written_in="en", **_qam | dict(origin="hgissbkh/xglue")),
+        Layout(
+            {"dev": "qam/validation.{lang}-*.parquet", "test": "qam/test.{lang}-*.parquet"},
+            **_qam | dict(origin="hgissbkh/xglue"),
+        ),
+    ),
+    "qadsm": (
+        Layout(
+            {"train": "qadsm/train-*.parquet"},
+            written_in="en",
+            label="relevance_label",
+            **_qadsm | dict(origin="hgissbkh/xglue"),
+        ),
+        Layout(
+            {"dev": "qadsm/validation.{lang}-*.parquet", "test": "qadsm/test.{lang}-*.parquet"},
+            label="relevance_label",
+            **_qadsm | dict(origin="hgissbkh/xglue"),
+        ),
+    ),
 }
 
 # %% ../../nbs/data/02_tasks.ipynb #8767a718
@@ -243,12 +434,15 @@ def _all_shards(paths, what, task):
     "A data set in several files, of which an interrupted download leaves some"
     whole = max(int(m[1]) if (m := re.search(r"-of-0*(\d+)\.", p.name)) else 1 for p in paths)
     if len(paths) < whole:
-        raise EnvironmentProblem(f"of {what} {len(paths)} of {whole} files are in the hub's cache; rows would be missing. Online, `macular data fetch {task}` stores them all.")
+        raise EnvironmentProblem(
+            f"of {what} {len(paths)} of {whole} files are in the hub's cache; rows would be missing. Online, `macular data fetch {task}` stores them all."
+        )
 
 # %% ../../nbs/data/02_tasks.ipynb #99b30dbb
 @dataclass(frozen=True)
 class Hub(Files):
     "Single Parquet files from the Hugging Face hub"
+
     revisions: dict = field(default_factory=dict)  # data set -> commit, tag or branch
 
     def layout(self, task, split):
@@ -258,11 +452,17 @@ class Hub(Files):
     def base(self, task, split, lang):
         "The local snapshot with the wanted files, downloaded when they are not there"
         from huggingface_hub import snapshot_download
+
         wanted, repo = self.name(task, split, lang), self.layout(task, split).origin
-        try: return Path(snapshot_download(repo, repo_type="dataset", revision=self.revisions.get(repo), allow_patterns=[wanted]))
+        try:
+            return Path(
+                snapshot_download(repo, repo_type="dataset", revision=self.revisions.get(repo), allow_patterns=[wanted])
+            )
         except Exception as e:  # whatever the client of the hub raises, the wanted file is not to be had
-            raise EnvironmentProblem(f"{wanted} of the data set {repo} is neither in the hub's cache nor to be had now: {type(e).__name__}: "
-                                     f"{str(e)[:300]}\nOnline, `macular data fetch {task.name}` stores it; or give a local folder as data_dir.") from e
+            raise EnvironmentProblem(
+                f"{wanted} of the data set {repo} is neither in the hub's cache nor to be had now: {type(e).__name__}: "
+                f"{str(e)[:300]}\nOnline, `macular data fetch {task.name}` stores it; or give a local folder as data_dir."
+            ) from e
 
     def paths(self, task, split, lang):
         "The files with the rows of one split in one language"
@@ -270,15 +470,20 @@ class Hub(Files):
         found = sorted(self.base(task, split, lang).glob(wanted))
         origin = self.layout(task, split).origin
         if not found:
-            raise DataError(f"the data set {origin} has no file {wanted} in this revision, or it is not in the hub's cache and the network is off. "
-                            f"Online, `macular data fetch {task.name}` stores it.")
+            raise DataError(
+                f"the data set {origin} has no file {wanted} in this revision, or it is not in the hub's cache and the network is off. "
+                f"Online, `macular data fetch {task.name}` stores it."
+            )
         _all_shards(found, f"{wanted} of the data set {origin}", task.name)
         return found
 
     def langs(self, task, split):
         "The languages the hub has; nothing is asked or downloaded"
-        if task.name not in hub_layouts: return ()
-        return tuple(x for x in task.langs if "{lang}" in self.layout(task, split).files[split] or x == task.source_lang)
+        if task.name not in hub_layouts:
+            return ()
+        return tuple(
+            x for x in task.langs if "{lang}" in self.layout(task, split).files[split] or x == task.source_lang
+        )
 
     def provenance(self, task, split, lang):
         "Which files of which commit the rows come from"
@@ -289,23 +494,37 @@ class Hub(Files):
 def _record(cls, values, where):
     known = {f.name for f in fields(cls)}
     for name in values:
-        if name not in known: raise ParameterError(f"{where}: {unknown('field', name, known)}")
-    missing = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING and f.name not in values]
-    if missing: raise ParameterError(f"{where}: please say {', '.join(missing)}")
-    try: return cls(**values)
-    except ParameterError as e: raise ParameterError(f"{where}: {e}") from e
-    except (TypeError, AttributeError) as e: raise ParameterError(f"{where}: a value has the wrong type: {e}. Lists are written [\"a\", \"b\"], texts \"a\".") from e
+        if name not in known:
+            raise ParameterError(f"{where}: {unknown('field', name, known)}")
+    missing = [
+        f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING and f.name not in values
+    ]
+    if missing:
+        raise ParameterError(f"{where}: please say {', '.join(missing)}")
+    try:
+        return cls(**values)
+    except ParameterError as e:
+        raise ParameterError(f"{where}: {e}") from e
+    except (TypeError, AttributeError) as e:
+        raise ParameterError(
+            f'{where}: a value has the wrong type: {e}. Lists are written ["a", "b"], texts "a".'
+        ) from e
+
 
 def task_from_toml(
     path,  # the file; a relative path starts at the project's root
 ) -> Task:  # with a `File` source, if the file has a [source]
     "A task that was written down in a TOML file"
     path = resolve(path)
-    try: values = tomllib.loads(content(path).decode())
-    except DataError as e: raise DataError(f"the task file cannot be read: {e}") from e
-    except (ValueError, RecursionError) as e: raise DataError(f"the task file {path} is not TOML: {e}. Correct it there.") from e
+    try:
+        values = tomllib.loads(content(path).decode())
+    except DataError as e:
+        raise DataError(f"the task file cannot be read: {e}") from e
+    except (ValueError, RecursionError) as e:
+        raise DataError(f"the task file {path} is not TOML: {e}. Correct it there.") from e
     if source := values.pop("source", None):
-        if not isinstance(source, dict): raise ParameterError(f"{path.name}: source is {str(source)[:80]!r}; write its fields below a line [source]")
+        if not isinstance(source, dict):
+            raise ParameterError(f"{path.name}: source is {str(source)[:80]!r}; write its fields below a line [source]")
         source["folder"] = str(path.parent / os.path.expanduser(str(source.get("folder", "."))))
         values["source"] = _record(File, source, f"{path.name} [source]")
     return _record(Task, values, path.name)
@@ -315,7 +534,8 @@ def find(
     task,  # a `Task`, the name of a registered one, or the path of a TOML file
 ) -> Task:
     "The task that is meant"
-    if isinstance(task, Task): return task
+    if isinstance(task, Task):
+        return task
     return task_from_toml(task) if str(task).endswith(".toml") else tasks[task]
 
 # %% ../../nbs/data/02_tasks.ipynb #76ca8ec2
@@ -328,23 +548,32 @@ def load(
     "The rows of one split of a task in one language"
     task = find(task)
     lang = lang or task.source_lang
-    if split not in splits: raise ParameterError(unknown("split", split, splits))
-    if lang not in (task.source_lang, *task.langs): raise ParameterError(unknown(f"language of {task.name}", lang, task.langs))
+    if split not in splits:
+        raise ParameterError(unknown("split", split, splits))
+    if lang not in (task.source_lang, *task.langs):
+        raise ParameterError(unknown(f"language of {task.name}", lang, task.langs))
     if split == "train" and lang != task.source_lang:
-        raise ParameterError(f"{task.name} trains on '{task.source_lang}' alone. Training rows in '{lang}' would be machine translations, "
-                             "and the setting is zero-shot; set the task's source_lang if you have real ones.")
+        raise ParameterError(
+            f"{task.name} trains on '{task.source_lang}' alone. Training rows in '{lang}' would be machine translations, "
+            "and the setting is zero-shot; set the task's source_lang if you have real ones."
+        )
     rows = (task.source or source or Hub()).read(task, split, lang)
     count = Counter(rows["label"][:])
     absent = [name for i, name in enumerate(task.labels) if not count[i]]
     if not rows or len(count) < 2 or split == "train" and absent:
-        raise DataError(f"{task.name} {split} in '{lang}': {len(rows):,} rows, none of them {' or '.join(absent)}. "
-                        "With such a file nothing can be learned or scored; were its labels stripped?")
+        raise DataError(
+            f"{task.name} {split} in '{lang}': {len(rows):,} rows, none of them {' or '.join(absent)}. "
+            "With such a file nothing can be learned or scored; were its labels stripped?"
+        )
     return rows
 
 # %% ../../nbs/data/02_tasks.ipynb #604c1d8a
 class Facts(dict):
     "Counts of a split; shows as a table"
-    def _repr_markdown_(self): return table([{"fact": k, "value": v} for k, v in self.items()])
+
+    def _repr_markdown_(self):
+        return table([{"fact": k, "value": v} for k, v in self.items()])
+
 
 def facts(
     rows,  # from `load`
@@ -355,9 +584,18 @@ def facts(
     pairs = list(zip(rows["text_a"][:], rows["text_b"][:]))
     labels, names = Counter(rows["label"][:]), rows.features["label"].names
     once, several = Counter(pairs), Counter(pair for pair, _ in set(zip(pairs, rows["label"][:])))
-    found = Facts(rows=len(pairs), **({"of": f"sample: {len(pairs):,} of {published:,} rows"} if published and len(pairs) < published else {}),
-                  labels={name: labels[i] for i, name in enumerate(names)}, majority=round(max(labels.values()) / max(1, len(pairs)), 4),
-                  empty=sum(not (a.strip() and b.strip()) for a, b in pairs), untranslated=sum("NS" in pair for pair in pairs),
-                  repeated=len(pairs) - len(once), contradictory=sum(n > 1 for n in several.values()))
-    if train is not None: found["in training"] = sum(pair in seen for seen in [set(zip(train["text_a"][:], train["text_b"][:]))] for pair in pairs)
+    found = Facts(
+        rows=len(pairs),
+        **({"of": f"sample: {len(pairs):,} of {published:,} rows"} if published and len(pairs) < published else {}),
+        labels={name: labels[i] for i, name in enumerate(names)},
+        majority=round(max(labels.values()) / max(1, len(pairs)), 4),
+        empty=sum(not (a.strip() and b.strip()) for a, b in pairs),
+        untranslated=sum("NS" in pair for pair in pairs),
+        repeated=len(pairs) - len(once),
+        contradictory=sum(n > 1 for n in several.values()),
+    )
+    if train is not None:
+        found["in training"] = sum(
+            pair in seen for seen in [set(zip(train["text_a"][:], train["text_b"][:]))] for pair in pairs
+        )
     return found

@@ -15,21 +15,24 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from ..core import DataError, ParameterError, table, unknown
+from ..data.tasks import Task, archives, find, hub_layouts
 from ..results.records import located, record
-from ..train.run import Result, averaged
 from ..results.statistics import LEVEL, summary
 from ..store import read_json, verify
-from ..data.tasks import Task, archives, find, hub_layouts
+from ..train.run import Result, averaged
 
 # %% ../../nbs/deploy/01_card.ipynb #0856a738
 def result_of(
     run,  # a finished run's folder, its name below runs/, or what `run` returned
 ) -> Result:
     "A finished run"
-    if isinstance(run, Result): return run
+    if isinstance(run, Result):
+        return run
     folder = located(run)
-    if folder is None: raise DataError(f"there is no finished run in {run}; it needs result.json, which is written last")
+    if folder is None:
+        raise DataError(f"there is no finished run in {run}; it needs result.json, which is written last")
     return Result(folder, read_json(folder / "result.json"))
+
 
 def training_of(
     result: Result,
@@ -37,8 +40,12 @@ def training_of(
 ) -> tuple[Path, dict]:  # its folder, and what was recorded of it
     "A training that a run rests on"
     folder = result.folder.parent / "trainings" / result.values["trainings"][name]["key"]
-    if not (folder / "training.json").exists(): raise DataError(f"the weights of {result.folder.name} are in {folder}, which is not there. Runs and their trainings go together.")
+    if not (folder / "training.json").exists():
+        raise DataError(
+            f"the weights of {result.folder.name} are in {folder}, which is not there. Runs and their trainings go together."
+        )
     return folder, read_json(folder / "training.json")
+
 
 def kept(
     result: Result,
@@ -56,33 +63,42 @@ def kept(
 @dataclass(frozen=True)
 class Taken:
     "What is taken out of a run: which task's head, after which round"
+
     result: Result
     task: Task
     selection: str  # which round: en_dev, last, averaged, all_dev_oracle
 
     @property
-    def config(self) -> dict: return self.result.values["config"]
+    def config(self) -> dict:
+        return self.result.values["config"]
 
     @property
-    def name(self) -> str: return self.config["method"]  # of its own training
+    def name(self) -> str:
+        return self.config["method"]  # of its own training
 
     @property
-    def beneath(self) -> str: return (names := list(self.result.values["trainings"]))[names.index(self.name) - 1]  # of the one f_m is from
+    def beneath(self) -> str:
+        return (names := list(self.result.values["trainings"]))[names.index(self.name) - 1]  # of the one f_m is from
 
     @property
-    def round(self): return self.result.values["selections"][self.selection]["round"]
+    def round(self):
+        return self.result.values["selections"][self.selection]["round"]
 
     @property
-    def max_length(self) -> int: return self.config["max_length"] or self.task.max_length
+    def max_length(self) -> int:
+        return self.config["max_length"] or self.task.max_length
 
     @cached_property
-    def trained(self) -> tuple[dict, dict]: return kept(self.result, self.name, self.round)
+    def trained(self) -> tuple[dict, dict]:
+        return kept(self.result, self.name, self.round)
 
     @property
-    def row(self) -> dict: return self.trained[0]["row"]
+    def row(self) -> dict:
+        return self.trained[0]["row"]
 
     @property
-    def frozen(self) -> bool: return bool(self.row["shared"]) and self.row["shared_as"] == "frozen"
+    def frozen(self) -> bool:
+        return bool(self.row["shared"]) and self.row["shared_as"] == "frozen"
 
 # %% ../../nbs/deploy/01_card.ipynb #f6842b0f
 def obstacle(
@@ -90,10 +106,14 @@ def obstacle(
 ) -> str:  # empty where there is none
     "Why a run's model is none that transformers could load"
     several = [n for n in taken.result.values["trainings"] if n.endswith(" 2")]
-    if several: return "it averages the probabilities of two trainings, which are two models. Export a run of the row that it averages."
-    if taken.row["head"] == "cloze": return "it scores words at a gap; no class of transformers asks that way. Use its predictions, or another row."
-    if taken.row["encoder"] == "syntax": return "its encoder reads a dependency tree beside the text, which no tokenizer gives. Use its predictions, or another row."
-    if taken.row["readings"]["e"] == "cls": return "its reading of e is `cls`; stock heads have a layer before their last one, which it never trained."
+    if several:
+        return "it averages the probabilities of two trainings, which are two models. Export a run of the row that it averages."
+    if taken.row["head"] == "cloze":
+        return "it scores words at a gap; no class of transformers asks that way. Use its predictions, or another row."
+    if taken.row["encoder"] == "syntax":
+        return "its encoder reads a dependency tree beside the text, which no tokenizer gives. Use its predictions, or another row."
+    if taken.row["readings"]["e"] == "cls":
+        return "its reading of e is `cls`; stock heads have a layer before their last one, which it never trained."
     return ""
 
 # %% ../../nbs/deploy/01_card.ipynb #79d34e64
@@ -104,15 +124,22 @@ def take(
 ) -> Taken:
     "What is to be exported, checked"
     result = result_of(run)
-    if selection not in result.values["selections"]: raise ParameterError(unknown("selection", selection, result.values["selections"]))
+    if selection not in result.values["selections"]:
+        raise ParameterError(unknown("selection", selection, result.values["selections"]))
     own = result.values["config"]["task"]
     where = read_json(result.folder / "environment.json")["task"]
     found = Taken(result, find(where if task in ("", own) else task), selection)
-    if why := obstacle(found): raise ParameterError(f"{found.name} is not exported: {why}")
-    if found.task.name not in found.trained[0]["tasks"]: raise ParameterError(f"{found.name} did not learn it: {unknown('task', found.task.name, found.trained[0]['tasks'])}")
+    if why := obstacle(found):
+        raise ParameterError(f"{found.name} is not exported: {why}")
+    if found.task.name not in found.trained[0]["tasks"]:
+        raise ParameterError(
+            f"{found.name} did not learn it: {unknown('task', found.task.name, found.trained[0]['tasks'])}"
+        )
     said = tuple(c.removeprefix("p_") for c in result.predictions.columns if c.startswith("p_"))
     if found.task.name == own and said != found.task.labels:
-        raise DataError(f"the run has the labels {', '.join(said)}, the task '{own}' now {', '.join(found.task.labels)}; its record changed since")
+        raise DataError(
+            f"the run has the labels {', '.join(said)}, the task '{own}' now {', '.join(found.task.labels)}; its record changed since"
+        )
     return found
 
 # %% ../../nbs/deploy/01_card.ipynb #f17dd0ab
@@ -121,15 +148,27 @@ def scores(
 ) -> list[dict]:  # language, items, accuracy and interval in percent; none for a head that the run did not score
     "Accuracy per language, with its interval over items"
     from scipy.stats import binomtest
-    found, items = taken.result.values["selections"][taken.selection]["accuracy"], taken.result.predictions.groupby("language").size()
+
+    found, items = (
+        taken.result.values["selections"][taken.selection]["accuracy"],
+        taken.result.predictions.groupby("language").size(),
+    )
     rows = []
     for lang, value in found.get(taken.task.name, {}).items():
         n = int(items[lang])
         between = binomtest(round(value * n / 100), n).proportion_ci(LEVEL, "wilson")
-        rows.append({"language": lang, "items": n, "accuracy": value, "low": 100 * between.low, "high": 100 * between.high})
+        rows.append(
+            {"language": lang, "items": n, "accuracy": value, "low": 100 * between.low, "high": 100 * between.high}
+        )
     return rows
 
-def _made(values): return [values.get(name) for name in ("algorithm", "origins", "split")] + [values["backbone"].get("sha256"), {k: v for k, v in values["config"].items() if k != "seed"}]
+
+def _made(values):
+    return [values.get(name) for name in ("algorithm", "origins", "split")] + [
+        values["backbone"].get("sha256"),
+        {k: v for k, v in values["config"].items() if k != "seed"},
+    ]
+
 
 def seeds_of(
     taken: Taken,
@@ -147,38 +186,76 @@ def made_from(
     values, found = taken.result.values, {}
     for o in values["origins"]:
         words = "lang" in o
-        where = ("words" if words else "texts", o.get("source") or Path(o["file"]).parent.name or "own file", o.get("licence", "not stated"), o.get("noncommercial", False))
+        where = (
+            "words" if words else "texts",
+            o.get("source") or Path(o["file"]).parent.name or "own file",
+            o.get("licence", "not stated"),
+            o.get("noncommercial", False),
+        )
         found.setdefault(where, []).append(o["lang"] if words else Path(o["file"]).name)
-    rows = [{"what": f"{what}: {', '.join(dict.fromkeys(names))}", "from": source, "licence": licence, "use": "**non-commercial**" if closed else ""}
-            for (what, source, licence, closed), names in found.items()]
+    rows = [
+        {
+            "what": f"{what}: {', '.join(dict.fromkeys(names))}",
+            "from": source,
+            "licence": licence,
+            "use": "**non-commercial**" if closed else "",
+        }
+        for (what, source, licence, closed), names in found.items()
+    ]
     backbone = values["backbone"]
-    return [{"what": f"backbone: {backbone['name']}", "from": backbone["source"], "licence": backbone["licence"], "use": ""}, *rows]
+    return [
+        {
+            "what": f"backbone: {backbone['name']}",
+            "from": backbone["source"],
+            "licence": backbone["licence"],
+            "use": "",
+        },
+        *rows,
+    ]
 
-def noncommercial(taken: Taken) -> bool: return any(o.get("noncommercial") for o in taken.result.values["origins"])
+
+def noncommercial(taken: Taken) -> bool:
+    return any(o.get("noncommercial") for o in taken.result.values["origins"])
 
 # %% ../../nbs/deploy/01_card.ipynb #a6dcc8c2
 def benchmark(
     taken: Taken,
-) -> tuple[str, str | None] | None:  # data set on the hub, and the commit the rows are of; nothing where it is no public one
+) -> (
+    tuple[str, str | None] | None
+):  # data set on the hub, and the commit the rows are of; nothing where it is no public one
     "The benchmark a run was scored on"
     name, split = taken.task.name, taken.result.values["split"]
     sources = [o["source"] for o in taken.result.values["origins"] if "source" in o]
     for repo, archive in _published(name, split):
         for source in sources:
-            if source.startswith(f"{repo}@"): return repo, source.removeprefix(f"{repo}@")
-            if source == archive: return repo, None
+            if source.startswith(f"{repo}@"):
+                return repo, source.removeprefix(f"{repo}@")
+            if source == archive:
+                return repo, None
+
 
 def _published(name, split):
-    for layout in (x for x in hub_layouts.get(name, ()) if split in x.files): yield layout.origin, next(x.origin for x in archives[name] if split in x.files)
+    for layout in (x for x in hub_layouts.get(name, ()) if split in x.files):
+        yield layout.origin, next(x.origin for x in archives[name] if split in x.files)
+
 
 def eval_results(
     taken: Taken,
 ) -> list[dict]:  # an entry for each language
     "Results in the hub's own format"
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
-    if (known := benchmark(taken)) is None: return []
+
+    if (known := benchmark(taken)) is None:
+        return []
     notes = f"accuracy in percent, {taken.result.values['split']}, {taken.row['title']}, seed {taken.config['seed']}"
-    return eval_result_entries_to_yaml([EvalResultEntry(known[0], row["language"], round(row["accuracy"], 2), dataset_revision=known[1], notes=notes) for row in scores(taken)])
+    return eval_result_entries_to_yaml(
+        [
+            EvalResultEntry(
+                known[0], row["language"], round(row["accuracy"], 2), dataset_revision=known[1], notes=notes
+            )
+            for row in scores(taken)
+        ]
+    )
 
 # %% ../../nbs/deploy/01_card.ipynb #a7770b29
 def limits(
@@ -188,23 +265,33 @@ def limits(
     task, values = taken.task, taken.result.values
     drawn = {x for t in values["trainings"].values() for x in t["switch_rates"].get(task.name, {}).get("langs", {})}
     bare = [x for x in task.langs if x != task.source_lang and x not in drawn]
-    found = [f"It learned labels in `{task.source_lang}` alone; what it knows of other languages comes from the backbone" + (" and from dictionaries." if drawn else ".")]
-    if drawn and bare: found.append(f"There was no dictionary for {', '.join(bare)}.")
-    if values["collapsed"] and scores(taken): found.append(f"In {', '.join(values['collapsed'])} it says the same label for every pair.")
+    found = [
+        f"It learned labels in `{task.source_lang}` alone; what it knows of other languages comes from the backbone"
+        + (" and from dictionaries." if drawn else ".")
+    ]
+    if drawn and bare:
+        found.append(f"There was no dictionary for {', '.join(bare)}.")
+    if values["collapsed"] and scores(taken):
+        found.append(f"In {', '.join(values['collapsed'])} it says the same label for every pair.")
     return found + [f"{note[0].upper()}{note[1:]}." for note in values["notes"]]
 
 # %% ../../nbs/deploy/01_card.ipynb #894f21e7
 def _call(taken, folder):
     before = "import macular.deploy.huggingface  # the class with two encoders\n" if taken.frozen else ""
     texts = ", ".join(f'"{key}": "the {name}"' for key, name in zip(("text", "text_pair"), taken.task.fields))
-    return (f'```python\n{before}from transformers import pipeline\n\nclassify = pipeline("text-classification", "{folder}", truncation=True)\n'
-            f"classify([{{{texts}}}])\n```")
+    return (
+        f'```python\n{before}from transformers import pipeline\n\nclassify = pipeline("text-classification", "{folder}", truncation=True)\n'
+        f"classify([{{{texts}}}])\n```"
+    )
+
 
 def _seeds(taken):
     runs = seeds_of(taken)
-    if len(runs) < 2 or not scores(taken): return f"It is seed {taken.config['seed']}, the only one there was."
+    if len(runs) < 2 or not scores(taken):
+        return f"It is seed {taken.config['seed']}, the only one there was."
     found = summary([record(r) for r in runs], selection=taken.selection)
     return f"It is seed {taken.config['seed']}; the mean over seeds is {found}, {100 * LEVEL:.0f} % interval ± {found.half:.1f}."
+
 
 def _accuracy(taken):
     "A table and its caption"
@@ -212,36 +299,77 @@ def _accuracy(taken):
     if not rows:
         dev = values["trainings"][taken.name]["dev"]
         known = dev[taken.round - 1] if taken.round != "averaged" else {}
-        return f"The run scored another task. Dev rows in `{taken.task.source_lang}`: {known[taken.task.name]:.1f} % right." if taken.task.name in known else "The run scored another task."
+        return (
+            f"The run scored another task. Dev rows in `{taken.task.source_lang}`: {known[taken.task.name]:.1f} % right."
+            if taken.task.name in known
+            else "The run scored another task."
+        )
     between = f"{100 * LEVEL:.0f} % interval"
-    shown = [{"language": r["language"], "items": f"{r['items']:,}", "accuracy": f"{r['accuracy']:.1f}", between: f"{r['low']:.1f} to {r['high']:.1f}"} for r in rows]
+    shown = [
+        {
+            "language": r["language"],
+            "items": f"{r['items']:,}",
+            "accuracy": f"{r['accuracy']:.1f}",
+            between: f"{r['low']:.1f} to {r['high']:.1f}",
+        }
+        for r in rows
+    ]
     mean = sum(r["accuracy"] for r in rows) / len(rows)
-    return (f"{table(shown)}\n\nPercent right on {values['split']}; the mean over {len(rows)} languages is {mean:.1f}. The intervals are over items, of this checkpoint "
-            f"(round {taken.round}, chosen by `{taken.selection}`). {_seeds(taken)}")
+    return (
+        f"{table(shown)}\n\nPercent right on {values['split']}; the mean over {len(rows)} languages is {mean:.1f}. The intervals are over items, of this checkpoint "
+        f"(round {taken.round}, chosen by `{taken.selection}`). {_seeds(taken)}"
+    )
 
 # %% ../../nbs/deploy/01_card.ipynb #7f31dcdb
 def trained_by(
     taken: Taken,
 ) -> list[dict]:  # a row for each training it rests on
     "Which rows were trained on what, by which losses"
-    found = {name: (t, training_of(taken.result, name)[1]["row"]) for name, t in taken.result.values["trainings"].items()}
-    return [{"training": row["title"], "learned": ", ".join(t["tasks"]), "by": ", ".join(f"{loss} × {weight:g}" for loss, weight in row["terms"].items() if weight),
-             "round": taken.round if name == taken.name else t["round"]} for name, (t, row) in found.items()]
+    found = {
+        name: (t, training_of(taken.result, name)[1]["row"]) for name, t in taken.result.values["trainings"].items()
+    }
+    return [
+        {
+            "training": row["title"],
+            "learned": ", ".join(t["tasks"]),
+            "by": ", ".join(f"{loss} × {weight:g}" for loss, weight in row["terms"].items() if weight),
+            "round": taken.round if name == taken.name else t["round"],
+        }
+        for name, (t, row) in found.items()
+    ]
 
-SETTINGS = ("preset", "seed", "learning_rate", "batch_size", "rounds", "max_length", "max_train", "alpha", "word_rate", "precision")
+
+SETTINGS = (
+    "preset",
+    "seed",
+    "learning_rate",
+    "batch_size",
+    "rounds",
+    "max_length",
+    "max_train",
+    "alpha",
+    "word_rate",
+    "precision",
+)
+
 
 def _settings(taken):
     config, versions = taken.config, read_json(taken.result.folder / "environment.json")["versions"]
-    said = [f"{name} {config[name]}" for name in SETTINGS if config[name] is not None and (name != "alpha" or taken.frozen)]
+    said = [
+        f"{name} {config[name]}" for name in SETTINGS if config[name] is not None and (name != "alpha" or taken.frozen)
+    ]
     return f"{', '.join(said)}. With {', '.join(f'{name} {v}' for name, v in versions.items())}; algorithm {taken.result.values['algorithm']}, run `{taken.result.folder.name}`."
 
 # %% ../../nbs/deploy/01_card.ipynb #19989ac2
 def _licence(taken):
     "What the hub is told: a licence of its list where all sources have the same one"
     said = {row["licence"].lower() for row in made_from(taken)}
-    if noncommercial(taken): return {"license": "other", "license_name": "non-commercial", "license_link": "README.md"}
-    if len(said) == 1 and said <= {"apache-2.0", "mit", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0"}: return {"license": said.pop()}
+    if noncommercial(taken):
+        return {"license": "other", "license_name": "non-commercial", "license_link": "README.md"}
+    if len(said) == 1 and said <= {"apache-2.0", "mit", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0"}:
+        return {"license": said.pop()}
     return {"license": "other", "license_name": "as-its-sources", "license_link": "README.md"}
+
 
 def metadata(
     taken: Taken,
@@ -249,13 +377,37 @@ def metadata(
 ):
     "What the hub reads, as `ModelCardData`"
     from huggingface_hub import EvalResult, ModelCardData
+
     task, backbone, known = taken.task, taken.result.values["backbone"]["source"], benchmark(taken)
-    where = {"dataset_type": known[0] if known else task.name, "dataset_name": task.title or task.name, "dataset_revision": known and known[1], "dataset_split": taken.result.values["split"]}
-    results = [EvalResult("text-classification", metric_type="accuracy", metric_value=round(r["accuracy"], 2), dataset_config=r["language"], **where) for r in scores(taken)]
+    where = {
+        "dataset_type": known[0] if known else task.name,
+        "dataset_name": task.title or task.name,
+        "dataset_revision": known and known[1],
+        "dataset_split": taken.result.values["split"],
+    }
+    results = [
+        EvalResult(
+            "text-classification",
+            metric_type="accuracy",
+            metric_value=round(r["accuracy"], 2),
+            dataset_config=r["language"],
+            **where,
+        )
+        for r in scores(taken)
+    ]
     datasets = [o["source"].split("@")[0] for o in taken.result.values["origins"] if "@" in o.get("source", "")]
-    return ModelCardData(language=list(dict.fromkeys((task.source_lang, *task.langs))), **_licence(taken), library_name="transformers", pipeline_tag="text-classification",
-                         base_model=backbone.split("@")[0] if "@" in backbone else None, datasets=list(dict.fromkeys(datasets)) or None, metrics=["accuracy"],
-                         tags=["cross-lingual", "zero-shot", taken.name], model_name=folder, eval_results=results or None)
+    return ModelCardData(
+        language=list(dict.fromkeys((task.source_lang, *task.langs))),
+        **_licence(taken),
+        library_name="transformers",
+        pipeline_tag="text-classification",
+        base_model=backbone.split("@")[0] if "@" in backbone else None,
+        datasets=list(dict.fromkeys(datasets)) or None,
+        metrics=["accuracy"],
+        tags=["cross-lingual", "zero-shot", taken.name],
+        model_name=folder,
+        eval_results=results or None,
+    )
 
 # %% ../../nbs/deploy/01_card.ipynb #b1058ddb
 def card(
@@ -264,18 +416,24 @@ def card(
 ) -> str:  # Markdown
     "The model card"
     task, row = taken.task, taken.row
-    needs = (f"Its class, `MacularForSequenceClassification`, comes with the package `macular` (here version {version('macular')}), which must be installed."
-             if taken.frozen else "It is a stock class of transformers and needs no other package.")
-    closed = ("\n\n**Non-commercial**: data or dictionaries it was made from may not be used commercially. Take it that the model may not either, unless their owners say otherwise."
-              if noncommercial(taken) else "")
+    needs = (
+        f"Its class, `MacularForSequenceClassification`, comes with the package `macular` (here version {version('macular')}), which must be installed."
+        if taken.frozen
+        else "It is a stock class of transformers and needs no other package."
+    )
+    closed = (
+        "\n\n**Non-commercial**: data or dictionaries it was made from may not be used commercially. Take it that the model may not either, unless their owners say otherwise."
+        if noncommercial(taken)
+        else ""
+    )
     public = "" if benchmark(taken) else "\n\nThese rows are no benchmark on the hub, so there are no `.eval_results`."
     return f"""---
 {metadata(taken, folder).to_yaml()}
 ---
 
-# {row['title']}: {task.title or task.name}
+# {row["title"]}: {task.title or task.name}
 
-Tells of a pair of texts ({', '.join(task.fields)}) which it is: {', '.join(f'`{label}`' for label in task.labels)}. Labels were learned in `{task.source_lang}` alone; it is meant for {', '.join(dict.fromkeys((task.source_lang, *task.langs)))}. {needs}
+Tells of a pair of texts ({", ".join(task.fields)}) which it is: {", ".join(f"`{label}`" for label in task.labels)}. Labels were learned in `{task.source_lang}` alone; it is meant for {", ".join(dict.fromkeys((task.source_lang, *task.langs)))}. {needs}
 
 ## Use
 

@@ -17,22 +17,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..text.code_switch import CodeSwitch
-from ..results.timing import Spread, machine, race, ratio
-from ..train.build import text_of
-from .card import result_of, take, training_of
 from ..core import ParameterError, diff, key, literal
-from ..train.inputs import Data, plant
+from .card import result_of, take, training_of
 from ..jobs.plan import ALIKE, asked, job_of
-from ..train.methods import Method
-from ..model.objective import term
 from ..jobs.rerun import refuse_student, reopen
+from ..model.objective import term
 from ..results.records import Record, record
-from ..train.run import Result, carry_out, say, settle
-from ..train.config import Job, check
 from ..results.statistics import LEVEL, common, design, resampled
 from ..results.tables import Cell, Table, task_title, title
+from ..results.timing import Spread, machine, race, ratio
+from ..text.code_switch import CodeSwitch
 from ..text.encode import Views, features
+from ..train.build import text_of
+from ..train.config import Job, check
+from ..train.inputs import Data, plant
+from ..train.methods import Method
+from ..train.run import Result, carry_out, say, settle
 
 # %% ../../nbs/deploy/03_distill.ipynb #07a84da2
 def teacher_loss(
@@ -40,12 +40,16 @@ def teacher_loss(
     p: Tensor,  # (B, classes) the teacher's probabilities
 ) -> Tensor:  # scalar, 0 exactly where both agree
     "KL(p ‖ q): how far the student's probabilities are from the teacher's, a mean over items"
-    return F.kl_div(F.log_softmax(logits, -1, dtype=torch.promote_types(logits.dtype, torch.float32)), p, reduction="batchmean")
+    return F.kl_div(
+        F.log_softmax(logits, -1, dtype=torch.promote_types(logits.dtype, torch.float32)), p, reduction="batchmean"
+    )
+
 
 @term("teacher_kl")
 def teacher_kl(logits, teacher):
     "Distillation: the texts as they are get the teacher's probabilities"
     return teacher_loss(logits, teacher)
+
 
 @term("teacher_aug_kl")
 def teacher_aug_kl(logits_aug, teacher_aug):
@@ -55,20 +59,32 @@ def teacher_aug_kl(logits_aug, teacher_aug):
 # %% ../../nbs/deploy/03_distill.ipynb #2d1ed8ff
 def student_row(
     teacher: Method,
-    word_rate: float | None = None,  # probability that a word is tried for switching; None: the teacher's, or the usual one
+    word_rate: float
+    | None = None,  # probability that a word is tried for switching; None: the teacher's, or the usual one
 ) -> Method:
     "What a student of a row is trained as"
     switch = replace(teacher.augment or CodeSwitch(), redraw=True)
-    if word_rate is not None: switch = replace(switch, word=word_rate)
-    return Method(f"{teacher.name}_student", f"Student of {teacher.title or teacher.name}", augment=switch, terms={"teacher_kl": 1.0, "teacher_aug_kl": 1.0})
+    if word_rate is not None:
+        switch = replace(switch, word=word_rate)
+    return Method(
+        f"{teacher.name}_student",
+        f"Student of {teacher.title or teacher.name}",
+        augment=switch,
+        terms={"teacher_kl": 1.0, "teacher_aug_kl": 1.0},
+    )
 
 # %% ../../nbs/deploy/03_distill.ipynb #b780205e
 def _asked(net, head, classes):
     "The question to a net: the probabilities that one of its heads gives"
+
     def ask(batch, names):
         out = net(batch | {"task": torch.full_like(batch["task"], head)}, names)
-        return {n: out[n][:, :classes].softmax(-1, dtype=torch.promote_types(out[n].dtype, torch.float32)) for n in names}
+        return {
+            n: out[n][:, :classes].softmax(-1, dtype=torch.promote_types(out[n].dtype, torch.float32)) for n in names
+        }
+
     return ask
+
 
 class Finished:
     "A finished run that answers for a student"
@@ -77,30 +93,41 @@ class Finished:
         self.of, self.said = result_of(run), {}
         for name in self.of.values["trainings"]:
             _, made = training_of(self.of, name)  # refuses a run whose weights are gone
-            if made["row"]["head"] == "cloze": raise ParameterError(f"{self.of.folder.name} cannot teach: {name} scores words at a gap, and a cloze of code-switched texts is not built. Take a run with a linear head.")
+            if made["row"]["head"] == "cloze":
+                raise ParameterError(
+                    f"{self.of.folder.name} cannot teach: {name} scores words at a gap, and a cloze of code-switched texts is not built. Take a run with a linear head."
+                )
         self.data, self.trainings = reopen(self.of.folder)
 
     @cached_property
-    def nets(self) -> list: return [t.net(t.weights(t.best)) for t in self.trainings]
+    def nets(self) -> list:
+        return [t.net(t.weights(t.best)) for t in self.trainings]
 
     def __call__(self, views: Views, suffixes: tuple, round: int, accelerator) -> dict:
         "Its probabilities for all items, (n, classes) each, computed once for each draw of a view"
         for s in suffixes:
             turn = views.turn(s, round)
-            if self.said.get(s, (None,))[0] != turn: self.said[s] = turn, self.answer(self.seen(views).items(round, (s,)), "logits" + s, accelerator)
+            if self.said.get(s, (None,))[0] != turn:
+                self.said[s] = turn, self.answer(self.seen(views).items(round, (s,)), "logits" + s, accelerator)
         return {"teacher" + s: self.said[s][1] for s in suffixes}
 
     def seen(self, views: Views) -> Views:
         "The student's items as this run reads them"
         if not hasattr(self, "views"):
             t, text = self.trainings[0], views.text
-            if t.row.encoder == "syntax": plant(self.data, self.data.target, "train")
-            self.views = Views(views.tasks, views.rows, replace(text_of(t.row, t.material, t.recipe), switch=text.switch, lexicon=text.lexicon, seed=text.seed))
+            if t.row.encoder == "syntax":
+                plant(self.data, self.data.target, "train")
+            self.views = Views(
+                views.tasks,
+                views.rows,
+                replace(text_of(t.row, t.material, t.recipe), switch=text.switch, lexicon=text.lexicon, seed=text.seed),
+            )
         return self.views
 
     def answer(self, items, name: str, accelerator) -> Tensor:  # (n, classes)
         "The mean of its trainings' probabilities"
-        for t in self.trainings: t.material.accelerator = accelerator  # before the first net is built
+        for t in self.trainings:
+            t.material.accelerator = accelerator  # before the first net is built
         task = self.data.target
         asks = [_asked(net, t.head(task), len(task.labels)) for net, t in zip(self.nets, self.trainings)]
         return sum(features(ask, items.batch, items.lengths, (name,), accelerator)[name] for ask in asks) / len(asks)
@@ -115,24 +142,36 @@ class Teacher(Finished):
         self.seed = self.config["seed"] if seed is None else seed
 
     @property
-    def key(self) -> list: return [[t.key, t.best] for t in self.trainings]  # part of the student's training key
+    def key(self) -> list:
+        return [[t.key, t.best] for t in self.trainings]  # part of the student's training key
 
     @property
-    def name(self) -> str: return f"{self.row.name} {key({k: v for k, v in self.config.items() if k != 'seed' or v != self.seed}, length=8)}"
+    def name(self) -> str:
+        return (
+            f"{self.row.name} {key({k: v for k, v in self.config.items() if k != 'seed' or v != self.seed}, length=8)}"
+        )
 
     @property
     def result(self) -> dict:
-        about = {"run": self.of.folder.name, "method": self.row.name, "seed": self.config["seed"], "trainings": self.key}
+        about = {
+            "run": self.of.folder.name,
+            "method": self.row.name,
+            "seed": self.config["seed"],
+            "trainings": self.key,
+        }
         return {"teacher": about, "cost": {"encoders": 1}}
 
     @property
     def note(self) -> str:
-        return (f"learned the probabilities of the run {self.of.folder.name} ({self.row.title or self.row.name}, seed {self.config['seed']}), no label; labelled dev rows choose the round. "
-                "Its training time is without its teacher's")
+        return (
+            f"learned the probabilities of the run {self.of.folder.name} ({self.row.title or self.row.name}, seed {self.config['seed']}), no label; labelled dev rows choose the round. "
+            "Its training time is without its teacher's"
+        )
 
 # %% ../../nbs/deploy/03_distill.ipynb #6ab9c331
 FIXED = ("task", "method", "preset")  # the teacher's
 USELESS = ("stage1", "alpha", "beta1", "beta2", "beta3", "discriminator_rate", "synonyms", "tree_dir")  # to a student
+
 
 def student_job(
     folder,  # of the teacher's run
@@ -140,10 +179,15 @@ def student_job(
 ) -> Job:  # settled
     "The job of a student, checked before a model is loaded"
     for name in changes:
-        if name in FIXED: raise ParameterError(f"{name} is the teacher's; to change it, train another teacher")
-        if name in USELESS: raise ParameterError(f"{name} does nothing to a student: it has one encoder, one task and two losses of its own. Leave {name} out")
+        if name in FIXED:
+            raise ParameterError(f"{name} is the teacher's; to change it, train another teacher")
+        if name in USELESS:
+            raise ParameterError(
+                f"{name} does nothing to a student: it has one encoder, one task and two losses of its own. Leave {name} out"
+            )
     said = asked(folder) | {name: getattr(Job, name) for name in USELESS} | {"method": ALIKE, "out": str(folder.parent)}
     return settle(check(said | changes))
+
 
 def distill(
     run,  # the teacher, a finished run: its folder, its name below runs/, or what `run` returned
@@ -156,10 +200,14 @@ def distill(
     job = student_job(folder, changes)
     teacher = Teacher(folder, job.seed)
     row = student_row(teacher.row, changes.get("word_rate"))
-    return carry_out(row, Data(replace(job, method=row.name), origins=list(teacher.of.values["origins"]), teacher=teacher), watch)
+    return carry_out(
+        row, Data(replace(job, method=row.name), origins=list(teacher.of.values["origins"]), teacher=teacher), watch
+    )
 
 # %% ../../nbs/deploy/03_distill.ipynb #d0914f33
-def _between(effect): return f"{effect.low:+.1f} to {effect.high:+.1f}"
+def _between(effect):
+    return f"{effect.low:+.1f} to {effect.high:+.1f}"
+
 
 def same_answer(
     a: Result,
@@ -169,6 +217,7 @@ def same_answer(
     both = a.predictions.merge(b.predictions, on=["language", "item"])
     return (100 * (both["prediction_x"] == both["prediction_y"]).groupby(both["language"]).mean()).to_dict()
 
+
 def accuracies(
     teacher: Result,
     student: Result,
@@ -176,17 +225,33 @@ def accuracies(
 ) -> Table:
     "Teacher and student by language, with the interval over items of each difference"
     records = [record(r.folder) for r in (teacher, student, *([plain] if plain else []))]
-    langs, same, of_items = common(*[[r] for r in records]), same_answer(teacher, student), f"{100 * LEVEL:.0f} % interval"
-    columns = ["language", "teacher", "student", "student − teacher", of_items, "same answer"] + ["no teacher", "student − no teacher", f"its {of_items}"] * bool(plain)
+    langs, same, of_items = (
+        common(*[[r] for r in records]),
+        same_answer(teacher, student),
+        f"{100 * LEVEL:.0f} % interval",
+    )
+    columns = ["language", "teacher", "student", "student − teacher", of_items, "same answer"] + [
+        "no teacher",
+        "student − no teacher",
+        f"its {of_items}",
+    ] * bool(plain)
     rows = []
     for name, over in [*((x, [x]) for x in langs), ("mean", list(langs))]:
         means = [sum(r.accuracy["en_dev"][x] for x in over) / len(over) for r in records]
-        lines = [Cell(means[0]), Cell(means[1]), *_gap(records[1], records[0], over), Cell(sum(same[x] for x in over) / len(over))]
+        lines = [
+            Cell(means[0]),
+            Cell(means[1]),
+            *_gap(records[1], records[0], over),
+            Cell(sum(same[x] for x in over) / len(over)),
+        ]
         rows.append([name, *lines, *([Cell(means[2]), *_gap(records[1], records[2], over)] if plain else [])])
     about = [f"{word}: {title(r.method)}" for word, r in zip(("teacher", "student", "no teacher"), records)]
-    told = (f"{task_title(records[0].task)} {records[0].split}, percent; {', '.join(about)}. Items resampled, of these checkpoints and not of the methods; an interval for each language alone, "
-            "without correction for looking at several")
+    told = (
+        f"{task_title(records[0].task)} {records[0].split}, percent; {', '.join(about)}. Items resampled, of these checkpoints and not of the methods; an interval for each language alone, "
+        "without correction for looking at several"
+    )
     return Table(tuple(columns), rows, told + ".")
+
 
 def _gap(a: Record, b: Record, langs):
     "Two cells of a row: the difference, and its interval"
@@ -201,15 +266,24 @@ def latency(
     rounds: int = 7,
 ) -> dict:  # (name, size) -> seconds a pair, in each round
     "How long models take to answer, side by side"
+
     def leg(model, tokenizer, size):
         def work():
             with torch.inference_mode():
                 for i in range(0, len(pairs), size):
                     texts = map(list, zip(*pairs[i : i + size]))
-                    model(**tokenizer(*texts, truncation=True, padding=True, return_tensors="pt").to(model.device)).logits.softmax(-1).cpu()
+                    model(
+                        **tokenizer(*texts, truncation=True, padding=True, return_tensors="pt").to(model.device)
+                    ).logits.softmax(-1).cpu()
             return len(pairs)
+
         return lambda: work
-    return race({(name, size): leg(*model, size) for name, model in models.items() for size in sizes}, rounds, clock=perf_counter)
+
+    return race(
+        {(name, size): leg(*model, size) for name, model in models.items() for size in sizes},
+        rounds,
+        clock=perf_counter,
+    )
 
 # %% ../../nbs/deploy/03_distill.ipynb #5c0aed11
 def scored_pairs(
@@ -221,6 +295,7 @@ def scored_pairs(
     rows = [data.rows(data.target, split, x) for x in langs]
     return [(r["text_a"][i], r["text_b"][i]) for i in range(-(-n // len(rows))) for r in rows if i < len(r)][:n]
 
+
 def serving(
     models: Mapping,  # "teacher" and "student" -> (model, tokenizer)
     pairs: list,
@@ -230,11 +305,25 @@ def serving(
     "Parameters, memory and latency of teacher and student"
     laps = latency(models, pairs, sizes, rounds)
     columns = ("model", "parameters", "weights, MiB", *(f"ms a pair, {size} at a time" for size in sizes))
-    rows = [[name, f"{model.num_parameters():,}", Cell(model.get_memory_footprint() / 2**20), *(str(Spread.of(laps[name, size]).times(1000)) for size in sizes)]
-            for name, (model, _) in models.items()]
+    rows = [
+        [
+            name,
+            f"{model.num_parameters():,}",
+            Cell(model.get_memory_footprint() / 2**20),
+            *(str(Spread.of(laps[name, size]).times(1000)) for size in sizes),
+        ]
+        for name, (model, _) in models.items()
+    ]
     heavy, light = (m.num_parameters() for m, _ in models.values())
     first, second = models
-    rows.append([f"{first} : {second}", f"{heavy / light:.2f}", Cell(heavy / light, form=".2f"), *(str(ratio(laps, (first, size), (second, size))) for size in sizes)])
+    rows.append(
+        [
+            f"{first} : {second}",
+            f"{heavy / light:.2f}",
+            Cell(heavy / light, form=".2f"),
+            *(str(ratio(laps, (first, size), (second, size))) for size in sizes),
+        ]
+    )
     here = machine()
     told = f"{len(pairs)} pairs, median [range] of {rounds} rounds in turn, tokenised and answered; {here['gpu'] or here['processor']}, {here['threads']} thread{'s' * (here['threads'] > 1)}."
     return Table(columns, rows, told)
@@ -243,12 +332,23 @@ def serving(
 @dataclass(frozen=True)
 class Report:
     "What a student costs and gains"
+
     accuracies: Table
     serving: Table | None
     notes: tuple
 
-    def markdown(self) -> str: return "\n\n".join([*map(literal, self.notes), self.accuracies.markdown(), *([self.serving.markdown()] if self.serving else [])])
-    def _repr_markdown_(self): return self.markdown()
+    def markdown(self) -> str:
+        return "\n\n".join(
+            [
+                *map(literal, self.notes),
+                self.accuracies.markdown(),
+                *([self.serving.markdown()] if self.serving else []),
+            ]
+        )
+
+    def _repr_markdown_(self):
+        return self.markdown()
+
 
 def _unlike(a: Record, b: Record) -> str:
     "In which parameters of a training two runs differ"
@@ -256,28 +356,42 @@ def _unlike(a: Record, b: Record) -> str:
     found = diff(*({n: v for n, v in (design(r) | {"seed": r.seed}).items() if n in learned} for r in (a, b)))
     return "; ".join(f"{name}: {x} and {y}" for name, (x, y) in found.items())
 
+
 def report(
     student,  # a finished run of `distill`
     teacher=None,  # its teacher's run; None: the one beside it
     plain=None,  # a finished run of one encoder without a teacher, such as CoSDA-ML's
-    serve: Callable | None = None,  # what `take` returned -> (model, tokenizer), as `macular.deploy.huggingface.model_of`; None: nothing is timed
+    serve: Callable
+    | None = None,  # what `take` returned -> (model, tokenizer), as `macular.deploy.huggingface.model_of`; None: nothing is timed
     rounds: int = 7,  # of timing
 ) -> Report:
     "What a student costs in accuracy, and gains in time and memory"
     student = result_of(student)
-    if not (said := student.values.get("teacher")): raise ParameterError(f"{student.folder.name} is no student; make one of it first: macular distill {student.folder.name}")
+    if not (said := student.values.get("teacher")):
+        raise ParameterError(
+            f"{student.folder.name} is no student; make one of it first: macular distill {student.folder.name}"
+        )
     teacher, plain = result_of(teacher or student.folder.parent / said["run"]), plain and result_of(plain)
-    if teacher.folder.name != said["run"]: raise ParameterError(f"{student.folder.name} learned from {said['run']}, not from {teacher.folder.name}")
+    if teacher.folder.name != said["run"]:
+        raise ParameterError(f"{student.folder.name} learned from {said['run']}, not from {teacher.folder.name}")
     found = accuracies(teacher, student, plain)
     made = [record(r.folder) for r in (student, teacher, *([plain] if plain else []))]
-    notes = [f"**student − {word}**: {resampled(made[0], r, common(*[[m] for m in made]))}" for word, r in zip(("teacher", "no teacher"), made[1:])]
-    if plain and (unlike := _unlike(made[0], made[2])): notes.append(f"Student and no teacher were not trained equally: {unlike}.")
+    notes = [
+        f"**student − {word}**: {resampled(made[0], r, common(*[[m] for m in made]))}"
+        for word, r in zip(("teacher", "no teacher"), made[1:])
+    ]
+    if plain and (unlike := _unlike(made[0], made[2])):
+        notes.append(f"Student and no teacher were not trained equally: {unlike}.")
     speed, why = _served(teacher, student, serve, rounds)
     return Report(found, speed, (*notes, *why))
 
+
 def _served(teacher, student, serve, rounds):
     "The table of latencies, or why there is none"
-    if serve is None: return None, []
-    try: models = {name: serve(take(r)) for name, r in (("teacher", teacher), ("student", student))}
-    except ParameterError as e: return None, [f"Not timed: {e}"]
+    if serve is None:
+        return None, []
+    try:
+        models = {name: serve(take(r)) for name, r in (("teacher", teacher), ("student", student))}
+    except ParameterError as e:
+        return None, [f"Not timed: {e}"]
     return serving(models, scored_pairs(student), rounds=rounds), []

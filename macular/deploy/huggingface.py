@@ -11,13 +11,19 @@ from pathlib import Path
 
 from huggingface_hub.utils import yaml_dump
 from torch import nn
-from transformers import (AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedConfig, PreTrainedModel,
-                          pipeline)
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    pipeline,
+)
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from ..core import DataError, ParameterError, StorageError, resolve, unknown
 from ..data.backbones import backbone_folder, hashes, refuse_code
 from .card import Taken, card, eval_results, kept, take
-from ..core import DataError, ParameterError, StorageError, resolve, unknown
 from ..model.losses import task_loss
 from ..model.modules import LABELS, aggregate, behead
 from ..store import MANIFEST, read_json, staged, verify, write_bytes
@@ -25,6 +31,7 @@ from ..store import MANIFEST, read_json, staged, verify, write_bytes
 # %% ../../nbs/deploy/02_huggingface.ipynb #438f5ead
 class MacularConfig(PreTrainedConfig):
     "What both encoders are, and how they are mixed"
+
     model_type = "macular"
     sub_configs = {"encoder": AutoConfig}
 
@@ -32,7 +39,8 @@ class MacularConfig(PreTrainedConfig):
     alpha: float = 0.5  # Eq. 8
 
     def __post_init__(self, **kwargs):
-        if isinstance(self.encoder, dict): self.encoder = AutoConfig.for_model(**self.encoder)
+        if isinstance(self.encoder, dict):
+            self.encoder = AutoConfig.for_model(**self.encoder)
         super().__post_init__(**kwargs)
 
 # %% ../../nbs/deploy/02_huggingface.ipynb #d796798e
@@ -44,8 +52,10 @@ def body(
     model = AutoModelForSequenceClassification.from_config(config)
     return model, *behead(model)
 
+
 class MacularForSequenceClassification(PreTrainedModel):
     "Eqs. 8 and 9: a shared encoder and the task's own, mixed; and a head"
+
     config_class = MacularConfig
     _supports_sdpa = True
 
@@ -61,20 +71,28 @@ class MacularForSequenceClassification(PreTrainedModel):
         logits = self.head(aggregate(self.shared(**inputs).logits, self.encoder(**inputs).logits, self.config.alpha))
         return SequenceClassifierOutput(task_loss(logits, labels) if labels is not None else None, logits)
 
-    def get_input_embeddings(self): return self.encoder.get_input_embeddings()
+    def get_input_embeddings(self):
+        return self.encoder.get_input_embeddings()
 
 # %% ../../nbs/deploy/02_huggingface.ipynb #790a1f89
 AutoConfig.register("macular", MacularConfig, exist_ok=True)
 AutoModelForSequenceClassification.register(MacularConfig, MacularForSequenceClassification, exist_ok=True)
 
 # %% ../../nbs/deploy/02_huggingface.ipynb #38e6ac3a
-def _part(weights, prefix): return {n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix)}
+def _part(weights, prefix):
+    return {n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix)}
+
 
 ENCODER = "encoder.body.model."  # where a net of `macular.model.modules` keeps a stock model
 
-def _changed(config, **values): return AutoConfig.for_model(**{k: v for k, v in config.to_dict().items() if k != "_name_or_path"} | values)
 
-def _named(config, labels): return _changed(config, id2label=dict(enumerate(labels)), label2id={label: i for i, label in enumerate(labels)})
+def _changed(config, **values):
+    return AutoConfig.for_model(**{k: v for k, v in config.to_dict().items() if k != "_name_or_path"} | values)
+
+
+def _named(config, labels):
+    return _changed(config, id2label=dict(enumerate(labels)), label2id={label: i for i, label in enumerate(labels)})
+
 
 def stock_model(
     config,  # the backbone's
@@ -83,7 +101,11 @@ def stock_model(
     "A one-encoder row as transformers knows it"
     weights, head = taken.trained[1], taken.trained[0]["tasks"].index(taken.task.name)
     model = AutoModelForSequenceClassification.from_config(_named(config, taken.task.labels))
-    return _filled(model, _part(weights, ENCODER) | {f"{body(config)[2]}.{n}": w for n, w in _part(weights, f"heads.{head}.").items()})
+    return _filled(
+        model,
+        _part(weights, ENCODER) | {f"{body(config)[2]}.{n}": w for n, w in _part(weights, f"heads.{head}.").items()},
+    )
+
 
 def composite_model(
     config,  # the backbone's
@@ -91,13 +113,23 @@ def composite_model(
 ) -> MacularForSequenceClassification:
     "A row with two encoders"
     beneath = kept(taken.result, taken.beneath, taken.result.values["trainings"][taken.beneath]["round"])[1]
-    model = MacularForSequenceClassification(_named(MacularConfig(encoder=config, alpha=taken.config["alpha"], dtype="float32"), taken.task.labels))
-    parts = {"shared.": _part(beneath, ENCODER), "encoder.": _part(taken.trained[1], ENCODER), "head.": _part(taken.trained[1], "head.")}
+    model = MacularForSequenceClassification(
+        _named(MacularConfig(encoder=config, alpha=taken.config["alpha"], dtype="float32"), taken.task.labels)
+    )
+    parts = {
+        "shared.": _part(beneath, ENCODER),
+        "encoder.": _part(taken.trained[1], ENCODER),
+        "head.": _part(taken.trained[1], "head."),
+    }
     return _filled(model, {prefix + n: w for prefix, part in parts.items() for n, w in part.items()})
+
 
 def _filled(model, weights):
     missing, unexpected = model.load_state_dict(weights, strict=False)
-    if odd := [*missing, *unexpected]: raise StorageError(f"{type(model).__name__} does not hold what was trained: {', '.join(odd[:3])} (in all {len(odd)} names differ)")
+    if odd := [*missing, *unexpected]:
+        raise StorageError(
+            f"{type(model).__name__} does not hold what was trained: {', '.join(odd[:3])} (in all {len(odd)} names differ)"
+        )
     return model.eval()
 
 # %% ../../nbs/deploy/02_huggingface.ipynb #b65b5be7
@@ -108,11 +140,20 @@ def model_of(
     "A run's model, as transformers knows it"
     known = taken.result.values["backbone"]["sha256"]
     folder = backbone_folder(backbone or read_json(taken.result.folder / "environment.json")["backbone"])
-    other = [name for name, digest in hashes(folder).items() if known.get(name) != digest and not name.endswith(".safetensors")]
-    if other: raise DataError(f"{folder.name} is not the backbone of the run: {', '.join(other)} differ")
+    other = [
+        name
+        for name, digest in hashes(folder).items()
+        if known.get(name) != digest and not name.endswith(".safetensors")
+    ]
+    if other:
+        raise DataError(f"{folder.name} is not the backbone of the run: {', '.join(other)} differ")
     make = composite_model if taken.frozen else stock_model
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, split_special_tokens=True, model_max_length=taken.max_length)
-    return make(_changed(AutoConfig.from_pretrained(folder, trust_remote_code=False), dtype="float32"), taken), tokenizer  # as it was trained
+    tokenizer = AutoTokenizer.from_pretrained(
+        folder, trust_remote_code=False, split_special_tokens=True, model_max_length=taken.max_length
+    )
+    return make(
+        _changed(AutoConfig.from_pretrained(folder, trust_remote_code=False), dtype="float32"), taken
+    ), tokenizer  # as it was trained
 
 # %% ../../nbs/deploy/02_huggingface.ipynb #74dfec9f
 def export(
@@ -124,22 +165,30 @@ def export(
 ) -> Path:
     "A finished run as a model folder that transformers loads"
     folder, taken = resolve(folder), take(run, task, selection)
-    if folder.is_dir(): _refuse_what_was_changed(folder)
-    elif folder.exists(): raise StorageError(f"{folder} is a file; give the name of a new one")
+    if folder.is_dir():
+        _refuse_what_was_changed(folder)
+    elif folder.exists():
+        raise StorageError(f"{folder} is a file; give the name of a new one")
     model, tokenizer = model_of(taken, backbone)
     with staged(folder, movable=True) as aside:
         model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
         write_bytes(aside / "README.md", card(taken, folder.name).encode())
-        if found := eval_results(taken): write_bytes(aside / ".eval_results" / f"{taken.task.name}.yaml", yaml_dump(found).encode())
+        if found := eval_results(taken):
+            write_bytes(aside / ".eval_results" / f"{taken.task.name}.yaml", yaml_dump(found).encode())
     return folder
+
 
 def _refuse_what_was_changed(folder):
     "Only an earlier export may be replaced, and only as it was written: somebody may have edited its card, or keep other files in it"
-    if not any(folder.iterdir()): return
-    if not {MANIFEST, "config.json"} <= {p.name for p in folder.iterdir()}: raise StorageError(f"{folder} holds something else; give the name of a new folder")
-    try: verify(folder)
-    except StorageError as e: raise StorageError(f"{e}. It is not replaced; move it away, or give the name of a new folder.") from None
+    if not any(folder.iterdir()):
+        return
+    if not {MANIFEST, "config.json"} <= {p.name for p in folder.iterdir()}:
+        raise StorageError(f"{folder} holds something else; give the name of a new folder")
+    try:
+        verify(folder)
+    except StorageError as e:
+        raise StorageError(f"{e}. It is not replaced; move it away, or give the name of a new folder.") from None
 
 # %% ../../nbs/deploy/02_huggingface.ipynb #0dc1c210
 def predict(
@@ -150,14 +199,26 @@ def predict(
 ):  # the frame with `prediction` and p_<label>, the probability of each label
     "Labels for a table of pairs"
     for column in columns:
-        if column not in frame: raise ParameterError(unknown("column", column, frame.columns))
+        if column not in frame:
+            raise ParameterError(unknown("column", column, frame.columns))
     odd = [i for c in columns for i, text in zip(frame.index, frame[c]) if not isinstance(text, str)]
-    if odd: raise DataError(f"{len(odd)} of {2 * len(frame)} texts are none, the first in row {odd[0]}; fill or drop them")
-    if Path(model).is_dir(): refuse_code(Path(model))
+    if odd:
+        raise DataError(f"{len(odd)} of {2 * len(frame)} texts are none, the first in row {odd[0]}; fill or drop them")
+    if Path(model).is_dir():
+        refuse_code(Path(model))
     order = sorted(range(len(frame)), key=lambda i: sum(len(frame[c].iloc[i]) for c in columns))
     pairs = [{"text": frame[columns[0]].iloc[i], "text_pair": frame[columns[1]].iloc[i]} for i in order]
-    classify = pipeline("text-classification", model=str(model), truncation=True, top_k=None, trust_remote_code=False, model_kwargs={"use_safetensors": True})
+    classify = pipeline(
+        "text-classification",
+        model=str(model),
+        truncation=True,
+        top_k=None,
+        trust_remote_code=False,
+        model_kwargs={"use_safetensors": True},
+    )
     said = dict(zip(order, classify(pairs, batch_size=batch_size) if pairs else []))
     p = [{one["label"]: one["score"] for one in said[i]} for i in range(len(frame))]
     names = classify.model.config.id2label.values()
-    return frame.assign(prediction=[max(one, key=one.get) for one in p], **{f"p_{name}": [one[name] for one in p] for name in names})
+    return frame.assign(
+        prediction=[max(one, key=one.get) for one in p], **{f"p_{name}": [one[name] for one in p] for name in names}
+    )

@@ -7,7 +7,11 @@ __all__ = ['compute', 'Died', 'run_notebook', 'found', 'report', 'attempt', 'Her
            'Progress']
 
 # %% ../../nbs/jobs/02_engines.ipynb #1adba52a
-import json, os, platform, sys, time
+import json
+import os
+import platform
+import sys
+import time
 from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
@@ -21,11 +25,11 @@ from socket import create_connection
 from threading import Thread
 
 from ..core import EnvironmentProblem, MacularError, ParameterError, StorageError, error_class, resolve, root
-from ..train.failures import failure, place
-from .plan import Plan, asked, changed, lasting, noted, state
-from ..train.config import Job, fill
 from ..interrupts import Listening
+from .plan import Plan, asked, changed, lasting, noted, state
 from ..store import append_text, lock, write_bytes, write_json
+from ..train.config import Job, fill
+from ..train.failures import failure, place
 
 # %% ../../nbs/jobs/02_engines.ipynb #07cfd912
 def compute(
@@ -33,17 +37,24 @@ def compute(
 ) -> Path:  # the result's folder
     "Do a job in this process"
     from macular.train.run import lines, run
+
     log = place(job) / "log.txt"
-    if not log.exists(): write_bytes(log, b"")
+    if not log.exists():
+        write_bytes(log, b"")
+
     def watch(event, facts):
         with suppress(OSError):  # a log is no reason to end
-            if said := lines(event, facts): append_text(log, "\n".join(said))
-            elif time.time() - log.stat().st_mtime > 10: os.utime(log)  # a step, too, is a sign of life
+            if said := lines(event, facts):
+                append_text(log, "\n".join(said))
+            elif time.time() - log.stat().st_mtime > 10:
+                os.utime(log)  # a step, too, is a sign of life
+
     return run(job, watch).folder
 
 # %% ../../nbs/jobs/02_engines.ipynb #76aeff8f
 class Died(EnvironmentProblem):
     "The process or kernel that did a job was killed"
+
 
 def run_notebook(
     job: Job,
@@ -52,43 +63,73 @@ def run_notebook(
 ):
     "Do a job as `train.ipynb`, through papermill; its errors are raised here. A signal to end goes to the kernel, which saves first"
     notebook = root() / "nbs" / "train.ipynb"
-    if not notebook.exists(): raise EnvironmentProblem(f"there is no {notebook}; run this inside a clone of the repository")
-    if Path(output).resolve() == notebook.resolve(): raise ParameterError(f"the report would replace {notebook.name} itself. Give it another path, such as runs/{job.task}.ipynb.")
-    if Path(output).is_dir(): raise ParameterError(f"{output} is a folder; give the report a name in it, such as {Path(output) / 'report.ipynb'}")
-    try: Path(output).parent.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise StorageError(f"cannot make the folder of {output}: {e.strerror}. Give the report another path.") from e
+    if not notebook.exists():
+        raise EnvironmentProblem(f"there is no {notebook}; run this inside a clone of the repository")
+    if Path(output).resolve() == notebook.resolve():
+        raise ParameterError(
+            f"the report would replace {notebook.name} itself. Give it another path, such as runs/{job.task}.ipynb."
+        )
+    if Path(output).is_dir():
+        raise ParameterError(
+            f"{output} is a folder; give the report a name in it, such as {Path(output) / 'report.ipynb'}"
+        )
+    try:
+        Path(output).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise StorageError(f"cannot make the folder of {output}: {e.strerror}. Give the report another path.") from e
     import papermill
+
     kernels = _Kernels()
     try:
         with Listening(kernels.end) as heard:
-            try: papermill.execute_notebook(notebook, output, changed(job), cwd=root(), stdout_file=to, progress_bar=False, kernel_manager_class=kernels.manager())
+            try:
+                papermill.execute_notebook(
+                    notebook,
+                    output,
+                    changed(job),
+                    cwd=root(),
+                    stdout_file=to,
+                    progress_bar=False,
+                    kernel_manager_class=kernels.manager(),
+                )
             finally:
-                if heard.number: raise SystemExit(128 + heard.number)
+                if heard.number:
+                    raise SystemExit(128 + heard.number)
     except papermill.PapermillExecutionError as e:
         raise error_class(e.ename)(f"{e.evalue}\nThe whole report: {output}") from e
     except RuntimeError as e:
-        if "Kernel died" not in str(e): raise
+        if "Kernel died" not in str(e):
+            raise
         raise Died("the kernel was killed, often for memory; the same command goes on from the last checkpoint") from e
 
 # %% ../../nbs/jobs/02_engines.ipynb #e07b3d92
 class _Kernels:
     "The kernels that papermill starts"
-    def __init__(self): self.managers = []
+
+    def __init__(self):
+        self.managers = []
 
     def manager(self):
         from jupyter_client import AsyncKernelManager
+
         noted = self.managers
+
         class Noted(AsyncKernelManager):
             def __init__(self, *args, **options):
                 super().__init__(*args, **options)
                 noted.append(self)
+
         return Noted
 
     def end(self, number):
         "Ask the kernel to end; where there is none yet, end"
-        found = [m.provisioner.process for m in self.managers if m.provisioner and getattr(m.provisioner, "process", None)]
-        if not found: raise SystemExit(128 + number)
-        for process in found: process.send_signal(SIGTERM)
+        found = [
+            m.provisioner.process for m in self.managers if m.provisioner and getattr(m.provisioner, "process", None)
+        ]
+        if not found:
+            raise SystemExit(128 + number)
+        for process in found:
+            process.send_signal(SIGTERM)
 
 # %% ../../nbs/jobs/02_engines.ipynb #9631ca79
 def found(
@@ -96,11 +137,14 @@ def found(
 ) -> Path:  # its folder; the newest one, should data have changed between two
     "The result of a job that is done"
     wanted = json.loads(json.dumps(asdict(fill(job))))
-    if wanted["precision"] == "auto": del wanted["precision"]  # which the machine settles
+    if wanted["precision"] == "auto":
+        del wanted["precision"]  # which the machine settles
     newest = sorted(resolve(job.out).glob("*/result.json"), key=lambda p: -p.stat().st_mtime_ns)
     for folder in (p.parent for p in newest):
-        if wanted.items() <= asked(folder).items(): return folder
+        if wanted.items() <= asked(folder).items():
+            return folder
     raise StorageError(f"the job left no result in {job.out}")
+
 
 def report(
     job: Job,
@@ -119,16 +163,26 @@ def attempt(
     "Do a job and note what came of it"
     with lock(place(job), wait=-1):
         before = noted(job)
-        if before["state"] == "done" and not again: return before
-        now = {"state": "running", "job": changed(job), "attempts": before.get("attempts", 0) + 1, "host": platform.node(), "pid": os.getpid(),
-               "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        if before["state"] == "done" and not again:
+            return before
+        now = {
+            "state": "running",
+            "job": changed(job),
+            "attempts": before.get("attempts", 0) + 1,
+            "host": platform.node(),
+            "pid": os.getpid(),
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        }
         write_json(place(job) / "state.json", now)
         started = time.monotonic()
-        try: outcome = {"state": "done", "folder": do(job).name}
-        except Exception as e: outcome = _failed(e)
+        try:
+            outcome = {"state": "done", "folder": do(job).name}
+        except Exception as e:
+            outcome = _failed(e)
         now |= outcome | {"seconds": round(time.monotonic() - started, 1)}
         write_json(place(job) / "state.json", now)
         return now
+
 
 def _failed(
     error: Exception,
@@ -140,36 +194,50 @@ def _failed(
 @dataclass(frozen=True)
 class Here:
     "One job after another, in this process"
+
     slots = 1
 
     @contextmanager
-    def crew(self, work): yield _Alone(work)
+    def crew(self, work):
+        yield _Alone(work)
+
 
 class _Alone:
-    def __init__(self, work): self.work = work
-    def start(self, job): self.job = job
-    def ended(self): yield self.job, self.work(self.job)
+    def __init__(self, work):
+        self.work = work
+
+    def start(self, job):
+        self.job = job
+
+    def ended(self):
+        yield self.job, self.work(self.job)
 
 # %% ../../nbs/jobs/02_engines.ipynb #3d675e5f
 @dataclass(frozen=True)
 class Processes:
     "Several jobs at a time, each in a process of its own on this machine"
+
     slots: int = 2
 
     def __post_init__(self):
-        if self.slots < 1: raise ParameterError(f"{self.slots} processes do no job; at least 1 is needed")
+        if self.slots < 1:
+            raise ParameterError(f"{self.slots} processes do no job; at least 1 is needed")
 
     @contextmanager
     def crew(self, work):
         crew = _Staff(work)
-        try: yield crew
+        try:
+            yield crew
         finally:
-            for process in crew.processes: process.terminate()  # who trains, saves first
-            for process in crew.processes: process.join(60)
+            for process in crew.processes:
+                process.terminate()  # who trains, saves first
+            for process in crew.processes:
+                process.join(60)
 
 # %% ../../nbs/jobs/02_engines.ipynb #2bd90a3a
 class _Staff:
-    def __init__(self, work): self.work, self.idle, self.busy, self.processes, self.context = work, [], {}, [], get_context("spawn")
+    def __init__(self, work):
+        self.work, self.idle, self.busy, self.processes, self.context = work, [], {}, [], get_context("spawn")
 
     def _hire(self):
         ours, theirs = self.context.Pipe()
@@ -181,8 +249,10 @@ class _Staff:
     def start(self, job):
         while True:
             connection = self.idle.pop() if self.idle else self._hire()
-            try: connection.send(job)
-            except OSError: continue  # it died idle
+            try:
+                connection.send(job)
+            except OSError:
+                continue  # it died idle
             self.busy[connection] = job
             return
 
@@ -192,8 +262,10 @@ class _Staff:
             try:
                 outcome = connection.recv()
                 self.idle.append(connection)
-            except (EOFError, OSError): pass
-            if isinstance(outcome, MacularError): raise outcome  # an error of ours: state cannot be written, say
+            except (EOFError, OSError):
+                pass
+            if isinstance(outcome, MacularError):
+                raise outcome  # an error of ours: state cannot be written, say
             yield job, outcome
 
 # %% ../../nbs/jobs/02_engines.ipynb #96ae2410
@@ -202,13 +274,19 @@ def _serve(connection, work):
     Thread(target=_go_with_the_parent, daemon=True).start()
     os.environ["OMP_NUM_THREADS"] = "1"
     while True:
-        try: connection.send(_said(work, connection.recv()))
-        except (EOFError, BrokenPipeError): return
+        try:
+            connection.send(_said(work, connection.recv()))
+        except (EOFError, BrokenPipeError):
+            return
+
 
 def _said(work, job):
     "A state, or the error that kept it from being noted"
-    try: return work(job)
-    except MacularError as e: return e
+    try:
+        return work(job)
+    except MacularError as e:
+        return e
+
 
 def _go_with_the_parent():
     parent_process().join()
@@ -218,9 +296,12 @@ def _go_with_the_parent():
 @dataclass(frozen=True)
 class Ray:
     "As many jobs at a time as a Ray cluster has room for"
+
     cpus: float = 1  # a job takes, and as many threads
     gpus: float | None = None  # a job takes; 0.5 puts two on a card. None: one where there are GPUs
-    address: str | None = None  # "auto": the cluster this machine belongs to. None: this machine alone, or what RAY_ADDRESS says
+    address: str | None = (
+        None  # "auto": the cluster this machine belongs to. None: this machine alone, or what RAY_ADDRESS says
+    )
     dashboard: bool = True  # of a cluster started here
     slots = sys.maxsize  # Ray does the queueing
 
@@ -230,37 +311,64 @@ class Ray:
         gpus = (1 if ray.cluster_resources().get("GPU") else 0) if self.gpus is None else self.gpus
         for name, wanted in (("CPU", self.cpus), ("GPU", gpus)):
             there = ray.cluster_resources().get(name, 0)
-            if wanted > there: raise EnvironmentProblem(f"a job is to take {wanted:g} {name}, and the cluster has {there:g}; it would wait for ever")
-        try: yield _Cluster(ray, ray.remote(num_cpus=self.cpus, num_gpus=gpus, max_retries=0)(_in), work)
+            if wanted > there:
+                raise EnvironmentProblem(
+                    f"a job is to take {wanted:g} {name}, and the cluster has {there:g}; it would wait for ever"
+                )
+        try:
+            yield _Cluster(ray, ray.remote(num_cpus=self.cpus, num_gpus=gpus, max_retries=0)(_in), work)
         finally:
-            if not before: ray.shutdown()
+            if not before:
+                ray.shutdown()
+
 
 def _connected(engine):
-    try: import ray
-    except ImportError as e: raise EnvironmentProblem('Ray is not installed. In the clone: pip install -c constraints.txt -e ".[cluster]"') from e
-    before, own = ray.is_initialized(), {} if engine.address or "RAY_ADDRESS" in os.environ else {"include_dashboard": engine.dashboard}
     try:
-        if engine.address and engine.address.count(":") == 1: create_connection(engine.address.split(":"), timeout=5).close()  # Ray would try for minutes
-        if not before: ray.init(address=engine.address, log_to_driver=False, logging_level="error", **own)
-    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as e: raise EnvironmentProblem(f"cannot reach a Ray cluster: {next(iter(str(e).splitlines()), type(e).__name__)[:300]}") from e
+        import ray
+    except ImportError as e:
+        raise EnvironmentProblem(
+            'Ray is not installed. In the clone: pip install -c constraints.txt -e ".[cluster]"'
+        ) from e
+    before, own = (
+        ray.is_initialized(),
+        {} if engine.address or "RAY_ADDRESS" in os.environ else {"include_dashboard": engine.dashboard},
+    )
+    try:
+        if engine.address and engine.address.count(":") == 1:
+            create_connection(engine.address.split(":"), timeout=5).close()  # Ray would try for minutes
+        if not before:
+            ray.init(address=engine.address, log_to_driver=False, logging_level="error", **own)
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as e:
+        raise EnvironmentProblem(
+            f"cannot reach a Ray cluster: {next(iter(str(e).splitlines()), type(e).__name__)[:300]}"
+        ) from e
     return ray, before
 
 # %% ../../nbs/jobs/02_engines.ipynb #3f09a271
 class _Cluster:
-    def __init__(self, ray, task, work): self.ray, self.task, self.work, self.busy = ray, task, work, {}
+    def __init__(self, ray, task, work):
+        self.ray, self.task, self.work, self.busy = ray, task, work, {}
 
-    def start(self, job): self.busy[self.task.remote(job, self.work, str(root()))] = job
+    def start(self, job):
+        self.busy[self.task.remote(job, self.work, str(root()))] = job
 
     def ended(self):
         for reference in self.ray.wait(list(self.busy))[0]:
             job, outcome = self.busy.pop(reference), None
-            try: outcome = self.ray.get(reference)
-            except self.ray.exceptions.RayTaskError: raise  # an error of ours: state cannot be written, say
-            except self.ray.exceptions.RayError: pass  # the worker, its memory or its machine is gone
+            try:
+                outcome = self.ray.get(reference)
+            except self.ray.exceptions.RayTaskError:
+                raise  # an error of ours: state cannot be written, say
+            except self.ray.exceptions.RayError:
+                pass  # the worker, its memory or its machine is gone
             yield job, outcome
 
+
 def _in(job, work, folder):
-    if not Path(folder).is_dir(): raise EnvironmentProblem(f"{platform.node()} has no folder {folder}; all machines must see the project in one place")
+    if not Path(folder).is_dir():
+        raise EnvironmentProblem(
+            f"{platform.node()} has no folder {folder}; all machines must see the project in one place"
+        )
     os.chdir(folder)
     return work(job)
 
@@ -298,20 +406,30 @@ def give_up(
     times: int,  # it was tried
 ) -> dict:  # its state
     "Note that a job was killed once too often"
-    error = Died(f"its process ended {times} times without a word, killed for memory most likely; take fewer jobs at a time, or accumulation=2")
+    error = Died(
+        f"its process ended {times} times without a word, killed for memory most likely; take fewer jobs at a time, or accumulation=2"
+    )
     with lock(place(job), wait=-1):
         now = noted(job) | failure(error) | {"state": "failed"}
         write_json(place(job) / "state.json", now)
     return now
 
+
 class Progress:
     "A line for every job that ends, with the time left"
 
-    def __init__(self, total, done, say): self.total, self.done, self.before, self.say, self.started = total, done, done, say, time.monotonic()
+    def __init__(self, total, done, say):
+        self.total, self.done, self.before, self.say, self.started = total, done, done, say, time.monotonic()
 
     def ended(self, job, outcome):
         self.done += 1
         each = (time.monotonic() - self.started) / (self.done - self.before)
         left = f"; about {lasting(each * (self.total - self.done))} left" if self.done < self.total else ""
-        what = f"in {lasting(outcome['seconds'])}" if outcome["state"] == "done" else f"{outcome['error']}: {outcome['message'].splitlines()[0][:160]}"
-        self.say(f"[{self.done}/{self.total}] {job.method} on {job.task}, seed {job.seed}: {outcome['state']}, {what}{left}")
+        what = (
+            f"in {lasting(outcome['seconds'])}"
+            if outcome["state"] == "done"
+            else f"{outcome['error']}: {outcome['message'].splitlines()[0][:160]}"
+        )
+        self.say(
+            f"[{self.done}/{self.total}] {job.method} on {job.task}, seed {job.seed}: {outcome['state']}, {what}{left}"
+        )

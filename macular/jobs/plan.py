@@ -8,7 +8,10 @@ __all__ = ['ALIKE', 'SIZES', 'SHOWN', 'SILENT', 'combinations', 'typed', 'read_t
            'plan', 'numbered', 'count', 'remaining', 'summary', 'shown', 'finished']
 
 # %% ../../nbs/jobs/01_plan.ipynb #ca8e7b17
-import csv, shlex, time, tomllib
+import csv
+import shlex
+import time
+import tomllib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -19,12 +22,12 @@ from pathlib import Path
 from statistics import median
 
 from ..core import DataError, MacularError, ParameterError, key, literal, resolve, table
+from ..data.readers import content
+from ..store import held, read_json
+from ..train.config import LISTS, RANGES, Job, beneath, check, extend, fill, presets, row, seeds, training_key
 from ..train.failures import identity, place
 from ..train.inputs import Data, resources, trained_on
 from ..train.methods import Method
-from ..data.readers import content
-from ..train.config import LISTS, RANGES, Job, beneath, check, extend, fill, presets, row, seeds, training_key
-from ..store import held, read_json
 
 # %% ../../nbs/jobs/01_plan.ipynb #a393166c
 def combinations(
@@ -34,11 +37,15 @@ def combinations(
     values = [_several(name, value) for name, value in grid.items()]
     return [dict(zip(grid, one)) for one in product(*values)]
 
+
 def _several(name, value):
-    if isinstance(value, str) or not isinstance(value, Iterable): return [value]
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        return [value]
     value = list(value)
-    if name in LISTS: return value if any(isinstance(v, (list, tuple)) for v in value) else [value]
-    if not value: raise ParameterError(f"{name} has no values; leave it out, or give at least one")
+    if name in LISTS:
+        return value if any(isinstance(v, (list, tuple)) for v in value) else [value]
+    if not value:
+        raise ParameterError(f"{name} has no values; leave it out, or give at least one")
     return value
 
 # %% ../../nbs/jobs/01_plan.ipynb #7c8e898e
@@ -47,24 +54,39 @@ def typed(
     text: str,  # as in a CSV file or on a command line
 ):  # a number where the parameter is one; what is no number stays a text, and the check says so
     "A parameter's value from text"
-    if name == "deterministic" and text.lower() in ("true", "false"): return text.lower() == "true"
-    if name not in RANGES: return text
-    try: return int(text) if text.lstrip("-").isdecimal() else float(text)
-    except ValueError: return text
+    if name == "deterministic" and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if name not in RANGES:
+        return text
+    try:
+        return int(text) if text.lstrip("-").isdecimal() else float(text)
+    except ValueError:
+        return text
+
 
 def _from_csv(path):
     rows = list(csv.DictReader(StringIO(content(path).decode(), newline="")))
     long = [n for n, row in enumerate(rows, 2) if None in row]
-    if long: raise DataError(f"{path.name}, line {long[0]}: more cells than the first line has names")
-    return [{name.strip(): typed(name.strip(), text.strip()) if text and text.strip() else None for name, text in row.items()} for row in rows]
+    if long:
+        raise DataError(f"{path.name}, line {long[0]}: more cells than the first line has names")
+    return [
+        {
+            name.strip(): typed(name.strip(), text.strip()) if text and text.strip() else None
+            for name, text in row.items()
+        }
+        for row in rows
+    ]
 
 # %% ../../nbs/jobs/01_plan.ipynb #bceea182
 def read_toml(
     path: Path,
 ) -> dict:
     "A TOML file; what cannot be read is told with its place"
-    try: return tomllib.loads(content(path).decode())
-    except (ValueError, RecursionError) as e: raise DataError(f"{path.name} is not valid TOML: {e}") from e
+    try:
+        return tomllib.loads(content(path).decode())
+    except (ValueError, RecursionError) as e:
+        raise DataError(f"{path.name} is not valid TOML: {e}") from e
+
 
 def _from_toml(path):
     said = read_toml(path)
@@ -78,10 +100,13 @@ def rows(
     "The rows of a table of jobs"
     if isinstance(plan, (str, Path)):
         path, readers = resolve(plan), {".toml": _from_toml, ".csv": _from_csv}
-        if path.suffix not in readers: raise ParameterError(f"a plan is a .toml or .csv file, not '{path.name}'")
-        if not path.exists(): raise DataError(f"there is no file {plan}")
+        if path.suffix not in readers:
+            raise ParameterError(f"a plan is a .toml or .csv file, not '{path.name}'")
+        if not path.exists():
+            raise DataError(f"there is no file {plan}")
         plan = readers[path.suffix](path)
-    elif hasattr(plan, "to_dict"): plan = [{k: None if v != v else v for k, v in r.items()} for r in plan.to_dict("records")]
+    elif hasattr(plan, "to_dict"):
+        plan = [{k: None if v != v else v for k, v in r.items()} for r in plan.to_dict("records")]
     grids = [plan] if isinstance(plan, (Mapping, Job)) else plan
     return [one for grid in grids for one in combinations(vars(grid) if isinstance(grid, Job) else grid)]
 
@@ -89,17 +114,21 @@ def rows(
 @dataclass(frozen=True)
 class Stage:
     "A training that a job rests on"
+
     key: str  # equal for equal trainings of one plan
     row: Method
     tasks: tuple[str, ...]  # it learns from
+
 
 def stages(
     job: Job,  # with a preset
 ) -> list[Stage]:  # the first one first; a `DataError` where data, dictionaries, near-synonyms or trees are missing
     "The trainings of a job"
     job, method, found = fill(job), row(job), []
-    for seed in seeds(job, method): found += _chain(replace(job, seed=seed), method)
+    for seed in seeds(job, method):
+        found += _chain(replace(job, seed=seed), method)
     return found
+
 
 def _chain(job, method):
     "The trainings of one seed"
@@ -108,10 +137,21 @@ def _chain(job, method):
         learned, near = trained_on(data, m)
         resources(data, m)
         everything = [*learned, *([near] if near else [])]
-        names = {"backbone": job.backbone, "rows": [job.data_dir or presets[job.preset].source, job.max_train, *(t.source for t in everything)],
-                 "lexicon": job.lexicon_dir if m.augment else None, "synonyms": job.synonyms if m.synonyms else None,
-                 "trees": job.tree_dir if m.encoder == "syntax" else None, "extensions": extend(job.extensions)}
-        found.append(Stage(training_key(m, everything, job, names, found[-1].key if found else ""), m, tuple(t.name for t in learned)))
+        names = {
+            "backbone": job.backbone,
+            "rows": [job.data_dir or presets[job.preset].source, job.max_train, *(t.source for t in everything)],
+            "lexicon": job.lexicon_dir if m.augment else None,
+            "synonyms": job.synonyms if m.synonyms else None,
+            "trees": job.tree_dir if m.encoder == "syntax" else None,
+            "extensions": extend(job.extensions),
+        }
+        found.append(
+            Stage(
+                training_key(m, everything, job, names, found[-1].key if found else ""),
+                m,
+                tuple(t.name for t in learned),
+            )
+        )
     return found
 
 # %% ../../nbs/jobs/01_plan.ipynb #17cb22c4
@@ -122,21 +162,33 @@ def changed(
     found = {f.name: getattr(job, f.name) for f in fields(Job) if f.name == "task" or getattr(job, f.name) != f.default}
     return {name: ",".join(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
+
 def command(
     job: Job,
     output: str,  # the notebook papermill writes
 ) -> str:  # one line for a shell
     "The papermill command that does a job"
-    return shlex.join(["papermill", "nbs/train.ipynb", output, *(w for name, value in changed(job).items() for w in ("-p", name, str(value)))])
+    return shlex.join(
+        [
+            "papermill",
+            "nbs/train.ipynb",
+            output,
+            *(w for name, value in changed(job).items() for w in ("-p", name, str(value))),
+        ]
+    )
 
 # %% ../../nbs/jobs/01_plan.ipynb #a8886337
 def state(
     job: Job,
-) -> dict:  # state: waiting, running, failed or done; of an attempt: attempts, started, seconds, folder or error and message
+) -> (
+    dict
+):  # state: waiting, running, failed or done; of an attempt: attempts, started, seconds, folder or error and message
     "How far a job is, from its folder"
     found = noted(job)
-    if found["state"] in ("running", "died") and not held(place(job)): return found | {"state": "waiting"}
+    if found["state"] in ("running", "died") and not held(place(job)):
+        return found | {"state": "waiting"}
     return found
+
 
 def noted(
     job: Job,
@@ -144,7 +196,12 @@ def noted(
     "What the last attempt at a job noted"
     path, out = place(job) / "state.json", resolve(job.out)
     found = read_json(path) if path.exists() else {"state": "waiting"}
-    return {"state": "waiting"} if found["state"] == "done" and not (out / found["folder"] / "result.json").exists() else found
+    return (
+        {"state": "waiting"}
+        if found["state"] == "done" and not (out / found["folder"] / "result.json").exists()
+        else found
+    )
+
 
 def silence(
     job: Job,  # one that runs
@@ -160,18 +217,33 @@ def asked(
     names, where = {f.name for f in fields(Job)}, read_json(folder / "environment.json")
     return read_json(folder / "config.json") | {name: value for name, value in where.items() if name in names}
 
+
 ALIKE = "cosda_ml"  # the row that takes the parameters a student of `macular.deploy.distill` takes
+
 
 def job_of(
     folder: Path,  # of a result
 ) -> Job:  # checked
     "The job that left a result; a student's row is no registered one"
     said = asked(folder)
-    if said.pop("teacher", None) is None: return check(said)
+    if said.pop("teacher", None) is None:
+        return check(said)
     return replace(check(said | {"method": ALIKE}), method=said["method"])
 
 # %% ../../nbs/jobs/01_plan.ipynb #d4049db0
-SIZES = ("preset", "backbone", "data_dir", "batch_size", "rounds", "max_length", "max_train", "pool", "accumulation", "word_rate")
+SIZES = (
+    "preset",
+    "backbone",
+    "data_dir",
+    "batch_size",
+    "rounds",
+    "max_length",
+    "max_train",
+    "pool",
+    "accumulation",
+    "word_rate",
+)
+
 
 def size(
     what: tuple,  # of a training its row and tasks; of scoring the task, the row and the languages
@@ -186,14 +258,19 @@ def measured(
 ) -> dict:  # size -> [(seconds, device)]
     "How long what is finished took"
     found, seen = defaultdict(list), set()
-    for folder in (p.parent for p in sorted(resolve(out).glob("*/result.json")) if (p.parent / "environment.json").exists()):
+    for folder in (
+        p.parent for p in sorted(resolve(out).glob("*/result.json")) if (p.parent / "environment.json").exists()
+    ):
         said, here = asked(folder), read_json(folder / "environment.json")
-        found[size(("score", said["task"], said["method"], said["langs"]), said)].append((here["seconds to score"], here["device"]))
+        found[size(("score", said["task"], said["method"], said["langs"]), said)].append(
+            (here["seconds to score"], here["device"])
+        )
         for name, training in read_json(folder / "result.json").get("trainings", {}).items():
             path = folder.parent / "trainings" / training["key"] / "environment.json"
             there = read_json(path) if path.exists() and path not in seen else {}
             seen.add(path)
-            if "seconds" in there: found[size((name, training["tasks"]), said)].append((there["seconds"], there["device"]))
+            if "seconds" in there:
+                found[size((name, training["tasks"]), said)].append((there["seconds"], there["device"]))
     return dict(found)
 
 # %% ../../nbs/jobs/01_plan.ipynb #b6d3e9e2
@@ -202,28 +279,37 @@ def lasting(
 ) -> str:  # two digits, in the unit a person would take
     "A duration for people"
     for name, unit in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 1.5 * unit: return f"{seconds / unit:.{0 if seconds >= 10 * unit else 1}f} {name}"
+        if seconds >= 1.5 * unit:
+            return f"{seconds / unit:.{0 if seconds >= 10 * unit else 1}f} {name}"
     return f"{seconds:.0f} s"
 
 # %% ../../nbs/jobs/01_plan.ipynb #3fbca2bb
 @dataclass(frozen=True)
 class Plan:
     "Checked jobs, in the order in which they are done"
+
     jobs: tuple[Job, ...]
     merged: int = 0  # rows that said the same as another
 
-    def __len__(self): return len(self.jobs)
-    def __iter__(self): return iter(self.jobs)
-    def __getitem__(self, i): return self.jobs[i]
+    def __len__(self):
+        return len(self.jobs)
+
+    def __iter__(self):
+        return iter(self.jobs)
+
+    def __getitem__(self, i):
+        return self.jobs[i]
 
     def only(self, *numbers) -> "Plan":  # counted from 1, as the plan shows them
         "A plan of some of the jobs"
         odd = [n for n in numbers if not 1 <= n <= len(self)]
-        if odd: raise ParameterError(f"there is no job {odd[0]}; this plan has jobs 1 to {len(self)}")
+        if odd:
+            raise ParameterError(f"there is no job {odd[0]}; this plan has jobs 1 to {len(self)}")
         return Plan(tuple(self.jobs[n - 1] for n in numbers))
 
     @property
-    def states(self) -> list[dict]: return [state(job) for job in self]
+    def states(self) -> list[dict]:
+        return [state(job) for job in self]
 
     @cached_property
     def trainings(self) -> list[list[Stage]]:  # of each job; none where its data are missing
@@ -233,17 +319,27 @@ class Plan:
     def lacking(self) -> dict:  # what is missing on this machine -> numbers of the jobs that need it
         return _grouped((n, said) for n, job in enumerate(self, 1) if (said := _stages(job)[1]))
 
-    def __str__(self): return shown(self)
-    def __repr__(self): return f"a plan of {count(len(self), 'job')}"
-    def _repr_markdown_(self): return literal(shown(self))
+    def __str__(self):
+        return shown(self)
+
+    def __repr__(self):
+        return f"a plan of {count(len(self), 'job')}"
+
+    def _repr_markdown_(self):
+        return literal(shown(self))
+
 
 def _stages(job):  # and what is missing
-    try: return stages(job), ""
-    except MacularError as e: return [], str(e).splitlines()[0]
+    try:
+        return stages(job), ""
+    except MacularError as e:
+        return [], str(e).splitlines()[0]
+
 
 def _grouped(pairs):
     found = defaultdict(list)
-    for n, said in pairs: found[said].append(n)
+    for n, said in pairs:
+        found[said].append(n)
     return dict(found)
 
 # %% ../../nbs/jobs/01_plan.ipynb #fa6cbd50
@@ -253,6 +349,7 @@ def leaders(
     "The jobs that make what several share"
     users = _grouped((i, stage.key) for i, chain in enumerate(chains) for stage in chain)
     return {min(who, key=lambda i: (len(chains[i]), i)) for who in users.values() if len(who) > 1}
+
 
 def _arranged(jobs):
     chains = [_stages(job)[0] for job in jobs]
@@ -268,17 +365,27 @@ def plan(
     "Check a table of jobs; every problem is told at once, and nothing is planned twice"
     given, jobs, problems = rows(table), {}, []
     for n, values in enumerate(given, 1):
-        if values.get("preset") in (None, "auto"): problems.append((n, f"preset is auto, which is another one on another machine; a plan names it: {', '.join(presets)}"))
-        try: job = check(values)
-        except ParameterError as e: problems += [(n, line) for line in str(e).splitlines()]
-        else: jobs.setdefault(identity(job), job)
-    if problems: raise ParameterError(_told(_grouped(problems), len(given)))
-    if not jobs: raise ParameterError("the table has no rows")
+        if values.get("preset") in (None, "auto"):
+            problems.append(
+                (n, f"preset is auto, which is another one on another machine; a plan names it: {', '.join(presets)}")
+            )
+        try:
+            job = check(values)
+        except ParameterError as e:
+            problems += [(n, line) for line in str(e).splitlines()]
+        else:
+            jobs.setdefault(identity(job), job)
+    if problems:
+        raise ParameterError(_told(_grouped(problems), len(given)))
+    if not jobs:
+        raise ParameterError("the table has no rows")
     return Plan(_arranged(list(jobs.values())), len(given) - len(jobs))
+
 
 def _told(problems, total):
     lines = [f"{numbered(who, 'row')} of {total}: {what}" for what, who in problems.items()]
     return "\n".join(lines[:8] + ([f"and {len(lines) - 8} more problems"] if len(lines) > 8 else []))
+
 
 def numbered(
     numbers: list[int],
@@ -288,12 +395,16 @@ def numbered(
     more = f" and {len(numbers) - 3} more" if len(numbers) > 3 else ""
     return f"{noun}{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers[:3]))}{more}"
 
-def count(n, noun): return f"{n} {noun}{'s' * (n != 1)}"
+
+def count(n, noun):
+    return f"{n} {noun}{'s' * (n != 1)}"
 
 # %% ../../nbs/jobs/01_plan.ipynb #90c02b83
 def remaining(
     plan: Plan,
-) -> tuple[float, int, int, list[str]]:  # seconds, how many trainings have no measure, of how many, where it was measured
+) -> tuple[
+    float, int, int, list[str]
+]:  # seconds, how many trainings have no measure, of how many, where it was measured
     "How much computing is left"
     ready = [s["state"] == "done" for s in plan.states]
     left = [(job, chain) for job, chain, done in zip(plan, plan.trainings, ready) if not done]
@@ -302,31 +413,51 @@ def remaining(
     known = {out: measured(out) for out in {job.out for job in plan}}
     sizes = [(job, size((stage.row.name, list(stage.tasks)), asdict(fill(job)))) for stage, job in todo.values()]
     times = [known[job.out].get(s) for job, s in sizes]
-    scoring = [known[job.out].get(size(("score", job.task, job.method, job.langs), asdict(fill(job))), []) for job, _ in left]
+    scoring = [
+        known[job.out].get(size(("score", job.task, job.method, job.langs), asdict(fill(job))), []) for job, _ in left
+    ]
     told = [t for t in times + scoring if t]
-    return sum(median(s for s, _ in t) for t in told), times.count(None), len(times), sorted({device for t in told for _, device in t})
+    return (
+        sum(median(s for s, _ in t) for t in told),
+        times.count(None),
+        len(times),
+        sorted({device for t in told for _, device in t}),
+    )
 
 # %% ../../nbs/jobs/01_plan.ipynb #32d8f77b
 def _time(plan):
     seconds, unknown, trainings, devices = remaining(plan)
-    if not trainings and not seconds: return "Nothing is left to do."
-    if unknown and unknown == trainings: return "How long it takes is not known: nothing of this size has been trained here. Do one job, and ask again."
+    if not trainings and not seconds:
+        return "Nothing is left to do."
+    if unknown and unknown == trainings:
+        return "How long it takes is not known: nothing of this size has been trained here. Do one job, and ask again."
     more = f", and {unknown} of {trainings} trainings of sizes that have not been trained here" if unknown else ""
     return f"About {lasting(seconds)} of computing left, as measured here on {', '.join(devices)}{more}."
+
 
 def summary(
     plan: Plan,
 ) -> list[str]:
     "What a person wants to know before a plan starts, in sentences"
     chains, counts = plan.trainings, _grouped((n, s["state"]) for n, s in enumerate(plan.states, 1))
-    distinct, alone, first = len({t.key for chain in chains for t in chain}), sum(map(len, chains)), len(leaders(chains))
+    distinct, alone, first = (
+        len({t.key for chain in chains for t in chain}),
+        sum(map(len, chains)),
+        len(leaders(chains)),
+    )
     shared = f"; {f'jobs 1 to {first} make' if first > 1 else 'job 1 makes'} what others share" if first else ""
-    return [f"{count(len(plan), 'job')}{f' ({plan.merged} said twice)' * bool(plan.merged)}: " + ", ".join(f"{len(counts[s])} {s}" for s in ("done", "running", "failed", "waiting") if s in counts) + ".",
-            f"{count(distinct, 'distinct training')}, where every job alone would make {alone}{shared}.", _time(plan),
-            *(f"Cannot start here, {numbered(who)}: {what}" for what, who in plan.lacking.items())]
+    return [
+        f"{count(len(plan), 'job')}{f' ({plan.merged} said twice)' * bool(plan.merged)}: "
+        + ", ".join(f"{len(counts[s])} {s}" for s in ("done", "running", "failed", "waiting") if s in counts)
+        + ".",
+        f"{count(distinct, 'distinct training')}, where every job alone would make {alone}{shared}.",
+        _time(plan),
+        *(f"Cannot start here, {numbered(who)}: {what}" for what, who in plan.lacking.items()),
+    ]
 
 # %% ../../nbs/jobs/01_plan.ipynb #43cfbc53
 SHOWN = 40  # jobs in a table, at most
+
 
 def shown(
     plan: Plan,
@@ -334,17 +465,28 @@ def shown(
     "A plan as text"
     said = [changed(job) for job in plan]
     own = [f.name for f in fields(Job) if f.name in ("task", "method") or len({str(s.get(f.name)) for s in said}) > 1]
-    lines = [{"job": n} | {name: changed(job).get(name, getattr(job, name)) for name in own} | {"state": s["state"], "": s.get("folder") or _short(job, s)}
-             for n, (job, s) in enumerate(zip(plan, plan.states), 1)]
+    lines = [
+        {"job": n}
+        | {name: changed(job).get(name, getattr(job, name)) for name in own}
+        | {"state": s["state"], "": s.get("folder") or _short(job, s)}
+        for n, (job, s) in enumerate(zip(plan, plan.states), 1)
+    ]
     more = [f"and {len(lines) - SHOWN} jobs more"] if len(lines) > SHOWN else []
     return "\n\n".join(["\n".join(f"{line}  " for line in summary(plan)), table(lines[:SHOWN]), *more])
 
+
 SILENT = 60  # seconds after which a running job is called silent
 
+
 def _short(job, found):
-    if found["state"] == "failed": return f"{found['error']}: {found['message'].splitlines()[0][:80]}"
+    if found["state"] == "failed":
+        return f"{found['error']}: {found['message'].splitlines()[0][:80]}"
     quiet = silence(job) if found["state"] == "running" else 0
-    return f"silent for {lasting(quiet)}: process {found.get('pid', '?')} on {found.get('host', '?')}" if quiet > SILENT else ""
+    return (
+        f"silent for {lasting(quiet)}: process {found.get('pid', '?')} on {found.get('host', '?')}"
+        if quiet > SILENT
+        else ""
+    )
 
 # %% ../../nbs/jobs/01_plan.ipynb #78ccdb5f
 def finished(
@@ -356,6 +498,8 @@ def finished(
         result = read_json(path)
         for task, scores in result.get("accuracy", {}).items():
             mean = sum(scores.values()) / len(scores)
-            found.append({"task": task, "mean": mean, "languages": len(scores), "folder": path.parent.name}
-                         | {k: result["config"][k] for k in ("method", "preset", "seed", "backbone")})
+            found.append(
+                {"task": task, "mean": mean, "languages": len(scores), "folder": path.parent.name}
+                | {k: result["config"][k] for k in ("method", "preset", "seed", "backbone")}
+            )
     return found

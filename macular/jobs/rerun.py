@@ -14,35 +14,49 @@ from pathlib import Path
 import numpy as np
 
 from ..core import DataError, Difference, ParameterError, diff, literal, number, permutation, resolve, table
-from .engines import compute
-from ..train.inputs import Data, plant
-from .plan import asked
 from ..data.readers import as_dataset
+from .engines import compute
+from .plan import asked
 from ..results.records import located
-from ..train.config import beneath, check, row
 from ..store import read_json
+from ..train.config import beneath, check, row
+from ..train.inputs import Data, plant
 
 # %% ../../nbs/jobs/04_rerun.ipynb #36295e8a
 @dataclass(frozen=True, repr=False)
 class Comparison:
     "Two runs of one job"
+
     folders: tuple[str, str]  # names: equal when the job, its data and the algorithm are
     predictions: tuple[int, int]  # how many differ in the label said, of how many; of rows in one run only, all
     equal: bool  # predictions with probabilities, byte for byte, and all that the result says
     result: Difference  # of result.json
     machine: Difference  # of environment.json, times aside
 
-    def _repr_markdown_(self): return literal(self)
+    def _repr_markdown_(self):
+        return literal(self)
 
     def __repr__(self):
-        if self.equal: return f"**Equal**, byte for byte: {self.predictions[1]:,} predictions and all of `result.json`."
-        keys = "" if self.folders[0] == self.folders[1] else f" Their keys differ ({' and '.join(self.folders)}): parameters, data, dictionaries, backbone or algorithm changed."
+        if self.equal:
+            return f"**Equal**, byte for byte: {self.predictions[1]:,} predictions and all of `result.json`."
+        keys = (
+            ""
+            if self.folders[0] == self.folders[1]
+            else f" Their keys differ ({' and '.join(self.folders)}): parameters, data, dictionaries, backbone or algorithm changed."
+        )
         said = [f"**Different**: {self.predictions[0]:,} of {self.predictions[1]:,} predictions.{keys}"]
         for title, found in (("result", self.result), ("machine", self.machine)):
-            if found: said.append(table([{title: f"`{name}`", "before": _short(a), "now": _short(b)} for name, (a, b) in found.items()]))
+            if found:
+                said.append(
+                    table(
+                        [{title: f"`{name}`", "before": _short(a), "now": _short(b)} for name, (a, b) in found.items()]
+                    )
+                )
         return "\n\n".join(said)
 
-def _short(value): return text if len(text := str(value)) <= 60 else text[:57] + "…"
+
+def _short(value):
+    return text if len(text := str(value)) <= 60 else text[:57] + "…"
 
 # %% ../../nbs/jobs/04_rerun.ipynb #ab924d2f
 def compare_runs(
@@ -51,16 +65,23 @@ def compare_runs(
 ) -> Comparison:
     "What differs between two runs"
     before, now = Path(before), Path(now)
-    results, machines = ([read_json(folder / name) for folder in (before, now)] for name in ("result.json", "environment.json"))
+    results, machines = (
+        [read_json(folder / name) for folder in (before, now)] for name in ("result.json", "environment.json")
+    )
     free = ("started", "seconds to score", "out")
     changed = diff(*({k: v for k, v in machine.items() if k not in free} for machine in machines))
     said = diff(*results)
     bytes_ = [(folder / "predictions.parquet").read_bytes() for folder in (before, now)]
     return Comparison((before.name, now.name), _flips(before, now), bytes_[0] == bytes_[1] and not said, said, changed)
 
+
 def _flips(before, now):
     import pandas as pd
-    a, b = (pd.read_parquet(folder / "predictions.parquet").set_index(["language", "item"])["prediction"] for folder in (before, now))
+
+    a, b = (
+        pd.read_parquet(folder / "predictions.parquet").set_index(["language", "item"])["prediction"]
+        for folder in (before, now)
+    )
     both = a.index.intersection(b.index)
     return int((a[both] != b[both]).sum()) + len(a) + len(b) - 2 * len(both), len(a.index.union(b.index))
 
@@ -71,15 +92,22 @@ def finished(
     "The folder of a finished run"
     found = located(folder)
     if found is None or not (found / "config.json").exists():
-        raise DataError(f"there is no finished run in {folder}, a folder or a name below runs/; it needs config.json, environment.json and result.json")
+        raise DataError(
+            f"there is no finished run in {folder}, a folder or a name below runs/; it needs config.json, environment.json and result.json"
+        )
     return found
+
 
 def refuse_student(
     folder: Path,  # of a finished run
 ):
     "Refuse a run that learned from another one, which its own record does not hold"
     teacher = read_json(folder / "result.json").get("teacher")
-    if teacher: raise ParameterError(f"{folder.name} is a student; it learned from the run {teacher['run']} ({teacher['method']}). Name that one: macular distill {teacher['run']} finds or repeats the student.")
+    if teacher:
+        raise ParameterError(
+            f"{folder.name} is a student; it learned from the run {teacher['run']} ({teacher['method']}). Name that one: macular distill {teacher['run']} finds or repeats the student."
+        )
+
 
 def rerun(
     folder,  # of a finished run; a name is looked for in runs/
@@ -90,10 +118,13 @@ def rerun(
     refuse_student(folder)
     return compare_runs(folder, compute(check(asked(folder) | {"out": str(_unfinished(Path(out) / folder.name))})))
 
+
 def _unfinished(place):
     "A folder, or the first of its name and a number, in which no run is finished: what is done is not done again, only found"
     named = (place.with_name(f"{place.name}-{n}") if n > 1 else place for n in count(1))
-    return next(p for p in named if not any(resolve(p).glob("*/result.json")) and not (resolve(p) / "result.json").exists())
+    return next(
+        p for p in named if not any(resolve(p).glob("*/result.json")) and not (resolve(p) / "result.json").exists()
+    )
 
 # %% ../../nbs/jobs/04_rerun.ipynb #0fcb4c6a
 def reopen(
@@ -102,31 +133,55 @@ def reopen(
 ) -> tuple:  # its `Data`, and its `Training`: several where a row averages their probabilities
     "A finished run, ready to be asked"
     from macular.train.run import members
+
     folder = finished(folder)
     refuse_student(folder)
     job, result = check(asked(folder)), read_json(folder / "result.json")
     data, method, found = Data(job), row(job), []
-    if data.hashes != result["backbone"]["sha256"]: raise DataError(f"the backbone '{job.backbone}' is not the one that {folder.name} was trained from; its files differ")
+    if data.hashes != result["backbone"]["sha256"]:
+        raise DataError(
+            f"the backbone '{job.backbone}' is not the one that {folder.name} was trained from; its files differ"
+        )
     for i, member in enumerate(members(data, method)):
         training = None
         for m in [*([beneath(method, job)] if method.shared else []), method]:
             made = result["trainings"][m.name + f" {i + 1}" * (i > 0)]
-            training = _opened(m, member, folder.parent / "trainings" / made["key"], made["tasks"], training, accelerator)
+            training = _opened(
+                m, member, folder.parent / "trainings" / made["key"], made["tasks"], training, accelerator
+            )
         found.append(training)
     return data, found
+
 
 def _opened(method, data, folder, tasks, shared, accelerator):
     from accelerate import Accelerator
     from transformers import AutoTokenizer
+
     from macular.train.feed import Material, Recipe
     from macular.train.stages import Training
+
     words = AutoTokenizer.from_pretrained(data.backbone, trust_remote_code=False)
-    material = Material([data.task(n) for n in tasks], {}, words, data.backbone, shared=shared and deepcopy(shared.net(shared.weights(shared.best)).encoder),
-                        accelerator=accelerator or Accelerator(cpu=True), trees=data.trees)
-    return Training(folder.name, method, folder, material, Recipe(data.job.seed, alpha=data.job.alpha, max_length=data.job.max_length), shared)
+    material = Material(
+        [data.task(n) for n in tasks],
+        {},
+        words,
+        data.backbone,
+        shared=shared and deepcopy(shared.net(shared.weights(shared.best)).encoder),
+        accelerator=accelerator or Accelerator(cpu=True),
+        trees=data.trees,
+    )
+    return Training(
+        folder.name,
+        method,
+        folder,
+        material,
+        Recipe(data.job.seed, alpha=data.job.alpha, max_length=data.job.max_length),
+        shared,
+    )
 
 # %% ../../nbs/jobs/04_rerun.ipynb #ff1bbaab
 SWITCHED = "switched"
+
 
 def encode(
     folder,  # of a finished run
@@ -138,6 +193,7 @@ def encode(
 ) -> dict:  # task, language, item, label: (n,); e_m, e_t (those the run has) and v: (n, d)
     "What the encoders of a finished run make of some texts"
     from macular.train.evaluate import representations
+
     data, (training, *_) = reopen(folder, accelerator)
     net, parts = _in_round(training, round), []
     for name, langs in (sets or {data.target.name: None}).items():
@@ -145,7 +201,12 @@ def encode(
         rows = {x: _rows(data, training, task, split, x, items) for x in langs or data.langs(task, split)}
         exam = training.exam(task, rows)
         for x, of in rows.items():
-            said = {"task": [name] * len(of), "language": [x] * len(of), "item": of["id"][:], "label": np.array(task.labels)[of["label"][:]]}
+            said = {
+                "task": [name] * len(of),
+                "language": [x] * len(of),
+                "item": of["id"][:],
+                "label": np.array(task.labels)[of["label"][:]],
+            }
             parts.append(said | representations(net, exam, x, training.material.accelerator))
     return {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
 
@@ -153,25 +214,38 @@ def encode(
 def _in_round(training, round):
     "The net of a training as it stood after a round"
     from macular.train.build import build_net
+
     rounds = len(training.record["rounds"])
-    if round == 0: return build_net(training.row, training.material, training.recipe).eval()
-    if round is not None and not 1 <= round <= rounds: raise ParameterError(f"there is no round {round}; this training has rounds 1 to {rounds}, and 0, before it learned")
+    if round == 0:
+        return build_net(training.row, training.material, training.recipe).eval()
+    if round is not None and not 1 <= round <= rounds:
+        raise ParameterError(
+            f"there is no round {round}; this training has rounds 1 to {rounds}, and 0, before it learned"
+        )
     return training.net(training.weights(round or training.best))
+
 
 def _rows(data, training, task, split, lang, items):
     "Some rows of a task, the same ones in every language that has as many"
     rows = data.rows(task, split, task.source_lang if lang == SWITCHED else lang)
     rows = rows.select(sorted(permutation(len(rows), "encode", number(task.name))[:items]))
-    if lang == SWITCHED: return _switched(data, training, task, rows)
-    if training.row.encoder == "syntax": plant(data, task, split, lang)
+    if lang == SWITCHED:
+        return _switched(data, training, task, rows)
+    if training.row.encoder == "syntax":
+        plant(data, task, split, lang)
     return rows
+
 
 def _switched(data, training, task, rows):
     "Rows with words exchanged, as the run does it"
-    from macular.train.build import text_of
     from macular.text.encode import ByText
+    from macular.train.build import text_of
+
     method = training.row
-    if not method.augment or method.encoder == "syntax": raise ParameterError(f"'{method.name}' {'reads trees' if method.augment else 'switches no words'}: there are no switched texts to encode")
+    if not method.augment or method.encoder == "syntax":
+        raise ParameterError(
+            f"'{method.name}' {'reads trees' if method.augment else 'switches no words'}: there are no switched texts to encode"
+        )
     text = replace(text_of(method, training.material, training.recipe), lexicon=data.lexicon)
     a, b = ([s.text for s in field] for field in ByText(task, rows, text).exchanged(0))
     return as_dataset(task.labels, {"id": rows["id"][:], "text_a": a, "text_b": b, "label": rows["label"][:]})

@@ -13,8 +13,8 @@ from math import prod
 
 from ..core import DataError, ParameterError, literal, resolve, table
 from .plan import Plan, count, plan, read_toml, rows, state
-from ..train.config import Job, fill
 from ..store import read_json
+from ..train.config import Job, fill
 
 # %% ../../nbs/jobs/03_search.ipynb #419722d7
 def dev_accuracy(
@@ -22,11 +22,15 @@ def dev_accuracy(
 ) -> float:  # percent
     "A job's accuracy on the source language's dev rows of its task"
     now = state(job)
-    if now["state"] != "done": raise ParameterError(f"{job.method} on {job.task}, seed {job.seed}, is {now['state']}; a choice needs all jobs done")
+    if now["state"] != "done":
+        raise ParameterError(
+            f"{job.method} on {job.task}, seed {job.seed}, is {now['state']}; a choice needs all jobs done"
+        )
     result = read_json(resolve(job.out) / now["folder"] / "result.json")
     last = list(result["trainings"].values())[-1]
     scores, task = last["dev"][last["round"] - 1], result["config"]["task"]
-    if task not in scores: raise DataError(f"{task} has no dev rows in its source language, so nothing can be chosen by them")
+    if task not in scores:
+        raise DataError(f"{task} has no dev rows in its source language, so nothing can be chosen by them")
     return scores[task]
 
 # %% ../../nbs/jobs/03_search.ipynb #4e2f6ec1
@@ -35,15 +39,18 @@ def best(
     names: Iterable[str],  # the parameters to choose
 ) -> dict:  # their values
     "The setting with the best mean accuracy on the source language's dev rows; the first of equals"
-    if len(tasks := {job.task for job in plan}) > 1: raise ParameterError(f"settings are chosen for one task at a time; these are {', '.join(sorted(tasks))}")
+    if len(tasks := {job.task for job in plan}) > 1:
+        raise ParameterError(f"settings are chosen for one task at a time; these are {', '.join(sorted(tasks))}")
     scores = defaultdict(list)
-    for job in plan: scores[tuple((name, getattr(fill(job), name)) for name in names)].append(dev_accuracy(job))
+    for job in plan:
+        scores[tuple((name, getattr(fill(job), name)) for name in names)].append(dev_accuracy(job))
     return dict(max(scores, key=lambda setting: sum(scores[setting]) / len(scores[setting])))
 
 # %% ../../nbs/jobs/03_search.ipynb #6dcf994b
 @dataclass(frozen=True, repr=False)
 class Search:
     "Settings tried a stage at a time, each stage with the best of the one before"
+
     common: Mapping  # parameters of all jobs; lists multiply, as in a plan
     grids: tuple[Mapping, ...]  # parameters to choose, a grid a stage
 
@@ -61,16 +68,25 @@ class Search:
         return [prod(len(value) for value in grid.values()) for grid in self.grids]
 
     def __repr__(self):
-        lines = [{"stage": n, "settings": count, **{name: ", ".join(map(str, grid[name])) for name in grid}} for n, (grid, count) in enumerate(zip(self.grids, self.counts), 1)]
+        lines = [
+            {"stage": n, "settings": count, **{name: ", ".join(map(str, grid[name])) for name in grid}}
+            for n, (grid, count) in enumerate(zip(self.grids, self.counts), 1)
+        ]
         names = dict.fromkeys(name for line in lines for name in line)
         each = count(len(rows(self.common)), "job")
-        return f"{' + '.join(map(str, self.counts))} = {sum(self.counts)} settings, {each} each.\n\n" + table([{n: line.get(n, "") for n in names} for line in lines])
+        return f"{' + '.join(map(str, self.counts))} = {sum(self.counts)} settings, {each} each.\n\n" + table(
+            [{n: line.get(n, "") for n in names} for line in lines]
+        )
 
-    def _repr_markdown_(self): return literal(self)
+    def _repr_markdown_(self):
+        return literal(self)
 
 # %% ../../nbs/jobs/03_search.ipynb #afeee4ab
-GRIDS = ({"learning_rate": (1e-6, 5e-6, 1e-5, 2e-5, 3e-5, 5e-5), "batch_size": (4, 8, 16, 32)},
-         {"alpha": tuple(n / 10 for n in range(1, 10))})  # §4.1.3
+GRIDS = (
+    {"learning_rate": (1e-6, 5e-6, 1e-5, 2e-5, 3e-5, 5e-5), "batch_size": (4, 8, 16, 32)},
+    {"alpha": tuple(n / 10 for n in range(1, 10))},
+)  # §4.1.3
+
 
 def paper_search(
     **common,  # parameters of all jobs: at least task, and preset
@@ -83,11 +99,23 @@ def read_search(
     path,  # a .toml file
 ) -> Search | None:  # nothing for a file without stages
     "A search from a file"
-    if resolve(path).suffix != ".toml" or not resolve(path).is_file(): return None
+    if resolve(path).suffix != ".toml" or not resolve(path).is_file():
+        return None
     said = read_toml(resolve(path))
-    if "stage" not in said: return None
+    if "stage" not in said:
+        return None
     grids = said.pop("stage")
-    if not isinstance(grids, list) or not grids or not all(isinstance(grid, dict) and grid and all(isinstance(value, list) and value for value in grid.values()) for grid in grids):
-        raise ParameterError(f"{resolve(path).name}: a search has one [[stage]] or more, and each [[stage]] of a search gives lists of values, as in learning_rate = [1e-5, 2e-5]")
-    if "grid" in said: raise ParameterError("a file has [[grid]] or [[stage]], not both: a plan, or a search")
+    if (
+        not isinstance(grids, list)
+        or not grids
+        or not all(
+            isinstance(grid, dict) and grid and all(isinstance(value, list) and value for value in grid.values())
+            for grid in grids
+        )
+    ):
+        raise ParameterError(
+            f"{resolve(path).name}: a search has one [[stage]] or more, and each [[stage]] of a search gives lists of values, as in learning_rate = [1e-5, 2e-5]"
+        )
+    if "grid" in said:
+        raise ParameterError("a file has [[grid]] or [[stage]], not both: a plan, or a search")
     return Search(said, tuple(grids))

@@ -11,12 +11,12 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..text.prompts import verbalise
 from ..core import ParameterError
+from ..data.tasks import Task
 from .losses import kl_s, task_loss
 from .modules import Encoder, MultiTask, load_filler, seeded
 from .objective import lang_disc, task_disc, term
-from ..data.tasks import Task
+from ..text.prompts import verbalise
 from ..text.syntax import UPOS
 
 # %% ../../nbs/model/04_baselines.ipynb #54b7ed42
@@ -39,11 +39,14 @@ def distances(
     head: Tensor,  # (B, n) the place of each token's head; the first token is its own
 ) -> tuple[Tensor, Tensor]:  # (B, n, n) steps between two tokens; (B, n) steps to the first token
     "How far apart tokens are in their tree"
-    above = torch.eye(head.shape[1], device=head.device).expand(*head.shape, -1).clone()  # who is above whom, oneself included
+    above = (
+        torch.eye(head.shape[1], device=head.device).expand(*head.shape, -1).clone()
+    )  # who is above whom, oneself included
     now = head
     for _ in range(head.shape[1]):
         above.scatter_(2, now.unsqueeze(2), 1.0)
-        if not now.any(): break
+        if not now.any():
+            break
         now = head.gather(1, now)
     depth = above.sum(2) - 1
     return depth[:, :, None] + depth[:, None] - 2 * (above @ above.transpose(1, 2) - 1), depth
@@ -60,7 +63,9 @@ class _TreeAttention(nn.Module):
     def forward(self, states, near):  # (B, n, width), (B, n, n) bool
         h = self.map(states).unflatten(2, (self.heads, -1))
         asks, says = torch.einsum("bnhd,khd->kbhn", h, self.score)
-        scores = nn.functional.leaky_relu(asks[..., None] + says[..., None, :], 0.2).masked_fill(~near[:, None], torch.finfo(h.dtype).min)
+        scores = nn.functional.leaky_relu(asks[..., None] + says[..., None, :], 0.2).masked_fill(
+            ~near[:, None], torch.finfo(h.dtype).min
+        )
         seen = torch.einsum("bhnm,bmhd->bnhd", scores.softmax(-1), h)
         return self.norm(states + seen.flatten(2))
 
@@ -70,7 +75,10 @@ def _add(module, args, output):
     said, module.said = module.said, None
     return torch.cat([output[..., : said.shape[-1]] + said, output[..., said.shape[-1] :]], -1)
 
-def _keep(module, args, output): module.kept = output[0] if isinstance(output, tuple) else output
+
+def _keep(module, args, output):
+    module.kept = output[0] if isinstance(output, tuple) else output
+
 
 def off_tree(
     where: Tensor,  # (B, n, w) the last layer's states, mapped
@@ -87,11 +95,14 @@ def off_tree(
 # %% ../../nbs/model/04_baselines.ipynb #ea34974a
 class SyntaxEncoder(Encoder):
     "A backbone that also looks along dependency trees"
+
     steps = 4  # in the tree, that a token looks
 
     def __init__(self, encoder: Encoder, seed: int):
         if encoder.config.model_type not in ("bert", "xlm-roberta"):
-            raise ParameterError(f"trees are built into backbones of type bert and xlm-roberta, not {encoder.config.model_type}")
+            raise ParameterError(
+                f"trees are built into backbones of type bert and xlm-roberta, not {encoder.config.model_type}"
+            )
         super().__init__(encoder.body, encoder.width, encoder.config, encoder.made)
         self.packed, model, d = False, encoder.body.model.base_model, encoder.config.hidden_size
         head, width = d // encoder.config.num_attention_heads, 4 * max(4, d // 12)
@@ -100,24 +111,33 @@ class SyntaxEncoder(Encoder):
             self.layers = nn.ModuleList(_TreeAttention(width) for _ in range(4))
             self.fuse = nn.ModuleList(nn.Linear(width, 2 * head) for _ in model.encoder.layer)
             self.probe = nn.ParameterList(torch.randn(d, width) / d for _ in range(2))
-        for projection in (p for pair in self.projections for p in pair): projection.register_forward_hook(_add)
+        for projection in (p for pair in self.projections for p in pair):
+            projection.register_forward_hook(_add)
         self.last.register_forward_hook(_keep)
 
     @property
-    def projections(self): return [(layer.attention.self.key, layer.attention.self.value) for layer in self.body.model.base_model.encoder.layer]
+    def projections(self):
+        return [
+            (layer.attention.self.key, layer.attention.self.value) for layer in self.body.model.base_model.encoder.layer
+        ]
+
     @property
-    def last(self): return self.body.model.base_model.encoder.layer[-1]
+    def last(self):
+        return self.body.model.base_model.encoder.layer[-1]
 
     def forward(self, views: list[dict]) -> tuple[Tensor, ...]:  # (B, d) for each view
-        if "tree" not in views[0]: raise ParameterError("these texts come without trees; a row with encoder='syntax' needs them in every view")
+        if "tree" not in views[0]:
+            raise ParameterError("these texts come without trees; a row with encoder='syntax' needs them in every view")
         inputs, trees = self.inputs(self.joined(views)), torch.cat([v["tree"] for v in views])
         real = inputs["attention_mask"].bool()
         head, pos = (trees.new_zeros(real.shape).masked_scatter(real, trees[:, i]) for i in (0, 1))
         apart, depth = distances(head)
         states = self.enter(self.body.model.get_input_embeddings()(inputs["input_ids"])) + self.pos(pos)
         near = (apart <= self.steps) & real[:, None] | torch.eye(real.shape[1], dtype=torch.bool, device=real.device)
-        for layer in self.layers: states = layer(states, near)
-        for pair, fuse in zip(self.projections, self.fuse): pair[0].said, pair[1].said = fuse(states).chunk(2, -1)
+        for layer in self.layers:
+            states = layer(states, near)
+        for pair, fuse in zip(self.projections, self.fuse):
+            pair[0].said, pair[1].said = fuse(states).chunk(2, -1)
         e, sizes = self.body(**inputs), [len(v["lengths"]) for v in views]
         self.trees = off_tree(*(self.last.kept @ p for p in self.probe), apart, depth, real).split(sizes)
         return e.split(sizes)
@@ -125,9 +145,13 @@ class SyntaxEncoder(Encoder):
 # %% ../../nbs/model/04_baselines.ipynb #f64ac8ca
 class _Reverse(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, e): return e.view_as(e)
+    def forward(ctx, e):
+        return e.view_as(e)
+
     @staticmethod
-    def backward(ctx, gradient): return -gradient
+    def backward(ctx, gradient):
+        return -gradient
+
 
 def reverse(
     e: Tensor,  # of any shape
@@ -141,10 +165,12 @@ def copy_ce(logits_copy, y):
     "RS-DA: the labels, from copies with near-synonyms"
     return task_loss(logits_copy, y)
 
+
 @term("structure")
 def structure(tree):
     "Syn.: distances and depths in the dependency tree, from the last layer's states"
     return tree.mean()
+
 
 @term("xtune_kl")
 def xtune_kl(logits_aug, logits):

@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # %% ../../nbs/model/02_losses.ipynb #efc98811
-def _full(x): return x if x.dtype in (torch.float32, torch.float64) else x.float()
+def _full(x):
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
 
 def task_loss(
     logits: Tensor,  # (B, classes)
@@ -28,6 +30,7 @@ def discriminator_loss(
     "Eqs. 5 and 12: how badly the discriminator tells what it must tell"
     return F.cross_entropy(_full(logits), ids)
 
+
 def adversarial_loss(
     logits: Tensor,  # (B, k) the discriminator's
 ) -> Tensor:  # scalar, never below log k
@@ -35,7 +38,9 @@ def adversarial_loss(
     return -F.log_softmax(_full(logits), -1).mean(-1).mean()
 
 # %% ../../nbs/model/02_losses.ipynb #7c559c09
-def _kl(log_p, log_q): return (log_p.exp() * (log_p - log_q)).sum(-1).mean()
+def _kl(log_p, log_q):
+    return (log_p.exp() * (log_p - log_q)).sum(-1).mean()
+
 
 def kl_s(
     logits_p: Tensor,  # (B, classes) one prediction

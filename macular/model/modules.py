@@ -29,6 +29,7 @@ def seeded(
         torch.manual_seed(int(mix(*counters) >> 1))
         yield
 
+
 def linear(
     width: int,  # numbers in
     classes: int,  # numbers out
@@ -44,22 +45,36 @@ def linear(
 # %% ../../nbs/model/01_modules.ipynb #98ab79c3
 class _FirstToken(nn.Module):
     "A backbone that answers with its first token's last hidden state"
-    def __init__(self, model): super().__init__(); self.model = model
-    def forward(self, **inputs): return self.model(**inputs).last_hidden_state[:, 0]
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, **inputs):
+        return self.model(**inputs).last_hidden_state[:, 0]
+
 
 class _StockHead(nn.Module):
     "A stock classifier that answers with the input of its last layer"
-    def __init__(self, model): super().__init__(); self.model = model
-    def forward(self, **inputs): return self.model(**inputs).logits
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, **inputs):
+        return self.model(**inputs).logits
+
 
 LABELS = 3  # while loading; no other linear layer of an encoder has three outputs
+
 
 def behead(
     model,  # a stock classifier of `LABELS` classes
 ) -> tuple[int, str]:  # numbers its last layer took in, and that layer's name
     "Take the last layer out of a stock classifier"
     last = [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and m.out_features == LABELS]
-    if len(last) != 1: raise ParameterError(f"{type(model).__name__} has no single classification layer: {last}")
+    if len(last) != 1:
+        raise ParameterError(f"{type(model).__name__} has no single classification layer: {last}")
     parent, _, leaf = last[0].rpartition(".")
     width = model.get_submodule(last[0]).in_features
     setattr(model.get_submodule(parent), leaf, nn.Identity())
@@ -69,25 +84,34 @@ def behead(
 class Encoder(nn.Module):
     "Eq. 1: any `AutoModel` as a function from token ids to vectors"
 
-    def __init__(self, body: nn.Module,  # keyword inputs -> (B, d)
-                 width: int,  # d
-                 config,  # the backbone's
-                 made: tuple[str, ...] = ()):  # layers the checkpoint did not hold, drawn from the seed
+    def __init__(
+        self,
+        body: nn.Module,  # keyword inputs -> (B, d)
+        width: int,  # d
+        config,  # the backbone's
+        made: tuple[str, ...] = (),
+    ):  # layers the checkpoint did not hold, drawn from the seed
         super().__init__()
         self.body, self.width, self.config, self.made = body, width, config, made
         self.packed = packable(config)  # texts in one row; False: padded to the longest
-        if self.packed: prepare(body.model)
+        if self.packed:
+            prepare(body.model)
 
     def forward(self, views: list[dict]) -> tuple[Tensor, ...]:  # (B, d) for each view
         return self.body(**self.inputs(self.joined(views))).split([len(v["lengths"]) for v in views])
 
     def joined(self, views: list[dict]) -> dict:
         "Several views as one; trees are not read"
-        return {name: (np.concatenate if name in HOST else torch.cat)([v[name] for v in views]) for name in views[0] if name != "tree"}
+        return {
+            name: (np.concatenate if name in HOST else torch.cat)([v[name] for v in views])
+            for name in views[0]
+            if name != "tree"
+        }
 
     def inputs(self, view: dict) -> dict:
         "What the body is called with: a row, or a padded batch"
-        if not self.packed: return pad(view, self.config.pad_token_id or 0, getattr(self.config, "max_position_embeddings", None))
+        if not self.packed:
+            return pad(view, self.config.pad_token_id or 0, getattr(self.config, "max_position_embeddings", None))
         device = view["input_ids"].device
         return pack(view, start(self.config), 8 if device.type == "cpu" else 1, filler(len(view["input_ids"]), device))
 
@@ -98,19 +122,32 @@ def _quiet():
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    try: yield
+    try:
+        yield
     finally:
         logging.set_verbosity(level)
-        if bar: logging.enable_progress_bar()
+        if bar:
+            logging.enable_progress_bar()
+
 
 def _pretrained(kind, backbone, seed, **options):
     "A stock model in single precision, and what was found of it"
     try:
         with seeded(seed, "encoder"), _quiet():
-            return kind.from_pretrained(backbone, output_loading_info=True, trust_remote_code=False, use_safetensors=True, dtype=torch.float32, **options)
+            return kind.from_pretrained(
+                backbone,
+                output_loading_info=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                dtype=torch.float32,
+                **options,
+            )
     except (OSError, ValueError, SafetensorError) as err:
-        raise EnvironmentProblem(f"cannot load the backbone '{backbone}': {first_line(err)}\n"
-                                 "Give a folder with config.json, model.safetensors and tokenizer files, or a hub name.") from err
+        raise EnvironmentProblem(
+            f"cannot load the backbone '{backbone}': {first_line(err)}\n"
+            "Give a folder with config.json, model.safetensors and tokenizer files, or a hub name."
+        ) from err
+
 
 def load_encoder(
     backbone,  # a folder or a hub name that `AutoModel` loads
@@ -118,19 +155,27 @@ def load_encoder(
     e: str = "head_input",  # or "cls": the first token's last hidden state
 ) -> Encoder:
     "Eq. 1: a pretrained encoder, in single precision"
-    model, info = _pretrained(AutoModelForSequenceClassification, backbone, seed, num_labels=LABELS, ignore_mismatched_sizes=True)
+    model, info = _pretrained(
+        AutoModelForSequenceClassification, backbone, seed, num_labels=LABELS, ignore_mismatched_sizes=True
+    )
     width, last = behead(model)
     made = tuple(sorted(k for k in info["missing_keys"] if not k.startswith(last)))
-    if e == "head_input": return Encoder(_StockHead(model), width, model.config, made)
+    if e == "head_input":
+        return Encoder(_StockHead(model), width, model.config, made)
     return Encoder(_FirstToken(model.base_model), model.config.hidden_size, model.config)
 
 # %% ../../nbs/model/01_modules.ipynb #6d913fb9
 class _AtGap(nn.Module):
     "A masked language model that answers with the input of its last layer, where the gap is"
-    def __init__(self, model): super().__init__(); self.model = model
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
     def forward(self, at=None, **inputs):
         states = self.model(**inputs).logits
         return states[:, 0] if at is None else states[torch.arange(len(at), device=at.device), at]
+
 
 def load_filler(
     backbone,  # a folder or a hub name that `AutoModelForMaskedLM` loads
@@ -146,31 +191,47 @@ def load_filler(
     return Encoder(_AtGap(model), last.in_features, model.config, made), last
 
 # %% ../../nbs/model/01_modules.ipynb #d537689e
-def _suffix(name): return name[len(name.split("_")[0]) :]
+def _suffix(name):
+    return name[len(name.split("_")[0]) :]
+
 
 class Net(nn.Module):
     "What both nets share: outputs by name, from one forward"
-    def forward(self, batch: dict,  # views `x`, `x_aug`, …, and `task`
-                names: tuple[str, ...]) -> dict:  # `e`, `logits` and `tree` (of a syntax encoder), each with a view's suffix -> tensors
+
+    def forward(
+        self,
+        batch: dict,  # views `x`, `x_aug`, …, and `task`
+        names: tuple[str, ...],
+    ) -> dict:  # `e`, `logits` and `tree` (of a syntax encoder), each with a view's suffix -> tensors
         suffixes = tuple(dict.fromkeys(map(_suffix, names)))
         e = dict(zip(suffixes, self.represent(batch, suffixes)))
-        made = {"e": lambda s: e[s], "logits": lambda s: self.predict(e[s], batch), "tree": lambda s: self.encoder.trees[suffixes.index(s)]}
+        made = {
+            "e": lambda s: e[s],
+            "logits": lambda s: self.predict(e[s], batch),
+            "tree": lambda s: self.encoder.trees[suffixes.index(s)],
+        }
         return {n: made[n.split("_")[0]](_suffix(n)) for n in names}
+
 
 class MultiTask(Net):
     "Eqs. 1 and 2, F_m: one encoder, one head a task; with one task, plain fine-tuning"
 
-    def __init__(self, encoder: Encoder,
-                 classes: list[int],  # of each task
-                 seed: int):
+    def __init__(
+        self,
+        encoder: Encoder,
+        classes: list[int],  # of each task
+        seed: int,
+    ):
         super().__init__()
         self.encoder = encoder
         self.heads = nn.ModuleList(linear(encoder.width, n, seed, "W", i) for i, n in enumerate(classes))
 
-    def represent(self, batch, suffixes): return self.encoder([batch[f"x{s}"] for s in suffixes])
+    def represent(self, batch, suffixes):
+        return self.encoder([batch[f"x{s}"] for s in suffixes])
 
     def predict(self, e, batch):
-        if len(self.heads) == 1: return self.heads[0](e)
+        if len(self.heads) == 1:
+            return self.heads[0](e)
         first = self.heads[0](e)
         logits = first.new_full((len(e), max(h.out_features for h in self.heads)), torch.finfo(first.dtype).min)
         for i, head in enumerate(self.heads):
@@ -187,14 +248,18 @@ def aggregate(
     "Eq. 8: the weighted sum of both representations"
     return alpha * e_m + (1 - alpha) * e_t
 
+
 class TaskSpecific(Net):
     "Eqs. 8 and 9, F_t: a frozen f_m, a trained f_t and the target task's head M"
 
-    def __init__(self, shared: Encoder,  # f_m, trained in stage 1
-                 encoder: Encoder,  # f_t
-                 classes: int,  # of the target task
-                 alpha: float,
-                 seed: int):
+    def __init__(
+        self,
+        shared: Encoder,  # f_m, trained in stage 1
+        encoder: Encoder,  # f_t
+        classes: int,  # of the target task
+        alpha: float,
+        seed: int,
+    ):
         super().__init__()
         self.shared, self.encoder, self.alpha = shared.requires_grad_(False), encoder, alpha
         self.head = linear(encoder.width, classes, seed, "M")
@@ -208,10 +273,12 @@ class TaskSpecific(Net):
     def represent(self, batch, suffixes):
         own = self.encoder([batch[f"x{s}"] for s in suffixes])
         missing = [s for s in suffixes if f"m{s}" not in batch]
-        with torch.no_grad(): made = dict(zip(missing, self.shared([batch[f"x{s}"] for s in missing]))) if missing else {}
+        with torch.no_grad():
+            made = dict(zip(missing, self.shared([batch[f"x{s}"] for s in missing]))) if missing else {}
         return [aggregate(made[s] if s in made else batch[f"m{s}"], e, self.alpha) for s, e in zip(suffixes, own)]
 
-    def predict(self, e, batch): return self.head(e)
+    def predict(self, e, batch):
+        return self.head(e)
 
 # %% ../../nbs/model/01_modules.ipynb #a4cc192a
 def discriminator(
@@ -220,4 +287,5 @@ def discriminator(
     seed: int,
 ) -> nn.Sequential:  # (B, d) -> (B, k) logits
     "D_t and D_l: one hidden ReLU layer"
-    with seeded(seed, "discriminator", k): return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, k))
+    with seeded(seed, "discriminator", k):
+        return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, k))

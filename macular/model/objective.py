@@ -16,27 +16,33 @@ from .losses import adversarial_loss, discriminator_loss, kl_s, task_loss
 # %% ../../nbs/model/03_objective.ipynb #8e3a6782
 terms = Registry("term")
 
+
 @dataclass(frozen=True)
 class Term:
     "A loss bound to outputs by name"
+
     name: str
     eq: int | None  # the paper's number
     loss: object = field(compare=False)  # function of the outputs its parameters name -> scalar
 
     @property
-    def needs(self): return tuple(signature(self.loss).parameters)
+    def needs(self):
+        return tuple(signature(self.loss).parameters)
+
 
 def term(
     name: str,  # how rows refer to it
     eq: int | None = None,  # the paper's equation
 ):
     "Make a function of outputs known as a term; defining it again, as a re-run cell does, replaces it"
+
     def register(loss):
         known = terms.get(name)
         if known and known.loss.__module__ == __name__ != loss.__module__:
             raise ParameterError(f"'{name}' is one of the paper's terms; give a term of your own another name")
         terms.add(Term(name, eq, loss))
         return loss
+
     return register
 
 # %% ../../nbs/model/03_objective.ipynb #03aa8fbf
@@ -45,25 +51,30 @@ def task(logits, y):
     "Eqs. 3 and 10: the labels, from the texts as they are"
     return task_loss(logits, y)
 
+
 @term("aug_ce", eq=4)
 def aug_ce(logits_aug, y):
     "Eq. 4: the labels, from the augmented texts"
     return task_loss(logits_aug, y)
+
 
 @term("task_disc", eq=5)
 def task_disc(d, d_aug, task):
     "Eq. 5: the discriminator tells which task a text is of"
     return discriminator_loss(d, task) + discriminator_loss(d_aug, task)
 
+
 @term("task_adv", eq=6)
 def task_adv(d, d_aug):
     "Eq. 6: the net leaves the discriminator of tasks undecided"
     return adversarial_loss(d) + adversarial_loss(d_aug)
 
+
 @term("aug_kl", eq=11)
 def aug_kl(logits_aug, logits, as_printed):
     "Eq. 11: augmented texts get the predictions of the texts as they are"
     return kl_s(logits_aug, logits, as_printed)
+
 
 @term("lang_disc", eq=12)
 def lang_disc(d, d_aug):
@@ -71,10 +82,12 @@ def lang_disc(d, d_aug):
     english, switched = d.new_zeros(len(d)).long(), d_aug.new_ones(len(d_aug)).long()
     return discriminator_loss(d, english) + discriminator_loss(d_aug, switched)
 
+
 @term("lang_adv", eq=13)
 def lang_adv(d, d_aug):
     "Eq. 13: the net leaves the discriminator of languages undecided"
     return adversarial_loss(d) + adversarial_loss(d_aug)
+
 
 @term("consistency", eq=14)
 def consistency(logits_near_aug, logits_near, as_printed):
@@ -85,22 +98,27 @@ def consistency(logits_near_aug, logits_near, as_printed):
 class Objective:
     "Eqs. 7 and 15: the weighted sum of terms, computed from one forward of the net"
 
-    def __init__(self, weights: dict,  # term name -> weight; zero leaves the term out
-                 net=None,  # (batch, names) -> outputs; None where the batch carries them
-                 discriminator=None,  # e -> (B, k) logits; needed by terms that name `d`
-                 as_printed: bool = False):  # the reading of `kl_s`
+    def __init__(
+        self,
+        weights: dict,  # term name -> weight; zero leaves the term out
+        net=None,  # (batch, names) -> outputs; None where the batch carries them
+        discriminator=None,  # e -> (B, k) logits; needed by terms that name `d`
+        as_printed: bool = False,
+    ):  # the reading of `kl_s`
         self.weights = {name: float(w) for name, w in weights.items() if terms[name] and w}
         self.net, self.discriminator, self.as_printed = net, discriminator, as_printed
         needed = dict.fromkeys(n for name in self.weights for n in terms[name].needs)
         self.from_d = [n for n in needed if n.split("_")[0] == "d"]
-        if self.from_d and discriminator is None: raise ParameterError(f"{', '.join(self.weights)}: no discriminator was given")
+        if self.from_d and discriminator is None:
+            raise ParameterError(f"{', '.join(self.weights)}: no discriminator was given")
         known = {"y", "task", "as_printed", *self.from_d}
         self.outputs = tuple(dict.fromkeys([n for n in needed if n not in known] + ["e" + n[1:] for n in self.from_d]))
 
     def __call__(self, batch: dict) -> tuple:  # (loss to minimise, {term: its value before weighting, as a tensor})
         given = batch | {"as_printed": self.as_printed}
         ask = tuple(n for n in self.outputs if n not in given)
-        if ask: given |= self.net(batch, ask)
+        if ask:
+            given |= self.net(batch, ask)
         given |= {n: self.discriminator(given["e" + n[1:]]) for n in self.from_d}
         parts = {name: terms[name].loss(**{n: given[n] for n in terms[name].needs}) for name in self.weights}
         loss = sum(self.weights[name] * part for name, part in parts.items())

@@ -14,17 +14,35 @@ from functools import cache
 import numpy as np
 
 from ..core import diff, literal, root, table
+from ..data.tasks import tasks
 from .paper import published
 from .records import Record, from_lines
-from .statistics import (LEVEL, Effect, alike, by_language, by_seed, common, design, detectable, difference, holm, item_part, parallel,
-                                resampled, same_task, select, student, summary)
+from macular.results.statistics import (
+    LEVEL,
+    Effect,
+    alike,
+    by_language,
+    by_seed,
+    common,
+    design,
+    detectable,
+    difference,
+    holm,
+    item_part,
+    parallel,
+    resampled,
+    same_task,
+    select,
+    student,
+    summary,
+)
 from .tables import SELECTED, Cell, Table, View, caption, duration, listed, rows_of, task_title, title
-from ..data.tasks import tasks
 
 # %% ../../nbs/results/08_compare.ipynb #7dc832b2
 @dataclass(frozen=True)
 class Comparison:
     "A report on two runs or two methods"
+
     names: tuple
     effect: Effect
     languages: Table
@@ -33,36 +51,81 @@ class Comparison:
 
     def markdown(self) -> str:
         "The report"
-        made = table([{"setting": f"`{k}`", self.names[0]: a, self.names[1]: b} for k, (a, b) in self.settings.items()]) if self.settings else "Made alike."
-        return "\n\n".join([literal(f"**{self.names[0]} − {self.names[1]}**: {self.effect}"), made, self.languages.markdown(), *map(literal, self.notes)])
+        made = (
+            table([{"setting": f"`{k}`", self.names[0]: a, self.names[1]: b} for k, (a, b) in self.settings.items()])
+            if self.settings
+            else "Made alike."
+        )
+        return "\n\n".join(
+            [
+                literal(f"**{self.names[0]} − {self.names[1]}**: {self.effect}"),
+                made,
+                self.languages.markdown(),
+                *map(literal, self.notes),
+            ]
+        )
 
-    def _repr_markdown_(self): return self.markdown()
+    def _repr_markdown_(self):
+        return self.markdown()
 
 # %% ../../nbs/results/08_compare.ipynb #e830035b
 def _names(a, b, settings):
     "What to call them: by method, else by what differs"
-    if a.method != b.method: return title(a.method), title(b.method)
+    if a.method != b.method:
+        return title(a.method), title(b.method)
     told = [", ".join(f"{k} {pair[i]}" for k, pair in list(settings.items())[:2]) for i in (0, 1)]
     return tuple(f"{title(a.method)} ({t})" for t in told) if settings else ("A", "B")
 
-def _made(r): return {**design(r), "seed": r.seed}
+
+def _made(r):
+    return {**design(r), "seed": r.seed}
 
 # %% ../../nbs/results/08_compare.ipynb #dac7e8c2
 def _rows_by_language(a, b, langs):
     "Difference and verdict by language: over items where there are some, else over seeds"
     if all(r.correct for r in (*a, *b)):
         single = len(a) == len(b) == 1
-        return by_language(a, b, langs), "exact McNemar on the items of two runs" if single else "exact paired randomisation of items, correctness averaged over seeds: of these runs"
+        return (
+            by_language(a, b, langs),
+            "exact McNemar on the items of two runs"
+            if single
+            else "exact paired randomisation of items, correctness averaged over seeds: of these runs",
+        )
     effects = [difference(a, b, [x]) for x in langs]
     ps = holm([e.p for e in effects])
     verdicts = ["no test" if np.isnan(h) else "separable" if h < 1 - LEVEL else "not separable" for h in ps]
-    return [{"language": x, "a": summary(a, [x]).mean, "b": summary(b, [x]).mean, "difference": e.points, "p": e.p, "Holm": h, "verdict": v}
-            for x, e, h, v in zip(langs, effects, ps, verdicts)], "over seeds; the records hold no items"
+    return [
+        {
+            "language": x,
+            "a": summary(a, [x]).mean,
+            "b": summary(b, [x]).mean,
+            "difference": e.points,
+            "p": e.p,
+            "Holm": h,
+            "verdict": v,
+        }
+        for x, e, h, v in zip(langs, effects, ps, verdicts)
+    ], "over seeds; the records hold no items"
+
 
 def _table(found, names, told):
     "Languages as a table"
-    def p(value): return "" if np.isnan(value) else f"{value:.3g}"
-    rows = [[r["language"], Cell(r["a"]), Cell(r["b"]), Cell(r["difference"], form="+.1f"), p(r["p"]), p(r["Holm"]), r["verdict"]] for r in found]
+
+    def p(value):
+        return "" if np.isnan(value) else f"{value:.3g}"
+
+    rows = [
+        [
+            r["language"],
+            Cell(r["a"]),
+            Cell(r["b"]),
+            Cell(r["difference"], form="+.1f"),
+            p(r["p"]),
+            p(r["Holm"]),
+            r["verdict"],
+        ]
+        for r in found
+    ]
     return Table(("language", *names, "difference", "p", "Holm's p", "verdict"), rows, told)
 
 # %% ../../nbs/results/08_compare.ipynb #41cc1fdc
@@ -70,9 +133,11 @@ def _told(found, names, groups, shared):
     "Wins and losses, languages left out, collapsed runs"
     won = [sum(r["verdict"] == "separable" and sign * r["difference"] > 0 for r in found) for sign in (1, -1)]
     left = dict.fromkeys(x for group in groups for r in group for x in r.langs if x not in shared)
-    return [f"{names[0]} is separably higher in {won[0]} languages, lower in {won[1]}, not separable in {len(found) - sum(won)}.",
-            *([f"Left out, as not all have them: {', '.join(left)}."] if left else []),
-            *(f"{name}: {s}" for name, s in zip(names, map(summary, groups)) if s.collapsed)]
+    return [
+        f"{names[0]} is separably higher in {won[0]} languages, lower in {won[1]}, not separable in {len(found) - sum(won)}.",
+        *([f"Left out, as not all have them: {', '.join(left)}."] if left else []),
+        *(f"{name}: {s}" for name, s in zip(names, map(summary, groups)) if s.collapsed),
+    ]
 
 # %% ../../nbs/results/08_compare.ipynb #f18ed15b
 def compare(
@@ -102,7 +167,8 @@ def above(
     records = alike(records)
     langs, parts, how = records[0].langs if langs is None else tuple(langs), [], []
     x = by_seed(records, langs)
-    if len(x) > 1: parts, how = [(x.var(ddof=1) / len(x), len(x) - 1)], [f"over {len(x)} seeds"]
+    if len(x) > 1:
+        parts, how = [(x.var(ddof=1) / len(x), len(x) - 1)], [f"over {len(x)} seeds"]
     if all(r.correct for r in records):
         parts.append(item_part(parallel([100 * np.mean([r.correct[lang] for r in records], axis=0) for lang in langs])))
         how.append("over items" if how else "over the items of one run")
@@ -112,6 +178,7 @@ def above(
 @dataclass(frozen=True)
 class Gate:
     "How far plain fine-tuning is above the most frequent label"
+
     task: str
     source: Effect  # in the source language
     others: Effect  # the mean of the other languages
@@ -119,18 +186,24 @@ class Gate:
     collapsed: str = ""  # how many runs predict one class for every item of the source language
 
     @property
-    def passed(self) -> bool: return bool(self.source.low > self.margins[0] and self.others.low > self.margins[1])
+    def passed(self) -> bool:
+        return bool(self.source.low > self.margins[0] and self.others.low > self.margins[1])
 
     @property
     def sentence(self) -> str:
         "What it says"
         where = ("in the source language", "in the mean of the others")
-        parts = [f"{e.points:+.1f} points{_between(e)} {name} (more than {m:+g} are needed)" for e, name, m in zip((self.source, self.others), where, self.margins)]
+        parts = [
+            f"{e.points:+.1f} points{_between(e)} {name} (more than {m:+g} are needed)"
+            for e, name, m in zip((self.source, self.others), where, self.margins)
+        ]
         fell = f" {self.collapsed} predicted one class throughout." if self.collapsed else ""
         verdict = "Methods can be compared on it." if self.passed else "This encoder cannot carry the question."
         return f"{task_title(self.task)}, plain fine-tuning less the most frequent label: {', '.join(parts)}.{fell} {verdict}"
 
-def _between(effect): return "" if np.isnan(effect.low) else f" ({effect.low:+.1f} to {effect.high:+.1f})"
+
+def _between(effect):
+    return "" if np.isnan(effect.low) else f" ({effect.low:+.1f} to {effect.high:+.1f})"
 
 # %% ../../nbs/results/08_compare.ipynb #04b065fd
 def gate(
@@ -143,29 +216,50 @@ def gate(
     source, *others = records[0].langs
     floors = [float(np.mean([majority.accuracy["en_dev"][x] for x in langs])) for langs in ([source], others)]
     fell = sum(r.has_collapsed for r in records)
-    return Gate(records[0].task, above(records, floors[0], [source]), above(records, floors[1], others), collapsed=f"{fell} of {len(records)} runs" * bool(fell))
+    return Gate(
+        records[0].task,
+        above(records, floors[0], [source]),
+        above(records, floors[1], others),
+        collapsed=f"{fell} of {len(records)} runs" * bool(fell),
+    )
 
 # %% ../../nbs/results/08_compare.ipynb #561078a7
 def _settings(rows):
     "Parameters and tags: the common ones, and those that vary by row"
     every = [r for found in rows.values() for r in found]
-    for name in dict.fromkeys(k for r in every for k in ("backbone", "preset", "split", "algorithm", *r.parameters, *r.tags)):
-        values = {row: listed(str(r.get(name)) for r in found if r.get(name) not in (None, "", (), [])) or "not set" for row, found in rows.items()}
+    for name in dict.fromkeys(
+        k for r in every for k in ("backbone", "preset", "split", "algorithm", *r.parameters, *r.tags)
+    ):
+        values = {
+            row: listed(str(r.get(name)) for r in found if r.get(name) not in (None, "", (), [])) or "not set"
+            for row, found in rows.items()
+        }
         same = len(set(values.values())) == 1
         yield name, next(iter(values.values())) if same else "; ".join(f"{row}: {v}" for row, v in values.items())
 
 # %% ../../nbs/results/08_compare.ipynb #6b33dcad
 def _trainings(records):
     "How many distinct trainings there were, and how long they took; a shared one counts once"
-    seconds = {key: r.cost["seconds"][row] for r in records for row, key in r.trainings.items() if row in r.cost.get("seconds", {})}
+    seconds = {
+        key: r.cost["seconds"][row]
+        for r in records
+        for row, key in r.trainings.items()
+        if row in r.cost.get("seconds", {})
+    }
     untimed = len({key for r in records for key in r.trainings.values()} - seconds.keys())
-    took = f", {duration(sum(seconds.values()))} in all" + (f" ({untimed} without a time)" if untimed else "") if seconds else ", times not recorded"
+    took = (
+        f", {duration(sum(seconds.values()))} in all" + (f" ({untimed} without a time)" if untimed else "")
+        if seconds
+        else ", times not recorded"
+    )
     return f"{len(seconds) + untimed} distinct{took}"
+
 
 def _dev(records):
     "Source-language dev accuracy of the best round, a mean over seeds, by task"
     best = {t: [max(r.dev) for r in records if r.task == t and r.dev] for t in dict.fromkeys(r.task for r in records)}
     return ", ".join(f"{t} {np.mean(v):.1f}" for t, v in best.items() if v) or "not recorded"
+
 
 def _tests(records):
     "How many items of which digest"
@@ -179,11 +273,18 @@ def checklist(
 ) -> Table:
     "What is needed to repeat a study"
     rows, records = rows_of(records, rows), list(records)
-    lines = {"runs": f"{len(records)}, of {listed(rows)}; tasks {listed(r.task for r in records)}",
-             "seeds": listed(sorted({r.seed for r in records if r.seed is not None})), "selection": SELECTED["en_dev"], "trainings": _trainings(records),
-             "device": listed(r.cost["device"] for r in records if r.cost.get("device")) or "not recorded"}
+    lines = {
+        "runs": f"{len(records)}, of {listed(rows)}; tasks {listed(r.task for r in records)}",
+        "seeds": listed(sorted({r.seed for r in records if r.seed is not None})),
+        "selection": SELECTED["en_dev"],
+        "trainings": _trainings(records),
+        "device": listed(r.cost["device"] for r in records if r.cost.get("device")) or "not recorded",
+    }
     lines |= {f"dev of the source language, {name}": _dev(found) for name, found in rows.items()}
-    lines |= {f"test of {task}": _tests([r for r in records if r.task == task]) for task in dict.fromkeys(r.task for r in records)}
+    lines |= {
+        f"test of {task}": _tests([r for r in records if r.task == task])
+        for task in dict.fromkeys(r.task for r in records)
+    }
     lines |= {f"`{name}`": value for name, value in _settings(rows)}
     notes = dict.fromkeys(n for r in records for n in r.notes)
     return Table(("what", "how"), [[k, v] for k, v in lines.items()] + [["note", n] for n in notes])
@@ -191,8 +292,11 @@ def checklist(
 # %% ../../nbs/results/08_compare.ipynb #c556286e
 USUAL = {"backbone": "mini-xlmr", "alpha": 0.5, "max_train": 1200}
 
+
 @cache
-def _lines(path, changed): return from_lines(path)
+def _lines(path, changed):
+    return from_lines(path)
+
 
 def study(
     **where,  # fields and parameters, as `select` takes them
@@ -224,7 +328,10 @@ def effects(
 # %% ../../nbs/results/08_compare.ipynb #4135ee7f
 def verdicts(found: dict) -> list[str]:
     "Separable or not, Holm over all that stand together"
-    return ["no interval" if np.isnan(p) else "separable" if p < 1 - LEVEL else "not separable" for p in holm([e.p for e in found.values()])]
+    return [
+        "no interval" if np.isnan(p) else "separable" if p < 1 - LEVEL else "not separable"
+        for p in holm([e.p for e in found.values()])
+    ]
 
 # %% ../../nbs/results/08_compare.ipynb #886806a1
 def compared(
@@ -250,11 +357,33 @@ def ablation(
         theirs = [published(m, task, backbone).get("avg") for m in (without, whole)]
         gap = "not printed" if None in theirs else Cell(theirs[1] - theirs[0], form="+.1f")
         ours = [summary(side, common(*both)) for side in reversed(both)]
-        lines.append([title(without), task_title(task), *("not printed" if t is None else Cell(t) for t in theirs), gap, *(Cell(s.mean, s.sd) for s in ours),
-                      Cell(effect[key].points, (effect[key].high - effect[key].low) / 2, form="+.1f"), verdict])
-    columns = ("row", "task", "paper: row", "paper: whole", "paper: difference", "ours: row", "ours: whole", "ours: difference", "verdict")
+        lines.append(
+            [
+                title(without),
+                task_title(task),
+                *("not printed" if t is None else Cell(t) for t in theirs),
+                gap,
+                *(Cell(s.mean, s.sd) for s in ours),
+                Cell(effect[key].points, (effect[key].high - effect[key].low) / 2, form="+.1f"),
+                verdict,
+            ]
+        )
+    columns = (
+        "row",
+        "task",
+        "paper: row",
+        "paper: whole",
+        "paper: difference",
+        "ours: row",
+        "ours: whole",
+        "ours: difference",
+        "verdict",
+    )
     told = caption(rows_of([r for both in found.values() for side in both for r in side]), View(spread="sd"))
-    told = told.replace("Bold: highest of a column", "Difference: whole less row, ± half the 95 % interval over seeds; verdict after Holm over this table")
+    told = told.replace(
+        "Bold: highest of a column",
+        "Difference: whole less row, ± half the 95 % interval over seeds; verdict after Holm over this table",
+    )
     return Table(columns, lines, told)
 
 # %% ../../nbs/results/08_compare.ipynb #4c5ee3ff
@@ -264,16 +393,21 @@ def forest(
 ):  # a matplotlib figure
     "Differences with their intervals, beside zero"
     import matplotlib.pyplot as plt
+
     told = iter(verdicts({(name, row): effect for name, rows in panels.items() for row, effect in rows.items()}))
     size = (1.4 + 2.6 * len(panels), 0.9 + 0.28 * max(map(len, panels.values())))
-    figure, axes = plt.subplots(1, len(panels), figsize=size, dpi=90, sharex=True, sharey=True, squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=size, dpi=90, sharex=True, sharey=True, squeeze=False, layout="constrained"
+    )
     for axis, (name, rows) in zip(axes[0], panels.items()):
         for y, effect in enumerate(rows.values()):
             colour, face = ("#0b5fa5", "#0b5fa5") if next(told) == "separable" else ("#777777", "white")
             axis.plot([effect.low, effect.high], [y, y], color=colour, lw=2, zorder=1)
             axis.plot(effect.points, y, "o", color=colour, mfc=face, zorder=2)
         axis.axvline(0, color="black", lw=0.8, ls=":")
-        axis.set(yticks=range(len(rows)), yticklabels=list(rows), ylim=(len(rows) - 0.5, -0.5), title=name, xlabel=label)
+        axis.set(
+            yticks=range(len(rows)), yticklabels=list(rows), ylim=(len(rows) - 0.5, -0.5), title=name, xlabel=label
+        )
     plt.close(figure)
     return figure
 
@@ -287,13 +421,24 @@ def reading(
     verdict, told = dict(zip(effect, verdicts(effect))), []
     for pair in pairs:
         said = {}
-        for key in (k for k in effect if k[:2] == pair): said.setdefault(verdict[key], []).append(f"{task_title(key[2])} {effect[key].points:+.1f}")
-        if said: told.append(f"{title(pair[0])} less {title(pair[1])}: " + "; ".join(f"{what}: {', '.join(names)}" for what, names in said.items()) + ".")
+        for key in (k for k in effect if k[:2] == pair):
+            said.setdefault(verdict[key], []).append(f"{task_title(key[2])} {effect[key].points:+.1f}")
+        if said:
+            told.append(
+                f"{title(pair[0])} less {title(pair[1])}: "
+                + "; ".join(f"{what}: {', '.join(names)}" for what, names in said.items())
+                + "."
+            )
     return "\n".join([*told, _power(found)]).strip()
+
 
 def _power(found):
     "What true difference the design shows four times of five, at the deviation pooled over the comparisons"
     gaps = [by_seed(a, common(a, b)) - by_seed(b, common(a, b)) for a, b in found.values() if len(a) > 1]
     sd = np.sqrt(np.mean([g.var(ddof=1) for g in gaps])) if gaps else 0
     few = min(map(len, gaps), default=0)
-    return f"At {few} seeds and their pooled deviation, a true difference of {detectable(few, sd, paired=True):.1f} points is shown four times of five." if sd > 0 else ""
+    return (
+        f"At {few} seeds and their pooled deviation, a true difference of {detectable(few, sd, paired=True):.1f} points is shown four times of five."
+        if sd > 0
+        else ""
+    )

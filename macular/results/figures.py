@@ -6,7 +6,8 @@
 __all__ = ['MOST', 'history', 'label', 'rounds_of', 'curves', 'language_rows', 'languages', 'sparkline', 'Progress', 'Live']
 
 # %% ../../nbs/results/07_figures.ipynb #c6f09bad
-import json, time
+import json
+import time
 from functools import lru_cache
 from html import escape
 from pathlib import Path
@@ -18,31 +19,40 @@ from ..core import DataError, visible
 # %% ../../nbs/results/07_figures.ipynb #94faedb7
 MOST = 20_000  # steps that are read of a history, about
 
+
 @lru_cache(2)
 def _read(path: Path, size: int, changed: int):  # its time of change: a longer file is another one
     "The steps of a history, thinned out, and its rounds; lines that a crash tore are left out"
     steps, rounds = [], []
-    with open(path, "rb") as f: lines = sum(part.count(b"\n") for part in iter(lambda: f.read(2**20), b""))
+    with open(path, "rb") as f:
+        lines = sum(part.count(b"\n") for part in iter(lambda: f.read(2**20), b""))
     every = max(1, -(-lines // MOST))
     with open(path, "rb") as f:
         for n, line in enumerate(f, 1):
-            if n % every and n < lines and b'"phase": "' in line: continue
-            try: found = json.loads(line)
-            except ValueError: continue
+            if n % every and n < lines and b'"phase": "' in line:
+                continue
+            try:
+                found = json.loads(line)
+            except ValueError:
+                continue
             (steps if "phase" in found else rounds).append(found)
     return steps, rounds
 
+
 def _lines(folder):
     path = Path(folder) / "history.jsonl"
-    if not path.exists(): return [], []
+    if not path.exists():
+        return [], []
     now = path.stat()
     return _read(path, now.st_size, now.st_mtime_ns)
+
 
 def history(
     folder,  # of a training
 ):  # a data frame, one row a step: step, round, phase, pass, batch, loss and its parts
     "The steps of a training, of a long one about `MOST`; a step that was done twice, before and after a crash, counts once"
     import pandas as pd
+
     return pd.DataFrame({line["step"]: line for line in _lines(folder)[0]}.values())
 
 # %% ../../nbs/results/07_figures.ipynb #33e64a45
@@ -67,22 +77,46 @@ def _losses(ax, steps):
         x, window = own["round"] - 1 + of / of.max(), max(1, len(own) // rounds // 10)
         for k, part in enumerate(c for c in own if c not in ("step", "round", "phase", "pass", "batch", "loss")):
             style, colour = (("-", "--", "-.", (0, (5, 1, 1, 1)))[k % 4], f"C{k}") if phase == "net" else (":", "black")
-            ax.plot(x, own[part].rolling(window, min_periods=1).mean(), linestyle=style, color=colour, label=label(part), lw=1.3)
+            ax.plot(
+                x,
+                own[part].rolling(window, min_periods=1).mean(),
+                linestyle=style,
+                color=colour,
+                label=label(part),
+                lw=1.3,
+            )
     ax.set(xlabel="rounds", ylabel="loss before weighting")
     ax.legend(frameon=False, fontsize=8)
+
 
 def _game(ax, rounds):
     "Discriminator against chance, and dev accuracy, by round"
     ended = [r for r in rounds if "asked" not in r]
     for name in dict.fromkeys(k for r in ended for k in r if k.endswith("_disc")):
         for value, style in (("accuracy", "o-"), ("chance", ":")):
-            ax.plot([r["round"] for r in ended], [100 * r[name][value] for r in ended], style, color="black", label=label(f"{name}: {'right' if value == 'accuracy' else value}"))
+            ax.plot(
+                [r["round"] for r in ended],
+                [100 * r[name][value] for r in ended],
+                style,
+                color="black",
+                label=label(f"{name}: {'right' if value == 'accuracy' else value}"),
+            )
     for i, task in enumerate(dict.fromkeys(t for r in rounds for t in r.get("dev", ()))):
-        ax.plot([r["round"] for r in ended], [r["dev"][task] for r in ended], "sD^v"[i % 4] + "-", color=f"C{i}", label=label(f"{task} dev"), ms=4)
+        ax.plot(
+            [r["round"] for r in ended],
+            [r["dev"][task] for r in ended],
+            "sD^v"[i % 4] + "-",
+            color=f"C{i}",
+            label=label(f"{task} dev"),
+            ms=4,
+        )
         asked = [r for r in rounds if "asked" in r and task in r.get("dev", ())]
         ax.plot([r["round"] for r in asked], [r["dev"][task] for r in asked], "sD^v"[i % 4], color=f"C{i}", mfc="white")
-    ax.set(xlabel="rounds", ylabel="%", ylim=(0, 102), xticks=[r["round"] for r in ended], title="game and dev accuracy")
-    if ax.lines: ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    ax.set(
+        xlabel="rounds", ylabel="%", ylim=(0, 102), xticks=[r["round"] for r in ended], title="game and dev accuracy"
+    )
+    if ax.lines:
+        ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
 
 # %% ../../nbs/results/07_figures.ipynb #9658f127
 def curves(
@@ -92,7 +126,8 @@ def curves(
 ):
     "A figure of a training: loss parts by step, discriminator and dev accuracy by round"
     steps, rounds = history(folder), rounds_of(folder)
-    if not len(steps): raise DataError(f"{Path(folder).name} has no steps to draw yet")
+    if not len(steps):
+        raise DataError(f"{Path(folder).name} has no steps to draw yet")
     figure = figure or plt.figure(figsize=(9.6, 2.9), dpi=90)
     left, right = figure.subplots(1, 2)
     _losses(left, steps)
@@ -107,12 +142,29 @@ def language_rows(
     paper: dict | None = None,  # language -> the paper's percent
 ) -> list[dict]:  # language, ours and, where given, the paper's and the difference
     "Accuracy per language as rows of a table, the mean over the same languages last"
-    def line(lang, ours, theirs): return {"language": lang, "ours": f"{ours:.1f}"} | (
-        {} if paper is None else {"paper": "" if theirs is None else f"{theirs:.1f}", "difference": "" if theirs is None else f"{ours - theirs:+.1f}"})
+
+    def line(lang, ours, theirs):
+        return {"language": lang, "ours": f"{ours:.1f}"} | (
+            {}
+            if paper is None
+            else {
+                "paper": "" if theirs is None else f"{theirs:.1f}",
+                "difference": "" if theirs is None else f"{ours - theirs:+.1f}",
+            }
+        )
+
     rows = [line(lang, value, (paper or {}).get(lang)) for lang, value in accuracy.items()]
     shared = [lang for lang in accuracy if lang in (paper or {})]
     whole = len(shared) == len(accuracy)
-    return [*rows, line("**mean**", sum(accuracy.values()) / len(accuracy), sum(paper[x] for x in shared) / len(shared) if whole else None)]
+    return [
+        *rows,
+        line(
+            "**mean**",
+            sum(accuracy.values()) / len(accuracy),
+            sum(paper[x] for x in shared) / len(shared) if whole else None,
+        ),
+    ]
+
 
 def languages(
     accuracy: dict,  # language -> percent
@@ -124,7 +176,8 @@ def languages(
     fig, ax = plt.subplots(figsize=(max(3.5, 0.48 * len(accuracy) + 1), 2.9), dpi=90)
     bars = ax.bar(list(accuracy), list(accuracy.values()), color=["C1", *["C0"] * (len(accuracy) - 1)])
     ax.bar_label(bars, fmt="%.0f", fontsize=8)
-    if paper: ax.scatter(list(paper), list(paper.values()), marker="_", s=160, color="black", label="paper", zorder=3)
+    if paper:
+        ax.scatter(list(paper), list(paper.values()), marker="_", s=160, color="black", label="paper", zorder=3)
     ax.axhline(chance, color="grey", lw=0.8, ls=":", label="most frequent label")
     ax.set(ylabel="accuracy, %", ylim=(0, 118), yticks=range(0, 101, 20), title=label(title))
     ax.legend(frameon=False, fontsize=8, loc="upper right", ncols=2)
@@ -140,15 +193,21 @@ def sparkline(
     "A curve without axes, in the colour of the text around it"
     values = values[:: max(1, len(values) // width)]
     low, high = min(values), max(values)
-    points = " ".join(f"{width * i / max(1, len(values) - 1):.1f},{height - 2 - (height - 4) * (v - low) / ((high - low) or 1):.1f}" for i, v in enumerate(values))
-    return (f'<svg width="{width}" height="{height}" role="img" aria-label="{low:.3f} to {high:.3f}">'
-            f'<polyline points="{points}" fill="none" stroke="currentColor" stroke-width="1.3"/></svg>')
+    points = " ".join(
+        f"{width * i / max(1, len(values) - 1):.1f},{height - 2 - (height - 4) * (v - low) / ((high - low) or 1):.1f}"
+        for i, v in enumerate(values)
+    )
+    return (
+        f'<svg width="{width}" height="{height}" role="img" aria-label="{low:.3f} to {high:.3f}">'
+        f'<polyline points="{points}" fill="none" stroke="currentColor" stroke-width="1.3"/></svg>'
+    )
 
 # %% ../../nbs/results/07_figures.ipynb #3d445308
 class Progress:
     "Where a training stands, and how long it will still take"
 
-    def __init__(self): self.title, self.parts, self.step, self.of = "", {}, 0, 0
+    def __init__(self):
+        self.title, self.parts, self.step, self.of = "", {}, 0, 0
 
     def start(self, facts):
         self.title, self.parts, self.step, self.of = facts["row"].title, {}, 0, facts["steps"]
@@ -160,7 +219,8 @@ class Progress:
         self.took.setdefault(facts["phase"], []).append(now - self.last)
         self.last = now
         for name, value in facts.items():
-            if name not in ("step", "of", "round", "phase", "pass", "batch", "loss"): self.parts.setdefault(name, []).append(value)
+            if name not in ("step", "of", "round", "phase", "pass", "batch", "loss"):
+                self.parts.setdefault(name, []).append(value)
 
     @property
     def net(self):
@@ -172,17 +232,23 @@ class Progress:
         rounds, within = divmod(self.step, sum(self.phases.values()))
         total, seconds = self.of // sum(self.phases.values()), 0.0
         for name, steps in self.phases.items():
-            seen = self.took.get(name, [])[name == "net" and self.net > 1 :]  # the net's first step waits for its batches
+            seen = self.took.get(name, [])[
+                name == "net" and self.net > 1 :
+            ]  # the net's first step waits for its batches
             seconds += ((total - rounds) * steps - min(max(0, within), steps)) * sum(seen) / max(1, len(seen))
             within -= steps
         return seconds
 
     def _repr_html_(self):
-        rows = "".join(f"<tr><td style='text-align:left'><code>{escape(n)}</code></td><td>{sparkline(v)}</td><td>{v[-1]:.3f}</td></tr>" for n, v in self.parts.items())
+        rows = "".join(
+            f"<tr><td style='text-align:left'><code>{escape(n)}</code></td><td>{sparkline(v)}</td><td>{v[-1]:.3f}</td></tr>"
+            for n, v in self.parts.items()
+        )
         bar = f'<progress value="{self.step}" max="{max(1, self.of)}"></progress>'
         return visible(f"<b>{escape(self.title)}</b> {bar} step {self.step:,} of {self.of:,}<table>{rows}</table>")
 
-    def __repr__(self): return f"{self.title}: step {self.step} of {self.of}"
+    def __repr__(self):
+        return f"{self.title}: step {self.step} of {self.of}"
 
 # %% ../../nbs/results/07_figures.ipynb #53ae54ad
 class Live:
@@ -193,15 +259,24 @@ class Live:
 
     def __call__(self, event: str, facts: dict):
         from macular.train.run import lines
-        if event == "start": self.progress, self.handle = Progress(), None
-        if event == "start": self.progress.start(facts)
-        if event == "step": self.progress.take(facts)
-        for line in lines(event, facts): print(line, flush=True)
-        if event == "step" and facts["phase"] == "net" and self.progress.net == 20: print(f"{self.progress.title}: about {self.progress.left():.0f} s left", flush=True)
+
+        if event == "start":
+            self.progress, self.handle = Progress(), None
+        if event == "start":
+            self.progress.start(facts)
+        if event == "step":
+            self.progress.take(facts)
+        for line in lines(event, facts):
+            print(line, flush=True)
+        if event == "step" and facts["phase"] == "net" and self.progress.net == 20:
+            print(f"{self.progress.title}: about {self.progress.left():.0f} s left", flush=True)
         self._draw(event != "step")
 
     def _draw(self, now):
-        if self.display is None or not self.progress.of or not now and time.monotonic() - self.drawn < 0.3: return
+        if self.display is None or not self.progress.of or not now and time.monotonic() - self.drawn < 0.3:
+            return
         self.drawn = time.monotonic()
-        if self.handle is None: self.handle = self.display(self.progress, display_id=True)
-        else: self.handle.update(self.progress)
+        if self.handle is None:
+            self.handle = self.display(self.progress, display_id=True)
+        else:
+            self.handle.update(self.progress)

@@ -15,6 +15,7 @@ from ..core import DataError, ParameterError, unknown
 @dataclass(frozen=True)
 class Published:
     "One accuracy the paper prints"
+
     table: str  # `"table2"` … `"table6"`
     method: str  # the row's name in this project
     task: str
@@ -71,11 +72,15 @@ def read_blocks(
     for block in text.strip().split("\n\n"):
         (name, task, backbone, *langs), *rows = [line.split() for line in block.splitlines()]
         for method, source, *values in rows:
-            if source not in sources: raise ParameterError(unknown("source", source, sources))
+            if source not in sources:
+                raise ParameterError(unknown("source", source, sources))
             if len(values) != len(langs):
                 raise DataError(f"{name} {task}, row '{method}': {len(values)} cells under {len(langs)} columns")
-            cells += [Published(name, method, task, backbone, lang, float(value), source)
-                      for lang, value in zip(langs, values) if value != "-"]
+            cells += [
+                Published(name, method, task, backbone, lang, float(value), source)
+                for lang, value in zip(langs, values)
+                if value != "-"
+            ]
     return cells
 
 # %% ../../nbs/results/01_paper.ipynb #796a9da3
@@ -105,14 +110,19 @@ macular_nots_wo_xnli   64.9  66.2 85.9  -
 macular_nots           65.4  66.7 86.2  68.5
 """
 
+
 def read_averages(
     text: str,  # a first line of tasks, then a line per method
     name: str,  # the table: `"table3"`
 ) -> list[Published]:  # a record per printed average
     "The cells of a table that prints averages only"
     tasks, *rows = [line.split() for line in text.strip().splitlines()]
-    return [Published(name, method, task, "mbert", "avg", float(value), "own")
-            for method, *values in rows for task, value in zip(tasks, values, strict=True) if value != "-"]
+    return [
+        Published(name, method, task, "mbert", "avg", float(value), "own")
+        for method, *values in rows
+        for task, value in zip(tasks, values, strict=True)
+        if value != "-"
+    ]
 
 # %% ../../nbs/results/01_paper.ipynb #392563f2
 _table5_6 = """
@@ -131,6 +141,7 @@ macular      own       70.0 68.1 68.7 68.9
 @dataclass(frozen=True)
 class Sizes:
     "One line of Table 1; rows rounded to thousands, as printed"
+
     task: str
     langs: int
     train: int  # English
@@ -139,8 +150,12 @@ class Sizes:
 
 # %% ../../nbs/results/01_paper.ipynb #fc987d56
 paper = {
-    "table1": (Sizes("pawsx", 7, 49_000, 2_000, 14_000), Sizes("xnli", 15, 392_000, 2_000, 5_000),
-               Sizes("qam", 3, 100_000, 10_000, 10_000), Sizes("qadsm", 3, 100_000, 10_000, 10_000)),
+    "table1": (
+        Sizes("pawsx", 7, 49_000, 2_000, 14_000),
+        Sizes("xnli", 15, 392_000, 2_000, 5_000),
+        Sizes("qam", 3, 100_000, 10_000, 10_000),
+        Sizes("qadsm", 3, 100_000, 10_000, 10_000),
+    ),
     "table2": tuple(read_blocks(_table2 + _table2_xnli)),
     "table3": tuple(read_averages(_table3, "table3")),
     "table4": tuple(read_averages(_table4, "table4")),
@@ -155,8 +170,13 @@ def published(
     backbone: str = "mbert",  # or `"xlmr"`
 ) -> dict[str, float]:  # language, and `avg`, to percent; empty when the paper prints nothing
     "What the paper prints for a method on a task"
-    return {c.lang: c.accuracy for name, cells in paper.items() if name != "table1"
-            for c in cells if (c.method, c.task, c.backbone) == (method, task, backbone)}
+    return {
+        c.lang: c.accuracy
+        for name, cells in paper.items()
+        if name != "table1"
+        for c in cells
+        if (c.method, c.task, c.backbone) == (method, task, backbone)
+    }
 
 # %% ../../nbs/results/01_paper.ipynb #7bd8fbae
 def average(
@@ -167,8 +187,10 @@ def average(
     langs = [k for k in accuracy if k != "avg"] if langs is None else list(langs)
     missing = [k for k in langs if k not in accuracy]
     if missing or not langs:
-        raise DataError(f"no average over {len(langs)} languages: there is no accuracy for {', '.join(missing) or 'any'}. "
-                        f"There is: {', '.join(accuracy) or 'none'}. Average over the languages that both rows have.")
+        raise DataError(
+            f"no average over {len(langs)} languages: there is no accuracy for {', '.join(missing) or 'any'}. "
+            f"There is: {', '.join(accuracy) or 'none'}. Average over the languages that both rows have."
+        )
     return sum(accuracy[k] for k in langs) / len(langs)
 
 # %% ../../nbs/results/01_paper.ipynb #e24fd898
@@ -180,6 +202,16 @@ def recomputed(
     for c in (c for c in cells if c.lang == "avg"):
         accuracy = {k: v for k, v in published(c.method, c.task, c.backbone).items() if k != "avg"}
         mean = average(accuracy)
-        rows.append({"table": c.table, "task": c.task, "method": c.method, "languages": len(accuracy), "mean": round(mean, 2),
-                     "printed": c.accuracy, "off": round(mean, 1) != c.accuracy, "rounding": abs(mean - c.accuracy) < 0.1 + 1e-9})
+        rows.append(
+            {
+                "table": c.table,
+                "task": c.task,
+                "method": c.method,
+                "languages": len(accuracy),
+                "mean": round(mean, 2),
+                "printed": c.accuracy,
+                "off": round(mean, 1) != c.accuracy,
+                "rounding": abs(mean - c.accuracy) < 0.1 + 1e-9,
+            }
+        )
     return rows

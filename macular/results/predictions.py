@@ -7,13 +7,14 @@ __all__ = ['COLUMNS', 'ABOUT', 'HARNESS', 'METRICS', 'spellings', 'from_table', 
            'runs', 'read']
 
 # %% ../../nbs/results/03_predictions.ipynb #61c9d887
-import json, re
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 
 from ..core import DataError, ParameterError, resolve, unknown
-from .records import Record, from_lines, marked, record
 from ..data.tasks import archives, find, tasks
+from .records import Record, from_lines, marked, record
 
 # %% ../../nbs/results/03_predictions.ipynb #e3a7ba1a
 def spellings(
@@ -21,47 +22,70 @@ def spellings(
 ) -> dict:  # spelling -> label name
     "How the labels of a task are written in files"
     published = [layout.labels or {} for layout in archives.get(task.name, ())]
-    return {name: name for name in task.labels} | {spelled: name for labels in published for spelled, name in labels.items()}
+    return {name: name for name in task.labels} | {
+        spelled: name for labels in published for spelled, name in labels.items()
+    }
 
 # %% ../../nbs/results/03_predictions.ipynb #8307b1cd
 def _named(labels, task, where):
     "Labels by name; `where` says file and line of the n-th"
     known = spellings(task)
     odd = [(i, label) for i, label in enumerate(labels) if label not in known]
-    if not odd: return [known[label] for label in labels]
-    raise DataError(f"{where(odd[0][0])}: {unknown(f'label of {task.name}', odd[0][1], known)} In all {len(odd)} of {len(labels)} are unknown.")
+    if not odd:
+        return [known[label] for label in labels]
+    raise DataError(
+        f"{where(odd[0][0])}: {unknown(f'label of {task.name}', odd[0][1], known)} In all {len(odd)} of {len(labels)} are unknown."
+    )
 
 # %% ../../nbs/results/03_predictions.ipynb #9f869b73
 COLUMNS, ABOUT = ("item", "language", "label", "prediction"), ("method", "task", "seed", "backbone")
+
+
 def from_table(
     path,  # CSV, TSV or Parquet
     about: dict,  # what the file does not say; what it says counts
 ) -> list[Record]:  # one for each run in the file
     "Runs from a table of predictions"
     import pandas as pd
+
     separator = "\t" if path.suffix == ".tsv" else ","
-    try: frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype=str, sep=separator, keep_default_na=False)
-    except (OSError, ValueError) as e: raise DataError(f"{path.name} is no table: {e}") from e
+    try:
+        frame = (
+            pd.read_parquet(path)
+            if path.suffix == ".parquet"
+            else pd.read_csv(path, dtype=str, sep=separator, keep_default_na=False)
+        )
+    except (OSError, ValueError) as e:
+        raise DataError(f"{path.name} is no table: {e}") from e
     absent = [c for c in COLUMNS if c not in frame]
     if absent or not len(frame):
-        raise DataError(f"{path.name}: {len(frame)} rows, no column {', '.join(absent) or 'missing'}. There is: {', '.join(map(str, frame))}. "
-                        f"Needed are {', '.join(COLUMNS)}, a row for each item and language.")
+        raise DataError(
+            f"{path.name}: {len(frame)} rows, no column {', '.join(absent) or 'missing'}. There is: {', '.join(map(str, frame))}. "
+            f"Needed are {', '.join(COLUMNS)}, a row for each item and language."
+        )
     said = [c for c in ABOUT if c in frame]
     parts = frame.groupby(said, sort=False, dropna=False) if said else [((), frame)]
-    return [_run(part, path.name, about | {k: v for k, v in zip(said, names) if v == v and v not in (None, "")}) for names, part in parts]
+    return [
+        _run(part, path.name, about | {k: v for k, v in zip(said, names) if v == v and v not in (None, "")})
+        for names, part in parts
+    ]
 
 # %% ../../nbs/results/03_predictions.ipynb #2bf9a445
 def _run(frame, name, about):
     "A record from rows; the labels' names are checked, an empty prediction is none"
     task = find(_said(about, "task", name))
     rows = frame.reset_index()
-    def where(i): return f"{name}, line {rows['index'][i] + 2}"
+
+    def where(i):
+        return f"{name}, line {rows['index'][i] + 2}"
+
     named = {c: _named(list(rows[c].astype(str)), task, where) for c in ("label", "prediction")}
     return finished(marked(rows.assign(**named)), about, name)
 
 # %% ../../nbs/results/03_predictions.ipynb #3f607541
 def _said(about, what, name):
-    if about.get(what): return about[what]
+    if about.get(what):
+        return about[what]
     raise ParameterError(f"{name} does not say which {what} it is of; say it: read(path, {what}=…)")
 
 # %% ../../nbs/results/03_predictions.ipynb #746ff737
@@ -73,8 +97,10 @@ def finished(
     "A record of answers, with what was said about them"
     values = dict(about) | {"task": find(_said(about, "task", name)).name, "method": _said(about, "method", name)}
     if values.get("seed") not in (None, ""):
-        try: values["seed"] = int(values["seed"])
-        except ValueError as e: raise ParameterError(f"{name}: seed is {values['seed']!r}; a whole number is needed") from e
+        try:
+            values["seed"] = int(values["seed"])
+        except ValueError as e:
+            raise ParameterError(f"{name}: seed is {values['seed']!r}; a whole number is needed") from e
     tags = {k: values.pop(k) for k in list(values) if k not in Record.__dataclass_fields__}
     return Record(**found, **values | {"tags": tags | values.get("tags", {})})
 
@@ -82,14 +108,27 @@ def finished(
 def _answers(path, task, gold):
     "The rows of one of XTREME's files"
     import pandas as pd
+
     lang, answers = path.stem[5:], [line.strip() for line in path.read_text("utf-8").splitlines()]
     if lang not in gold:
-        raise DataError(f"{path.name}: no rows were given for '{lang}', only for {', '.join(gold) or 'nothing'}. "
-                        f"Give gold={{'{lang}': load('{task.name}', 'test', '{lang}', source), …}}")
+        raise DataError(
+            f"{path.name}: no rows were given for '{lang}', only for {', '.join(gold) or 'nothing'}. "
+            f"Give gold={{'{lang}': load('{task.name}', 'test', '{lang}', source), …}}"
+        )
     rows = gold[lang]
-    if len(answers) != len(rows["label"]): raise DataError(f"{path.name}: {len(answers)} lines for {len(rows['label'])} test rows; line n must answer row n")
+    if len(answers) != len(rows["label"]):
+        raise DataError(
+            f"{path.name}: {len(answers)} lines for {len(rows['label'])} test rows; line n must answer row n"
+        )
     named = _named(answers, task, lambda i: f"{path.name}, line {i + 1}")
-    return pd.DataFrame({"item": rows["id"][:], "language": lang, "label": [task.labels[y] for y in rows["label"][:]], "prediction": named})
+    return pd.DataFrame(
+        {
+            "item": rows["id"][:],
+            "language": lang,
+            "label": [task.labels[y] for y in rows["label"][:]],
+            "prediction": named,
+        }
+    )
 
 # %% ../../nbs/results/03_predictions.ipynb #d68e329f
 def from_xtreme(
@@ -99,6 +138,7 @@ def from_xtreme(
 ) -> Record:
     "A run from XTREME's prediction files"
     import pandas as pd
+
     task = find(_said(about, "task", folder.name))
     paths = sorted(folder.glob("test-*.tsv"), key=lambda p: (p.stem[5:] != task.source_lang, p.stem))
     return finished(marked(pd.concat([_answers(path, task, gold) for path in paths])), about, folder.name)
@@ -106,39 +146,61 @@ def from_xtreme(
 # %% ../../nbs/results/03_predictions.ipynb #5c57229d
 HARNESS, METRICS = {"paws": "pawsx"}, ("acc", "exact_match")
 
+
 def _sample(line, where):
     "One line of a samples file, with whether it is right"
-    try: found = json.loads(line)
-    except ValueError as e: raise DataError(f"{where} is no JSON: {e}") from e
+    try:
+        found = json.loads(line)
+    except ValueError as e:
+        raise DataError(f"{where} is no JSON: {e}") from e
     metric = next((m for m in METRICS if m in found), None)
     if metric is None or "doc_id" not in found:
-        raise DataError(f"{where}: there is no {'doc_id' if metric else ' or '.join(METRICS)}; was it written by lm-eval --log_samples?")
+        raise DataError(
+            f"{where}: there is no {'doc_id' if metric else ' or '.join(METRICS)}; was it written by lm-eval --log_samples?"
+        )
     return found | {"right": float(found[metric]) == 1}
 
 # %% ../../nbs/results/03_predictions.ipynb #d2fcddd5
 def _samples(path):
     "The lines of a samples file, by one filter"
-    found = [_sample(line, f"{path.name}, line {i}") for i, line in enumerate(path.read_text("utf-8").split("\n"), 1) if line.strip()]
+    found = [
+        _sample(line, f"{path.name}, line {i}")
+        for i, line in enumerate(path.read_text("utf-8").split("\n"), 1)
+        if line.strip()
+    ]
     filters = sorted({str(s.get("filter")) for s in found})
-    if len(filters) != 1: raise DataError(f"{path.name} has {len(found)} samples by {len(filters)} filters ({', '.join(filters)}); keep the lines of one")
+    if len(filters) != 1:
+        raise DataError(
+            f"{path.name} has {len(found)} samples by {len(filters)} filters ({', '.join(filters)}); keep the lines of one"
+        )
     return found
+
 
 def _item(sample, rows, name):
     "Who an item is: the row of its number, else its number and target"
-    if rows is None: return str(sample["doc_id"]), str(sample.get("target"))
+    if rows is None:
+        return str(sample["doc_id"]), str(sample.get("target"))
     i, n = sample["doc_id"], len(rows["id"])
-    if not 0 <= i < n: raise DataError(f"{name}: doc_id {i}, but {n} rows were given; these are not the rows it answers")
+    if not 0 <= i < n:
+        raise DataError(f"{name}: doc_id {i}, but {n} rows were given; these are not the rows it answers")
     return rows["id"][i], str(rows["label"][i])
 
 # %% ../../nbs/results/03_predictions.ipynb #b276d893
 def _frame(path, lang, task, gold):
     "The rows of a samples file; a wrong answer is not the label, whatever it was"
     import pandas as pd
+
     samples = _samples(path)
     items = [_item(s, gold.get(lang) if gold else None, path.name) for s in samples]
     label = [task.labels[int(y)] if gold else y for _, y in items]
-    return pd.DataFrame({"item": [i for i, _ in items], "language": lang, "label": label,
-                         "prediction": [y if s["right"] else f"not {y}" for y, s in zip(label, samples)]})
+    return pd.DataFrame(
+        {
+            "item": [i for i, _ in items],
+            "language": lang,
+            "label": label,
+            "prediction": [y if s["right"] else f"not {y}" for y, s in zip(label, samples)],
+        }
+    )
 
 # %% ../../nbs/results/03_predictions.ipynb #8fba4ba3
 def from_harness(
@@ -148,16 +210,22 @@ def from_harness(
 ) -> list[Record]:  # one for each task
     "Runs from the samples of lm-evaluation-harness"
     import pandas as pd
+
     frames = {}
     for path in paths:
         name = re.fullmatch(r"samples_(.+)_([a-z]{2,3})_\d{4}-.*", path.stem)
-        if not name: raise DataError(f"{path.name}: the task's name does not end in a language, as xnli_de does")
+        if not name:
+            raise DataError(f"{path.name}: the task's name does not end in a language, as xnli_de does")
         named, lang = HARNESS.get(name[1], name[1]), name[2]
         task = find(named if named in tasks else about.get("task") or named)
-        if lang in frames.setdefault(task.name, {}): raise DataError(f"{path.parent.name} has several files of {name[1]}_{lang}; keep one")
+        if lang in frames.setdefault(task.name, {}):
+            raise DataError(f"{path.parent.name} has several files of {name[1]}_{lang}; keep one")
         frames[task.name][lang] = _frame(path, lang, task, gold)
     in_order = {task: pd.concat([f[x] for x in sorted(f, key=lambda x: (x != "en", x))]) for task, f in frames.items()}
-    return [finished(marked(f) | {"collapsed": ()}, about | {"task": task}, f"samples of {task}") for task, f in in_order.items()]
+    return [
+        finished(marked(f) | {"collapsed": ()}, about | {"task": task}, f"samples of {task}")
+        for task, f in in_order.items()
+    ]
 
 # %% ../../nbs/results/03_predictions.ipynb #cf83d2a2
 def kind(
@@ -165,14 +233,30 @@ def kind(
 ) -> str:  # "runs", "records", "table", "xtreme" or "harness"
     "What a path holds"
     path = resolve(path)
-    if not path.exists(): raise DataError(f"there is no {path}")
-    if path.is_dir(): return "harness" if any(path.glob("samples_*.jsonl")) else "xtreme" if any(path.glob("test-*.tsv")) else "records" if _only_records(path) else "runs"
-    if path.suffix == ".jsonl": return "harness" if path.name.startswith("samples_") else "records"
-    if path.suffix in (".csv", ".tsv", ".parquet"): return "table"
-    raise DataError(f"{path.name} is none of: a run's folder, records (.jsonl), a table of predictions (.csv, .tsv, .parquet), "
-                    "a folder of test-{lang}.tsv, samples_*.jsonl")
+    if not path.exists():
+        raise DataError(f"there is no {path}")
+    if path.is_dir():
+        return (
+            "harness"
+            if any(path.glob("samples_*.jsonl"))
+            else "xtreme"
+            if any(path.glob("test-*.tsv"))
+            else "records"
+            if _only_records(path)
+            else "runs"
+        )
+    if path.suffix == ".jsonl":
+        return "harness" if path.name.startswith("samples_") else "records"
+    if path.suffix in (".csv", ".tsv", ".parquet"):
+        return "table"
+    raise DataError(
+        f"{path.name} is none of: a run's folder, records (.jsonl), a table of predictions (.csv, .tsv, .parquet), "
+        "a folder of test-{lang}.tsv, samples_*.jsonl"
+    )
 
-def _only_records(folder): return any(folder.glob("*.jsonl")) and not any(folder.glob("**/result.json"))
+
+def _only_records(folder):
+    return any(folder.glob("*.jsonl")) and not any(folder.glob("**/result.json"))
 
 # %% ../../nbs/results/03_predictions.ipynb #4f6a9b24
 def runs(
@@ -181,7 +265,8 @@ def runs(
     "The records of run folders"
     folder = resolve(folder)
     done = [folder] if (folder / "result.json").exists() else sorted(p.parent for p in folder.glob("*/result.json"))
-    if not done: raise DataError(f"there is no finished run in {folder}: neither result.json nor */result.json")
+    if not done:
+        raise DataError(f"there is no finished run in {folder}: neither result.json nor */result.json")
     return [record(path) for path in done]
 
 # %% ../../nbs/results/03_predictions.ipynb #eb99ca4f
@@ -193,14 +278,26 @@ def read(
 ) -> list[Record]:
     "Records of runs, ours or others'"
     path, what = resolve(path), kind(path)
-    if what == "harness": return from_harness([path] if path.is_file() else sorted(path.glob("samples_*.jsonl")), about, gold)
-    if what == "xtreme": return [from_xtreme(path, gold or {}, about)]
-    if what == "table": return from_table(path, about)
-    if what == "records": return [_besides(r, about) for file in ([path] if path.is_file() else sorted(path.glob("*.jsonl"))) for r in from_lines(file)]
+    if what == "harness":
+        return from_harness([path] if path.is_file() else sorted(path.glob("samples_*.jsonl")), about, gold)
+    if what == "xtreme":
+        return [from_xtreme(path, gold or {}, about)]
+    if what == "table":
+        return from_table(path, about)
+    if what == "records":
+        return [
+            _besides(r, about)
+            for file in ([path] if path.is_file() else sorted(path.glob("*.jsonl")))
+            for r in from_lines(file)
+        ]
     return [_besides(r, about) for r in runs(path)]
 
 # %% ../../nbs/results/03_predictions.ipynb #f09871c7
 def _besides(record, about):
     "A record of ours with what was said: fields replaced, the rest as tags"
     own = {k: v for k, v in about.items() if k in Record.__dataclass_fields__}
-    return replace(record, **own | {"tags": record.tags | {k: v for k, v in about.items() if k not in own}}) if about else record
+    return (
+        replace(record, **own | {"tags": record.tags | {k: v for k, v in about.items() if k not in own}})
+        if about
+        else record
+    )

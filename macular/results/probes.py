@@ -15,6 +15,7 @@ from ..core import DataError, ParameterError, permutation
 # %% ../../nbs/results/09_probes.ipynb #24c7a6ac
 HELD_OUT = 0.3  # of the items
 
+
 def held_out(
     items: np.ndarray,  # (n,) of each row
     seed: int = 0,
@@ -27,13 +28,16 @@ def held_out(
 @dataclass(frozen=True)
 class Probe:
     "How often a line was right about held-out rows"
+
     accuracy: float  # percent
     low: float  # of the 95 % interval over items
     high: float
     chance: float  # percent
     items: int  # held out
 
-    def __str__(self): return f"{self.accuracy:.1f} % (95 % interval {self.low:.1f} to {self.high:.1f}, chance {self.chance:.1f})"
+    def __str__(self):
+        return f"{self.accuracy:.1f} % (95 % interval {self.low:.1f} to {self.high:.1f}, chance {self.chance:.1f})"
+
 
 def probe(
     x: np.ndarray,  # (n, d) vectors
@@ -46,6 +50,7 @@ def probe(
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
     from statsmodels.stats.proportion import proportion_confint
+
     x, y, items = np.asarray(x, float), np.asarray(y), np.arange(len(y)) if items is None else np.asarray(items)
     out = held_out(items, seed)
     _enough(x, y, items, out)
@@ -57,12 +62,18 @@ def probe(
 # %% ../../nbs/results/09_probes.ipynb #0fc22320
 def _enough(x, y, items, out):
     "Refuse what no probe can be made of"
-    if not len(x) == len(y) == len(items): raise ParameterError(f"{len(x)} vectors, {len(y)} classes and {len(items)} items; they must be as many")
-    if not np.isfinite(x).all(): raise DataError(f"{(~np.isfinite(x)).any(1).sum()} of {len(x)} vectors hold a number that is not finite")
+    if not len(x) == len(y) == len(items):
+        raise ParameterError(f"{len(x)} vectors, {len(y)} classes and {len(items)} items; they must be as many")
+    if not np.isfinite(x).all():
+        raise DataError(f"{(~np.isfinite(x)).any(1).sum()} of {len(x)} vectors hold a number that is not finite")
     classes = np.unique(y)
-    if len(classes) < 2: raise DataError(f"a probe tells classes apart; here are {len(y)} rows of {len(classes)}")
+    if len(classes) < 2:
+        raise DataError(f"a probe tells classes apart; here are {len(y)} rows of {len(classes)}")
     short = [str(c) for c in classes if not (y[out] == c).any() or not (y[~out] == c).any()]
-    if short: raise DataError(f"too few items: none of {', '.join(short[:3])} to learn from, or none to be scored on, among {len(np.unique(items))} items")
+    if short:
+        raise DataError(
+            f"too few items: none of {', '.join(short[:3])} to learn from, or none to be scored on, among {len(np.unique(items))} items"
+        )
 
 # %% ../../nbs/results/09_probes.ipynb #575dbfac
 def between(
@@ -71,7 +82,8 @@ def between(
 ) -> float:  # 0 to 1
     "The share of the variance that lies between classes (Anderson, 2001)"
     x, y = np.asarray(x, float) - np.mean(x, 0, dtype=float), np.asarray(y)
-    if not (whole := (x**2).sum()) > 0: raise DataError("these vectors are all the same")
+    if not (whole := (x**2).sum()) > 0:
+        raise DataError("these vectors are all the same")
     return float(sum((y == k).sum() * (x[y == k].mean(0) ** 2).sum() for k in np.unique(y)) / whole)
 
 # %% ../../nbs/results/09_probes.ipynb #55b69fda
@@ -82,7 +94,8 @@ def proxy_a_distance(
     seed: int = 0,
 ) -> float:  # 0 to 2; below 0 where a probe did worse than chance
     "How far apart two domains are to a line (Ben-David et al., 2007)"
-    if len(source) != len(target): raise ParameterError(f"{len(source)} rows of one domain and {len(target)} of the other; take as many of both")
+    if len(source) != len(target):
+        raise ParameterError(f"{len(source)} rows of one domain and {len(target)} of the other; take as many of both")
     both = None if items is None else np.concatenate([items, items])
     error = 1 - probe(np.concatenate([source, target]), np.repeat([0, 1], len(source)), both, seed).accuracy / 100
     return 2 * (1 - 2 * error)
@@ -97,13 +110,16 @@ def hsic(
     whole = k.sum() * l.sum() / (n - 1) / (n - 2)
     return float(((k * l).sum() + whole - 2 / (n - 2) * k.sum(0) @ l.sum(1)) / n / (n - 3))
 
+
 def cka(
     x: np.ndarray,  # (n, d) vectors of n texts
     y: np.ndarray,  # (n, e) other vectors of the same texts
 ) -> float:  # 1: the same up to rotation, shift and scale; about 0: unrelated
     "Linear centred kernel alignment (Kornblith et al., 2019), with the unbiased HSIC"
-    if len(x) != len(y) or len(x) < 4: raise ParameterError(f"{len(x)} and {len(y)} vectors; CKA compares two of each text, and needs four texts")
+    if len(x) != len(y) or len(x) < 4:
+        raise ParameterError(f"{len(x)} and {len(y)} vectors; CKA compares two of each text, and needs four texts")
     k, l = (centred @ centred.T for centred in (np.asarray(a, float) - np.mean(a, 0, dtype=float) for a in (x, y)))
     spread = hsic(k, k), hsic(l, l)
-    if min(spread) <= 0: raise DataError("CKA compares how texts differ, and in one of these representations they do not")
+    if min(spread) <= 0:
+        raise DataError("CKA compares how texts differ, and in one of these representations they do not")
     return hsic(k, l) / np.sqrt(spread[0] * spread[1])

@@ -6,7 +6,8 @@
 __all__ = ['SELECTIONS', 'Record', 'pack', 'unpack', 'marked', 'located', 'record', 'from_dict', 'save', 'from_lines']
 
 # %% ../../nbs/results/02_records.ipynb #8c5b5087
-import base64, json
+import base64
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -14,14 +15,17 @@ from pathlib import Path
 import numpy as np
 
 from ..core import DataError, key, literal, resolve, table, unknown
-from ..train.methods import methods
 from ..store import read_json, write_bytes
+from ..train.methods import methods
 
 # %% ../../nbs/results/02_records.ipynb #893fe478
 SELECTIONS = ("en_dev", "last", "averaged", "all_dev_oracle")
+
+
 @dataclass(frozen=True, eq=False)
 class Record:
     "One run on one task: how it was made, and which items it got right"
+
     method: str
     task: str
     accuracy: dict  # selection -> language, the source language first -> percent
@@ -29,27 +33,45 @@ class Record:
     backbone: str = ""
     preset: str = ""
     split: str = "test"
-    correct: dict = field(default_factory=dict)  # language -> (items,) bool, of `en_dev`, in the order of the items' ids
+    correct: dict = field(
+        default_factory=dict
+    )  # language -> (items,) bool, of `en_dev`, in the order of the items' ids
     items: dict = field(default_factory=dict)  # language -> digest of the items' ids and labels
     collapsed: tuple = ()  # languages in which every prediction is the same
     trainings: dict = field(default_factory=dict)  # row -> key
     algorithm: int | None = None  # the number of `settings.ALGORITHM` it was made with
     parameters: dict = field(default_factory=dict)  # the job's, as it was done
     dev: tuple = ()  # percent on the source language's dev rows, a round each
-    cost: dict = field(default_factory=dict)  # seconds (row -> training), scoring (seconds), encoders (passes a text), device
+    cost: dict = field(
+        default_factory=dict
+    )  # seconds (row -> training), scoring (seconds), encoders (passes a text), device
     notes: tuple = ()
     tags: dict = field(default_factory=dict)  # whatever else tells it from others: dictionary="shuffled"
-    def __post_init__(self): _check_record(self)
-    def __eq__(self, other): return isinstance(other, Record) and self.as_dict() == other.as_dict()
-    def __repr__(self): return f"{self.method} on {self.task}, seed {self.seed}, {len(self.langs)} languages"
+
+    def __post_init__(self):
+        _check_record(self)
+
+    def __eq__(self, other):
+        return isinstance(other, Record) and self.as_dict() == other.as_dict()
+
+    def __repr__(self):
+        return f"{self.method} on {self.task}, seed {self.seed}, {len(self.langs)} languages"
+
     @property
-    def langs(self) -> tuple: return tuple(self.accuracy["en_dev"])
+    def langs(self) -> tuple:
+        return tuple(self.accuracy["en_dev"])
+
     @property
-    def has_collapsed(self) -> bool: return self.langs[0] in self.collapsed
+    def has_collapsed(self) -> bool:
+        return self.langs[0] in self.collapsed
 
     def get(self, name: str):
         "A field, a parameter or a tag; None where there is none"
-        return getattr(self, name) if name in {f.name for f in fields(self)} else {**self.parameters, **self.tags}.get(name)
+        return (
+            getattr(self, name)
+            if name in {f.name for f in fields(self)}
+            else {**self.parameters, **self.tags}.get(name)
+        )
 
     def as_dict(self) -> dict:
         "What JSON can hold of it; fields that are empty are left out"
@@ -69,29 +91,47 @@ def pack(
     "Right and wrong, as text"
     sizes, marks = [len(c) for c in correct.values()], set(items.values())
     bits = base64.b64encode(np.packbits(np.concatenate(list(correct.values())))).decode()
-    return {"correct": {"n": sizes[0] if len(set(sizes)) == 1 else sizes, "bits": bits}, "items": marks.pop() if len(marks) == 1 else items}
+    return {
+        "correct": {"n": sizes[0] if len(set(sizes)) == 1 else sizes, "bits": bits},
+        "items": marks.pop() if len(marks) == 1 else items,
+    }
 
 # %% ../../nbs/results/02_records.ipynb #fd5af30e
 def unpack(packed: dict, langs: Iterable[str]) -> tuple[dict, dict]:
     "Right and wrong, as they were: language -> bools, language -> digest"
     n, marks, langs = packed["correct"]["n"], packed["items"], list(langs)
     sizes = [n] * len(langs) if isinstance(n, int) else n
-    bits = np.unpackbits(np.frombuffer(base64.b64decode(packed["correct"]["bits"], validate=True), np.uint8), count=sum(sizes)).astype(bool)
-    return (dict(zip(langs, np.split(bits, np.cumsum(sizes)[:-1]), strict=True)),
-            dict.fromkeys(langs, marks) if isinstance(marks, str) else marks)
+    bits = np.unpackbits(
+        np.frombuffer(base64.b64decode(packed["correct"]["bits"], validate=True), np.uint8), count=sum(sizes)
+    ).astype(bool)
+    return (
+        dict(zip(langs, np.split(bits, np.cumsum(sizes)[:-1]), strict=True)),
+        dict.fromkeys(langs, marks) if isinstance(marks, str) else marks,
+    )
 
 # %% ../../nbs/results/02_records.ipynb #31182285
 def _check_record(r):
     who = f"record of '{r.method}' on '{r.task}', seed {r.seed}"
     for name in r.accuracy:
-        if name not in SELECTIONS: raise DataError(f"{who}: {unknown('selection', name, SELECTIONS)}")
-    if not r.accuracy.get("en_dev"): raise DataError(f"{who}: there is no accuracy 'en_dev', the one that tables show")
-    odd = [f"{x} {v!r}" for a in r.accuracy.values() for x, v in a.items() if not (isinstance(v, (int, float)) and 0 <= v <= 100)]
-    if odd: raise DataError(f"{who}: {len(odd)} accuracies are not percentages: {', '.join(odd[:3])}")
+        if name not in SELECTIONS:
+            raise DataError(f"{who}: {unknown('selection', name, SELECTIONS)}")
+    if not r.accuracy.get("en_dev"):
+        raise DataError(f"{who}: there is no accuracy 'en_dev', the one that tables show")
+    odd = [
+        f"{x} {v!r}"
+        for a in r.accuracy.values()
+        for x, v in a.items()
+        if not (isinstance(v, (int, float)) and 0 <= v <= 100)
+    ]
+    if odd:
+        raise DataError(f"{who}: {len(odd)} accuracies are not percentages: {', '.join(odd[:3])}")
     if r.correct and (tuple(r.correct) != r.langs or set(r.items) != set(r.langs)):
         raise DataError(f"{who}: there are accuracies for {', '.join(r.langs)}, but items for {', '.join(r.correct)}")
     odd = [x for x, c in r.correct.items() if not len(c) or abs(100 * c.mean() - r.accuracy["en_dev"][x]) > 1e-9]
-    if odd: raise DataError(f"{who}: accuracy and items contradict each other in {', '.join(odd[:3])}; make the record anew from its run")
+    if odd:
+        raise DataError(
+            f"{who}: accuracy and items contradict each other in {', '.join(odd[:3])}; make the record anew from its run"
+        )
 
 # %% ../../nbs/results/02_records.ipynb #439e4889
 def marked(
@@ -102,11 +142,15 @@ def marked(
     for lang, rows in predictions.groupby("language", sort=False):
         rows = rows.assign(item=rows["item"].astype(str)).sort_values("item", kind="stable")
         twice = rows["item"][rows["item"].duplicated()]
-        if len(twice): raise DataError(f"predictions in '{lang}': {len(twice)} items are there twice: {', '.join(twice[:3])}. An item has one prediction.")
+        if len(twice):
+            raise DataError(
+                f"predictions in '{lang}': {len(twice)} items are there twice: {', '.join(twice[:3])}. An item has one prediction."
+            )
         found["correct"][lang] = (rows["label"] == rows["prediction"]).to_numpy()
         found["accuracy"]["en_dev"][lang] = 100 * int(found["correct"][lang].sum()) / len(rows)
         found["items"][lang] = key(list(rows["item"]), list(map(str, rows["label"])))
-        if rows["prediction"].nunique() == 1: found["collapsed"].append(lang)
+        if rows["prediction"].nunique() == 1:
+            found["collapsed"].append(lang)
     return found | {"collapsed": tuple(found["collapsed"])}
 
 # %% ../../nbs/results/02_records.ipynb #d86ac666
@@ -116,10 +160,15 @@ def _cost(folder, result):
     for name, t in result["trainings"].items():
         path = folder.parent / "trainings" / t["key"] / "environment.json"
         known = read_json(path).get("seconds") if path.exists() else None
-        if known is not None: seconds[name] = known
+        if known is not None:
+            seconds[name] = known
     here = read_json(folder / "environment.json") if (folder / "environment.json").exists() else {}
-    found = {"seconds": seconds, "scoring": here.get("seconds to score"), "device": here.get("device"),
-             "encoders": (1 + methods[method].frozen) * methods[method].ensemble if method in methods else None}
+    found = {
+        "seconds": seconds,
+        "scoring": here.get("seconds to score"),
+        "device": here.get("device"),
+        "encoders": (1 + methods[method].frozen) * methods[method].ensemble if method in methods else None,
+    }
     return {k: v for k, v in found.items() if v} | result.get("cost", {})
 
 # %% ../../nbs/results/02_records.ipynb #f5bb58e2
@@ -129,18 +178,29 @@ def located(
     "Where a finished run is"
     return next((folder for folder in (resolve(run), resolve("runs") / run) if (folder / "result.json").exists()), None)
 
+
 def record(folder, **tags) -> Record:
     "What tables and tests need of a finished run; tags tell it from others"
     import pandas as pd
+
     folder = resolve(folder)
     result = read_json(folder / "result.json")
     config, about = dict(result["config"]), ("method", "task", "seed", "backbone", "preset")
     found = marked(pd.read_parquet(folder / "predictions.parquet"))
     accuracy = {s: v["accuracy"][config["task"]] for s, v in result.get("selections", {}).items()} | found["accuracy"]
     last = list(result["trainings"].values())[-1]
-    return Record(**found | {"accuracy": accuracy}, **{name: config.pop(name) for name in about}, split=result["split"],
-                  trainings={name: t["key"] for name, t in result["trainings"].items()}, algorithm=result.get("algorithm"), parameters=config,
-                  dev=tuple(d[result["config"]["task"]] for d in last.get("dev", ()) if d), cost=_cost(folder, result), notes=tuple(result["notes"]), tags=tags)
+    return Record(
+        **found | {"accuracy": accuracy},
+        **{name: config.pop(name) for name in about},
+        split=result["split"],
+        trainings={name: t["key"] for name, t in result["trainings"].items()},
+        algorithm=result.get("algorithm"),
+        parameters=config,
+        dev=tuple(d[result["config"]["task"]] for d in last.get("dev", ()) if d),
+        cost=_cost(folder, result),
+        notes=tuple(result["notes"]),
+        tags=tags,
+    )
 
 # %% ../../nbs/results/02_records.ipynb #fb4b6f34
 def from_dict(
@@ -148,13 +208,19 @@ def from_dict(
 ) -> Record:
     "A record from what a line holds"
     missing = [name for name in ("method", "task", "accuracy") if not values.get(name)]
-    if missing: raise DataError(f"a record needs {', '.join(missing)}")
+    if missing:
+        raise DataError(f"a record needs {', '.join(missing)}")
     known, accuracy = {f.name for f in fields(Record)}, values["accuracy"]
-    if not all(isinstance(v, dict) for v in accuracy.values()): accuracy = {"en_dev": accuracy}
-    given = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known} | {"accuracy": accuracy}
+    if not all(isinstance(v, dict) for v in accuracy.values()):
+        accuracy = {"en_dev": accuracy}
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known} | {
+        "accuracy": accuracy
+    }
     if given.get("correct"):
-        try: given["correct"], given["items"] = unpack(given, accuracy["en_dev"])
-        except (KeyError, TypeError, ValueError) as e: raise DataError(f"its items cannot be unpacked: {e}") from e
+        try:
+            given["correct"], given["items"] = unpack(given, accuracy["en_dev"])
+        except (KeyError, TypeError, ValueError) as e:
+            raise DataError(f"its items cannot be unpacked: {e}") from e
     strange = {k: v for k, v in values.items() if k not in known}
     return Record(**given | {"tags": strange | given.get("tags", {})})
 
@@ -168,11 +234,17 @@ def save(path, records: Iterable[Record]):
 def from_lines(path) -> list[Record]:
     "The records of a file of JSON lines"
     path, found = resolve(path), []
-    try: lines = path.read_text("utf-8").split("\n")  # not splitlines: a text may hold U+2028
-    except (OSError, ValueError) as e: raise DataError(f"{path.name} cannot be read as text: {e}") from e
+    try:
+        lines = path.read_text("utf-8").split("\n")  # not splitlines: a text may hold U+2028
+    except (OSError, ValueError) as e:
+        raise DataError(f"{path.name} cannot be read as text: {e}") from e
     for i, line in enumerate(lines, 1):
-        if not line.strip() or line.startswith("{") and not line.rstrip().endswith("}"): continue  # a crash cut it off
-        try: found.append(from_dict(json.loads(line)))
+        if not line.strip() or line.startswith("{") and not line.rstrip().endswith("}"):
+            continue  # a crash cut it off
+        try:
+            found.append(from_dict(json.loads(line)))
         except (DataError, ValueError, AttributeError, TypeError) as e:
-            raise DataError(f"{path.name}, line {i}: {e}. A line is a record as `Record.as_dict` gives it; mend or delete it.") from e
+            raise DataError(
+                f"{path.name}, line {i}: {e}. A line is a record as `Record.as_dict` gives it; mend or delete it."
+            ) from e
     return found

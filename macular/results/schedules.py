@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from ..model.objective import Objective, terms
 from ..text.batches import Batches, companions, order
 from ..train.build import Built
 from ..train.feed import Recipe
 from ..train.methods import ADVERSARIES, Method
-from ..model.objective import Objective, terms
 from ..train.trainer import Phase
 
 # %% ../../nbs/results/11_schedules.ipynb #8539919b
@@ -41,13 +41,15 @@ def again(
     def data(round):
         own, size = built.views[0].items(round, ("", "_aug")), recipe.batch_size
         rows = order(np.ones(len(own)), size, recipe.seed, "discriminator", round, pool=1)
-        if not both: return Batches(rows, own.batch)
+        if not both:
+            return Batches(rows, own.batch)
         near = built.views[1].items(round, ("", "_aug"))
         pairs = list(zip(rows, companions(near.lengths, rows, size, round, recipe.seed, pool=1)))
         return Batches(pairs, lambda pair: own.batch(pair[0]) | near.batch(pair[1], "_near"))
 
     def loss(batch):
-        with torch.no_grad(): e = net.trains(batch, tuple("e" + s for s in suffixes))
+        with torch.no_grad():
+            e = net.trains(batch, tuple("e" + s for s in suffixes))
         found = [D.loss({"e": e["e" + s], "e_aug": e[f"e{s}_aug"]}) for s in suffixes[::2]]
         return sum(value for value, _ in found), found[0][1]
 
@@ -56,7 +58,10 @@ def again(
 # %% ../../nbs/results/11_schedules.ipynb #c5770566
 def bare(batches) -> Batches:
     "Batches without the stored features of f_m: it is asked again"
-    return Batches(range(len(batches)), lambda i: {name: v for name, v in batches[i].items() if not name.startswith("m")})
+    return Batches(
+        range(len(batches)), lambda i: {name: v for name, v in batches[i].items() if not name.startswith("m")}
+    )
+
 
 def literal(
     built: Built,
@@ -67,6 +72,7 @@ def literal(
     net = built.phases[-1]
     return [again(built, recipe, both), replace(net, data=lambda round: bare(net.data(round)))]
 
+
 def naive(
     built: Built,
     recipe: Recipe,
@@ -74,16 +80,22 @@ def naive(
 ) -> list[Phase]:
     "Alg. 2 with a forward of its own for each loss"
     D, net = literal(built, recipe, both)
-    own = [Objective({name: weight}, net.trains, D.trains, net.loss.as_printed) for name, weight in net.loss.weights.items()]
+    own = [
+        Objective({name: weight}, net.trains, D.trains, net.loss.as_printed)
+        for name, weight in net.loss.weights.items()
+    ]
+
     def loss(batch):
         found = [objective(batch) for objective in own]
         return sum(value for value, _ in found), {name: part for _, parts in found for name, part in parts.items()}
+
     return [D, replace(net, loss=loss)]
 
 # %% ../../nbs/results/11_schedules.ipynb #fe462747
 @dataclass(frozen=True)
 class Cost:
     "Tokens through the encoders"
+
     trained: int  # each round: forwards and backwards, by the encoder that learns
     encoded: int  # each round: forwards only, by either encoder
     once: int = 0  # at the start: forwards only, and kept
@@ -92,6 +104,7 @@ class Cost:
         "A round in trained tokens; one of those costs as much as `forward` encoded ones"
         return self.trained + self.encoded / forward
 
+
 def sizes(
     batches,  # the net's, of one round
 ) -> Counter:  # suffix -> tokens
@@ -99,7 +112,8 @@ def sizes(
     found = Counter()
     for batch in (batches[i] for i in range(len(batches))):
         for name in batch:
-            if name.startswith("x"): found[name[1:]] += int(batch[name]["lengths"].sum())
+            if name.startswith("x"):
+                found[name[1:]] += int(batch[name]["lengths"].sum())
     return found
 
 # %% ../../nbs/results/11_schedules.ipynb #c0e6efa1
@@ -111,10 +125,14 @@ def cost(
     both: bool = False,  # D learns from the neighbour's texts, too
 ) -> Cost:
     "What a round of a row costs under a schedule"
-    def total(suffixes): return sum(tokens[s] for s in suffixes)
+
+    def total(suffixes):
+        return sum(tokens[s] for s in suffixes)
+
     active = row.active()
     adversary, frozen = bool(active.keys() & ADVERSARIES.keys()), row.frozen
     judged = (("", "_aug", "_near", "_near_aug") if both else ("", "_aug")) if adversary else ()
     net = sum(total(views([name])) for name in active) if schedule == "naive" else total(views(active))
-    if schedule == "shared": return Cost(net, total(judged), frozen * total(dict.fromkeys((*views(active), *judged))))
+    if schedule == "shared":
+        return Cost(net, total(judged), frozen * total(dict.fromkeys((*views(active), *judged))))
     return Cost(net, (1 + frozen) * passes * total(judged) + frozen * net)

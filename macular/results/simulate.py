@@ -17,23 +17,28 @@ from .records import Record
 @dataclass(frozen=True)
 class Noise:
     "Standard deviations on the probit scale, beside the 1 of a single answer"
+
     seed: float = 0.06  # of a run as a whole
     lang: float = 0.06  # of a run in a language
     item: float = 1.5  # of the difficulty of items
     method: float = 0.4  # of what one method finds harder than another
 
     @property
-    def total(self) -> float: return float(np.sqrt(1 + self.seed**2 + self.lang**2 + self.item**2 + self.method**2))
+    def total(self) -> float:
+        return float(np.sqrt(1 + self.seed**2 + self.lang**2 + self.item**2 + self.method**2))
 
 # %% ../../nbs/results/05_simulate.ipynb #c7cfebc4
 def _normal(*counters):
     from scipy.special import ndtri
+
     return ndtri(uniform(mix("simulated", *counters)) + 2.0**-54)
+
 
 def _items(method, task, items, noise):
     "What makes the items hard, for all and for this method"
     i = np.arange(items)
     return noise.item * _normal("item", task, i) + noise.method * _normal("method", task, method, i)
+
 
 def simulate(
     method: str,
@@ -45,13 +50,24 @@ def simulate(
 ) -> list[Record]:
     "Records of a study that was never done"
     from scipy.special import ndtri
+
     s, i, mark = np.arange(seeds)[:, None, None], np.arange(items), dict.fromkeys(levels, key(task, items))
     langs = np.array([number(x) for x in levels], np.uint64)[:, None]
     level = ndtri(np.array([*levels.values()])[:, None] / 100) * noise.total
     run = noise.seed * _normal("seed", task, method, s) + noise.lang * _normal("lang", task, method, s, langs)
     right = level + run + _items(method, task, items, noise) + _normal("answer", task, method, s, langs, i) > 0
-    return [Record(method, task, {"en_dev": {x: 100 * int(c.sum()) / items for x, c in zip(levels, found)}}, seed, correct=dict(zip(levels, found)),
-                   items=mark, tags={"simulated": True}) for seed, found in enumerate(right)]
+    return [
+        Record(
+            method,
+            task,
+            {"en_dev": {x: 100 * int(c.sum()) / items for x, c in zip(levels, found)}},
+            seed,
+            correct=dict(zip(levels, found)),
+            items=mark,
+            tags={"simulated": True},
+        )
+        for seed, found in enumerate(right)
+    ]
 
 # %% ../../nbs/results/05_simulate.ipynb #dced58ef
 def expected(
@@ -63,5 +79,6 @@ def expected(
 ) -> float:  # percent
     "The truth of a simulated method on these items: its mean over languages and all seeds there could be"
     from scipy.special import ndtr, ndtri
+
     hard, one = _items(method, task, items, noise), np.sqrt(1 + noise.seed**2 + noise.lang**2)
     return 100 * float(np.mean([ndtr((ndtri(p / 100) * noise.total + hard) / one).mean() for p in levels.values()]))

@@ -45,19 +45,26 @@ def design(
 def _refuse_others(first, r):
     if found := diff(design(first), design(r)):
         told, name = "; ".join(f"{k}: {a} and {b}" for k, (a, b) in list(found.items())[:3]), next(iter(found))
-        raise ParameterError(f"records of '{first.method}' on {first.task} differ in more than their seed ({told}) and are not averaged. "
-                             f"Choose: select(records, {name}=…), on the command line --where {name}=…")
+        raise ParameterError(
+            f"records of '{first.method}' on {first.task} differ in more than their seed ({told}) and are not averaged. "
+            f"Choose: select(records, {name}=…), on the command line --where {name}=…"
+        )
+
 
 def alike(
     records: Iterable[Record],
 ) -> list[Record]:  # sorted by seed
     "Records that differ in their seed only; others are not averaged"
     records = list(records)
-    if not records: raise ParameterError("there are no records to average; does select(…) leave any?")
-    for r in records[1:]: _refuse_others(records[0], r)
+    if not records:
+        raise ParameterError("there are no records to average; does select(…) leave any?")
+    for r in records[1:]:
+        _refuse_others(records[0], r)
     seeds = [r.seed for r in records]
     if twice := [s for s in seeds if seeds.count(s) > 1]:
-        raise ParameterError(f"'{records[0].method}' on {records[0].task} has {len(records)} records, of which seed {twice[0]} is there more than once; keep one")
+        raise ParameterError(
+            f"'{records[0].method}' on {records[0].task} has {len(records)} records, of which seed {twice[0]} is there more than once; keep one"
+        )
     return sorted(records, key=lambda r: (r.seed is None, r.seed))
 
 # %% ../../nbs/results/04_statistics.ipynb #e49cb82e
@@ -74,12 +81,15 @@ def same_langs(
     langs=None,  # None: all, which must be the same ones
 ) -> tuple:
     "The languages of a comparison"
-    if langs is not None: return tuple(langs)
+    if langs is not None:
+        return tuple(langs)
     shared = common(*groups)
     for r in (r for group in groups for r in group):
         if more := [x for x in r.langs if x not in shared]:
-            raise DataError(f"'{r.method}' has {len(r.langs)} languages, of which others lack {', '.join(more)}. Means over different languages "
-                            f"do not compare; over the {len(shared)} that all have: langs=common(a, b)")
+            raise DataError(
+                f"'{r.method}' has {len(r.langs)} languages, of which others lack {', '.join(more)}. Means over different languages "
+                f"do not compare; over the {len(shared)} that all have: langs=common(a, b)"
+            )
     return shared
 
 # %% ../../nbs/results/04_statistics.ipynb #f8189b7a
@@ -90,20 +100,25 @@ def by_seed(
 ) -> np.ndarray:  # (seeds,) percent, seeds in order
     "Each seed's mean accuracy over languages"
     records = alike(records)
-    if selection not in SELECTIONS: raise ParameterError(unknown("selection", selection, SELECTIONS))
+    if selection not in SELECTIONS:
+        raise ParameterError(unknown("selection", selection, SELECTIONS))
     absent = [r for r in records if selection not in r.accuracy]
     if absent:
-        raise DataError(f"{len(absent)} of {len(records)} records of '{absent[0].method}' on {absent[0].task} have no accuracy '{selection}', "
-                        f"only {', '.join(absent[0].accuracy)}")
+        raise DataError(
+            f"{len(absent)} of {len(records)} records of '{absent[0].method}' on {absent[0].task} have no accuracy '{selection}', "
+            f"only {', '.join(absent[0].accuracy)}"
+        )
     langs = same_langs(records, langs=langs)
     return np.array([average(r.accuracy[selection], langs) for r in records])
 
 # %% ../../nbs/results/04_statistics.ipynb #564a356d
 LEVEL = 0.95  # of every interval
 
+
 @dataclass(frozen=True)
 class Effect:
     "A difference, and what is known of it"
+
     points: float  # percentage points
     low: float  # of the interval; NaN where there is none
     high: float
@@ -111,9 +126,12 @@ class Effect:
     how: str  # what varies, in words
 
     @property
-    def separable(self) -> bool: return bool(self.low > 0 or self.high < 0)
+    def separable(self) -> bool:
+        return bool(self.low > 0 or self.high < 0)
+
     @property
-    def verdict(self) -> str: return "separable" if self.separable else "no interval" if np.isnan(self.low) else "not separable"
+    def verdict(self) -> str:
+        return "separable" if self.separable else "no interval" if np.isnan(self.low) else "not separable"
 
     def __str__(self):
         between = "" if np.isnan(self.low) else f", {100 * LEVEL:.0f} % interval {self.low:+.2f} to {self.high:+.2f}"
@@ -127,9 +145,11 @@ def student(
 ) -> Effect:
     "An interval from parts of variance; none where nothing varies"
     from scipy.stats import t
+
     variances, degrees = np.array(parts, float).reshape(-1, 2).T
     se = np.sqrt(variances.sum())
-    if not len(variances) or not se > 0: return Effect(float(points), np.nan, np.nan, np.nan, how)
+    if not len(variances) or not se > 0:
+        return Effect(float(points), np.nan, np.nan, np.nan, how)
     nu = variances.sum() ** 2 / (variances**2 / degrees).sum()
     half = t.ppf((1 + LEVEL) / 2, nu) * se
     return Effect(float(points), float(points - half), float(points + half), float(2 * t.sf(abs(points) / se, nu)), how)
@@ -139,13 +159,18 @@ def same_task(a: list, b: list):
     "Refuse runs on different tasks or splits"
     for name in ("task", "split"):
         left, right = getattr(a[0], name), getattr(b[0], name)
-        if left != right: raise DataError(f"'{a[0].method}' was scored on {name} {left}, '{b[0].method}' on {right}; that is no comparison")
+        if left != right:
+            raise DataError(
+                f"'{a[0].method}' was scored on {name} {left}, '{b[0].method}' on {right}; that is no comparison"
+            )
+
 
 def _pairing(a, b, paired):
     "Whether seeds are paired: where they are shared, unless it is said"
     seeds = [[r.seed for r in side] for side in (a, b)]
     shared = seeds[0] == seeds[1] and None not in seeds[0]
-    if paired and not shared: raise ParameterError(f"seeds {seeds[0]} and {seeds[1]} cannot be paired; leave paired out for Welch's interval")
+    if paired and not shared:
+        raise ParameterError(f"seeds {seeds[0]} and {seeds[1]} cannot be paired; leave paired out for Welch's interval")
     return shared if paired is None else paired
 
 # %% ../../nbs/results/04_statistics.ipynb #e08672bb
@@ -162,9 +187,13 @@ def difference(
     same_task(a, b)
     langs, paired = same_langs(a, b, langs=langs), _pairing(a, b, paired)
     x, y = by_seed(a, langs, selection), by_seed(b, langs, selection)
-    if min(len(x), len(y)) < 2: return student(x.mean() - y.mean(), [], f"{len(x)} and {len(y)} seeds; an interval over seeds needs two on each side")
+    if min(len(x), len(y)) < 2:
+        return student(
+            x.mean() - y.mean(), [], f"{len(x)} and {len(y)} seeds; an interval over seeds needs two on each side"
+        )
     parts = [(s.var(ddof=1) / len(s), len(s) - 1) for s in ([x - y] if paired else [x, y])]
-    if new_items: parts.append(item_part(_item_shares(a, b, langs)))
+    if new_items:
+        parts.append(item_part(_item_shares(a, b, langs)))
     how = f"paired over {len(x)} shared seeds" if paired else f"Welch, {len(x)} and {len(y)} seeds"
     return student(x.mean() - y.mean(), parts, how + (", and over items" if new_items else ""))
 
@@ -172,13 +201,17 @@ def difference(
 def _refuse_other_items(records, lang):
     for r in records:
         if lang not in r.correct:
-            raise DataError(f"the record of '{r.method}' on {r.task}, seed {r.seed}, holds no items in '{lang}', only accuracies. "
-                            f"Over seeds: difference(a, b, ['{lang}'])")
+            raise DataError(
+                f"the record of '{r.method}' on {r.task}, seed {r.seed}, holds no items in '{lang}', only accuracies. "
+                f"Over seeds: difference(a, b, ['{lang}'])"
+            )
     marks = {r.items[lang]: r for r in records}
     if len(marks) > 1:
         r, s = list(marks.values())[:2]
-        raise DataError(f"items in '{lang}' are not the same: '{r.method}' answered {len(r.correct[lang])}, '{s.method}' {len(s.correct[lang])} others. "
-                        "Only answers to the same items are paired.")
+        raise DataError(
+            f"items in '{lang}' are not the same: '{r.method}' answered {len(r.correct[lang])}, '{s.method}' {len(s.correct[lang])} others. "
+            "Only answers to the same items are paired."
+        )
 
 # %% ../../nbs/results/04_statistics.ipynb #e27791ea
 def item_differences(
@@ -199,13 +232,16 @@ def parallel(
     "One array where the sets may be parallel, whose items vary together, else one a language"
     return [np.mean(shares, axis=0)] if len({len(d) for d in shares}) == 1 else shares
 
+
 def item_part(
     shares: list,  # arrays whose items do not vary together
 ) -> tuple:  # variance, degrees of freedom
     "What items add to the variance of the mean of some arrays"
     return sum(d.var(ddof=1) / len(d) for d in shares) / len(shares) ** 2, sum(map(len, shares)) - len(shares)
 
-def _item_shares(a, b, langs): return parallel([100 * item_differences(a, b, x) / (len(a) * len(b)) for x in langs])
+
+def _item_shares(a, b, langs):
+    return parallel([100 * item_differences(a, b, x) / (len(a) * len(b)) for x in langs])
 
 # %% ../../nbs/results/04_statistics.ipynb #4edba805
 def randomisation(
@@ -214,8 +250,10 @@ def randomisation(
     "The exact paired randomisation test"
     from scipy.signal import fftconvolve
     from scipy.stats import binom
+
     sizes, counts = np.unique(np.abs(d[d != 0]), return_counts=True)
-    if not len(sizes): return 1.0
+    if not len(sizes):
+        return 1.0
     step, chances = np.gcd.reduce(sizes), np.ones(1)
     sizes, total = sizes // step, abs(d.sum()) // step
     for k, n in zip(sizes, counts):
@@ -247,8 +285,18 @@ def by_language(
     langs = same_langs(a, b, langs=langs)
     ps = [randomisation(item_differences(a, b, x)) for x in langs]
     means = [[float(by_seed(side, [x]).mean()) for side in (a, b)] for x in langs]
-    return [{"language": x, "a": m[0], "b": m[1], "difference": m[0] - m[1], "p": p, "Holm": float(h),
-             "verdict": "separable" if h < 1 - LEVEL else "not separable"} for x, m, p, h in zip(langs, means, ps, holm(ps))]
+    return [
+        {
+            "language": x,
+            "a": m[0],
+            "b": m[1],
+            "difference": m[0] - m[1],
+            "p": p,
+            "Holm": float(h),
+            "verdict": "separable" if h < 1 - LEVEL else "not separable",
+        }
+        for x, m, p, h in zip(langs, means, ps, holm(ps))
+    ]
 
 # %% ../../nbs/results/04_statistics.ipynb #c4d6bb77
 def resampled(
@@ -267,12 +315,19 @@ def resampled(
         means = means + rng.multinomial(len(d), counts / len(d), draws) @ values / len(d) / len(shares)
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     p = min(1.0, 2 * (1 + min((means <= 0).sum(), (means >= 0).sum())) / (1 + draws))
-    return Effect(float(np.mean([d.mean() for d in shares])), float(low), float(high), float(p), "items resampled: of these two checkpoints, not of the methods")
+    return Effect(
+        float(np.mean([d.mean() for d in shares])),
+        float(low),
+        float(high),
+        float(p),
+        "items resampled: of these two checkpoints, not of the methods",
+    )
 
 # %% ../../nbs/results/04_statistics.ipynb #6528c286
 @dataclass(frozen=True)
 class Summary:
     "A method's mean accuracy over seeds"
+
     mean: float
     sd: float  # over seeds, ddof = 1; NaN for one seed
     half: float  # of the 95 % interval over seeds (Student)
@@ -295,8 +350,14 @@ def summary(
     records = alike(records)
     x, fell = by_seed(records, langs, selection), np.array([r.has_collapsed for r in records])
     effect = student(x.mean(), [(x.var(ddof=1) / len(x), len(x) - 1)] if len(x) > 1 else [], "over seeds")
-    return Summary(float(x.mean()), float(x.std(ddof=1)) if len(x) > 1 else np.nan, effect.high - effect.points, len(x), int(fell.sum()),
-                   float(x[~fell].mean()) if not fell.all() else np.nan)
+    return Summary(
+        float(x.mean()),
+        float(x.std(ddof=1)) if len(x) > 1 else np.nan,
+        effect.high - effect.points,
+        len(x),
+        int(fell.sum()),
+        float(x[~fell].mean()) if not fell.all() else np.nan,
+    )
 
 # %% ../../nbs/results/04_statistics.ipynb #1f362c42
 def deviation(
@@ -306,7 +367,8 @@ def deviation(
     "The standard deviation over seeds, pooled over groups"
     found = [by_seed(g, langs) for g in groups]
     degrees = sum(len(x) - 1 for x in found)
-    if not degrees: raise DataError("no group has two seeds; a deviation over seeds needs them")
+    if not degrees:
+        raise DataError("no group has two seeds; a deviation over seeds needs them")
     return float(np.sqrt(sum(((x - x.mean()) ** 2).sum() for x in found) / degrees))
 
 # %% ../../nbs/results/04_statistics.ipynb #e4be9f06
@@ -318,10 +380,16 @@ def detectable(
 ) -> float:  # points
     "The smallest difference a design shows with that probability"
     from statsmodels.stats.power import TTestIndPower, TTestPower
-    if seeds < 2 or not sd > 0: raise ParameterError(f"{seeds} seeds with a deviation of {sd}: two seeds and a deviation above 0 are needed")
+
+    if seeds < 2 or not sd > 0:
+        raise ParameterError(f"{seeds} seeds with a deviation of {sd}: two seeds and a deviation above 0 are needed")
     wanted = {"alpha": 1 - LEVEL, "power": power}
-    found = TTestPower().solve_power(nobs=seeds, **wanted) if paired else TTestIndPower().solve_power(nobs1=seeds, **wanted)
-    return float(sd * np.abs(found).item())  # the power is even in the difference: for some numbers of seeds the other root is found
+    found = (
+        TTestPower().solve_power(nobs=seeds, **wanted) if paired else TTestIndPower().solve_power(nobs1=seeds, **wanted)
+    )
+    return float(
+        sd * np.abs(found).item()
+    )  # the power is even in the difference: for some numbers of seeds the other root is found
 
 # %% ../../nbs/results/04_statistics.ipynb #d43ed99a
 def seeds_needed(
@@ -331,9 +399,11 @@ def seeds_needed(
     paired: bool = False,
 ) -> int:  # on each side
     "How many seeds a difference needs"
-    if not points > 0 or not sd > 0: raise ParameterError(f"a difference of {points} with a deviation of {sd}: both must be above 0")
+    if not points > 0 or not sd > 0:
+        raise ParameterError(f"a difference of {points} with a deviation of {sd}: both must be above 0")
     low, high = 1, 2
-    while detectable(high, sd, power, paired) > points: low, high = high, 2 * high
+    while detectable(high, sd, power, paired) > points:
+        low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if detectable(middle, sd, power, paired) > points else (low, middle)

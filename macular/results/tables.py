@@ -7,23 +7,25 @@ __all__ = ['COSTS', 'SELECTED', 'SPREADS', 'Cell', 'tex', 'harmless', 'Table', '
            'duration', 'cost', 'listed', 'caption', 'languages', 'overview', 'selections', 'beside_paper']
 
 # %% ../../nbs/results/06_tables.ipynb #23f32e2d
-import csv, io
+import csv
+import io
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..core import ParameterError, literal, table, unknown
-from ..train.methods import methods
+from ..data.tasks import tasks
 from .paper import average, paper, published, sources
 from .records import SELECTIONS, Record
 from .statistics import LEVEL, common, difference, holm, summary
-from ..data.tasks import tasks
+from ..train.methods import methods
 
 # %% ../../nbs/results/06_tables.ipynb #2c274f02
 @dataclass(frozen=True)
 class Cell:
     "A number in a table"
+
     value: float
     spread: float | None = None  # a deviation or half an interval
     mark: str = ""
@@ -37,9 +39,22 @@ class Cell:
         return f"{self.value:{self.form}}{spread}{self.mark}{f' [{self.note}]' if self.note else ''}"
 
 # %% ../../nbs/results/06_tables.ipynb #44671854
-_TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "−": "$-$",
-        "↑": r"$^{\uparrow}$", "↓": r"$^{\downarrow}$",
-        "α": r"$\alpha$", "–": "--", "×": r"$\times$", "♡": r"$\heartsuit$", "∗": r"$\ast$", **{c: f"\\{c}" for c in "&%$#_{}"}}
+_TEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "−": "$-$",
+    "↑": r"$^{\uparrow}$",
+    "↓": r"$^{\downarrow}$",
+    "α": r"$\alpha$",
+    "–": "--",
+    "×": r"$\times$",
+    "♡": r"$\heartsuit$",
+    "∗": r"$\ast$",
+    **{c: f"\\{c}" for c in "&%$#_{}"},
+}
+
 
 def tex(text: str) -> str:
     "A text with nothing in it that LaTeX would take for a command"
@@ -55,6 +70,7 @@ def harmless(text: str) -> str:
 @dataclass(frozen=True)
 class Table:
     "Columns, rows of texts and cells, and what a reader must know of them"
+
     columns: tuple
     rows: list  # lists of str and Cell, one for each column
     caption: str = ""
@@ -62,27 +78,52 @@ class Table:
 
     def markdown(self) -> str:
         "For notebooks and README files"
-        def bold(c): return (f"**{c.text()}**" if c.best else c.text()) if isinstance(c, Cell) else c
-        body = table([dict(zip(self.columns, map(bold, row))) for row in self.rows] or [dict.fromkeys(self.columns, "")])
+
+        def bold(c):
+            return (f"**{c.text()}**" if c.best else c.text()) if isinstance(c, Cell) else c
+
+        body = table(
+            [dict(zip(self.columns, map(bold, row))) for row in self.rows] or [dict.fromkeys(self.columns, "")]
+        )
         return "\n\n".join([body, *([f"*{literal(self.caption)}*"] if self.caption else []), *map(literal, self.notes)])
 
     def latex(self, label: str = "tab:results") -> str:
         "For papers: needs the package booktabs"
-        def cell(c): return (rf"\textbf{{{tex(c.text())}}}" if c.best else tex(c.text())) if isinstance(c, Cell) else tex(c)
-        def line(cells): return " & ".join(cells) + r" \\"
-        align = "".join("r" if any(isinstance(row[i], Cell) for row in self.rows) else "l" for i in range(len(self.columns)))
+
+        def cell(c):
+            return (rf"\textbf{{{tex(c.text())}}}" if c.best else tex(c.text())) if isinstance(c, Cell) else tex(c)
+
+        def line(cells):
+            return " & ".join(cells) + r" \\"
+
+        align = "".join(
+            "r" if any(isinstance(row[i], Cell) for row in self.rows) else "l" for i in range(len(self.columns))
+        )
         wide = "table*" if len(self.columns) > 7 else "table"
-        lines = [rf"\begin{{{wide}}}[t]", r"\centering\small", rf"\caption{{{tex(' '.join([self.caption, *self.notes]))}}}", rf"\label{{{label}}}",
-                 rf"\begin{{tabular}}{{{align}}}", r"\toprule", line(map(tex, self.columns)), r"\midrule", *(line(map(cell, row)) for row in self.rows),
-                 r"\bottomrule", r"\end{tabular}", rf"\end{{{wide}}}"]
+        lines = [
+            rf"\begin{{{wide}}}[t]",
+            r"\centering\small",
+            rf"\caption{{{tex(' '.join([self.caption, *self.notes]))}}}",
+            rf"\label{{{label}}}",
+            rf"\begin{{tabular}}{{{align}}}",
+            r"\toprule",
+            line(map(tex, self.columns)),
+            r"\midrule",
+            *(line(map(cell, row)) for row in self.rows),
+            r"\bottomrule",
+            r"\end{tabular}",
+            rf"\end{{{wide}}}",
+        ]
         return "\n".join(lines) + "\n"
 
-    def _repr_markdown_(self): return self.markdown()
+    def _repr_markdown_(self):
+        return self.markdown()
 
 # %% ../../nbs/results/06_tables.ipynb #1b4c756e
 def _plain(cell, extra):
     "A cell as values: the number, and what its column has beside numbers"
-    if not isinstance(cell, Cell): return [cell, *[""] * len(extra)]
+    if not isinstance(cell, Cell):
+        return [cell, *[""] * len(extra)]
     return [round(v, 4) if isinstance(v, float) else v for v in (float(cell.value), *(getattr(cell, e) for e in extra))]
 
 # %% ../../nbs/results/06_tables.ipynb #d9f87813
@@ -90,18 +131,26 @@ def as_csv(
     t: Table,
 ) -> str:  # with a header line
     "A table for spreadsheets and programs"
-    def has(i, what): return any(isinstance(row[i], Cell) and getattr(row[i], what) not in (None, "") for row in t.rows)
+
+    def has(i, what):
+        return any(isinstance(row[i], Cell) and getattr(row[i], what) not in (None, "") for row in t.rows)
+
     more = [[what for what in ("spread", "mark", "note") if has(i, what)] for i in range(len(t.columns))]
-    lines = [[w for name, extra in zip(t.columns, more) for w in (name, *(f"{name} {e}" for e in extra))],
-             *([v for cell, extra in zip(row, more) for v in _plain(cell, extra)] for row in t.rows)]
+    lines = [
+        [w for name, extra in zip(t.columns, more) for w in (name, *(f"{name} {e}" for e in extra))],
+        *([v for cell, extra in zip(row, more) for v in _plain(cell, extra)] for row in t.rows),
+    ]
     out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows([[harmless(v) if isinstance(v, str) else v for v in line] for line in lines])
+    csv.writer(out, lineterminator="\n").writerows(
+        [[harmless(v) if isinstance(v, str) else v for v in line] for line in lines]
+    )
     return out.getvalue()
 
 # %% ../../nbs/results/06_tables.ipynb #943efae6
 def title(method: str) -> str:
     "A method as tables print it"
     return methods[method].title if method in methods else method
+
 
 def task_title(task: str) -> str:
     "A task as tables print it"
@@ -112,7 +161,9 @@ def _row_names(records, rows):
     "What a row's name says beside its method: what varies among the records"
     for name in rows:
         if all(r.get(name) is None for r in records):
-            raise ParameterError(unknown("parameter or tag", name, {k for r in records for k in (*r.parameters, *r.tags)}))
+            raise ParameterError(
+                unknown("parameter or tag", name, {k for r in records for k in (*r.parameters, *r.tags)})
+            )
     names = dict.fromkeys(("backbone", "preset", "split", "algorithm", *(k for r in records for k in r.tags), *rows))
     return [n for n in names if len({str(r.get(n)) for r in records}) > 1]
 
@@ -123,7 +174,8 @@ def rows_of(
 ) -> dict:  # title -> records
     "Records by row, in the order of the paper's tables"
     records = list(records)
-    if not records: raise ParameterError("there are no records to put into a table; does select(…) leave any?")
+    if not records:
+        raise ParameterError("there are no records to put into a table; does select(…) leave any?")
     varying, order, found = _row_names(records, rows), {name: i for i, name in enumerate(methods)}, {}
     for r in sorted(records, key=lambda r: order.get(r.method, len(order))):
         found.setdefault(", ".join([title(r.method), *(f"{n} {r.get(n)}" for n in varying)]), []).append(r)
@@ -133,6 +185,7 @@ def rows_of(
 @dataclass(frozen=True)
 class View:
     "What a table shows"
+
     against: str = ""  # a method: its row is compared against
     spread: str = "interval"  # or "sd", or "" for none
     selection: str = "en_dev"
@@ -141,11 +194,13 @@ class View:
 
     def __post_init__(self):
         for name, allowed in {"spread": ("sd", "interval", ""), "selection": SELECTIONS}.items():
-            if getattr(self, name) not in allowed: raise ParameterError(unknown(name, getattr(self, name), allowed))
+            if getattr(self, name) not in allowed:
+                raise ParameterError(unknown(name, getattr(self, name), allowed))
 
     def over(self, records) -> tuple:
         "The languages of a column, from all records in it"
-        if self.langs == "common": return common(records)
+        if self.langs == "common":
+            return common(records)
         there = tuple(dict.fromkeys(x for r in records for x in r.langs))
         return there if self.langs == "all" else tuple(x for x in self.langs if x in there)
 
@@ -153,9 +208,13 @@ class View:
 def _cell(records, langs, view):
     "The mean of a row over a column's languages; over those it has where it lacks some, and nothing where it has none"
     have = [x for x in langs if x in common(records)] if records else []
-    if not have: return ""
+    if not have:
+        return ""
     s = summary(records, have, view.selection)
-    told = [f"over {len(have)}" if len(have) < len(langs) else "", f"{s.collapsed} of {s.seeds} collapsed" if s.collapsed else ""]
+    told = [
+        f"over {len(have)}" if len(have) < len(langs) else "",
+        f"{s.collapsed} of {s.seeds} collapsed" if s.collapsed else "",
+    ]
     return Cell(s.mean, {"sd": s.sd, "interval": s.half, "": None}[view.spread], note=", ".join(filter(None, told)))
 
 # %% ../../nbs/results/06_tables.ipynb #d8b29f9a
@@ -165,50 +224,80 @@ def _with_best(rows, columns):
         there = [row for row in rows if isinstance(row[i], Cell) and not row[i].note.startswith("over ")]
         top = max((round(row[i].value, 1) for row in there), default=None)
         for row in there:
-            if round(row[i].value, 1) == top and len(there) > 1: row[i] = replace(row[i], best=True)
+            if round(row[i].value, 1) == top and len(there) > 1:
+                row[i] = replace(row[i], best=True)
     return rows
 
 # %% ../../nbs/results/06_tables.ipynb #d158f557
 def _marks(ours, base, family, view):
     "For each column of a family ↑, ↓ or nothing"
-    def comparable(a, b, langs): return a and b and all(set(langs) <= set(r.langs) for r in (*a, *b))
-    effects = [difference(a, b, langs, view.selection) if comparable(a, b, langs) else None for a, b, langs in zip(ours, base, family)]
+
+    def comparable(a, b, langs):
+        return a and b and all(set(langs) <= set(r.langs) for r in (*a, *b))
+
+    effects = [
+        difference(a, b, langs, view.selection) if comparable(a, b, langs) else None
+        for a, b, langs in zip(ours, base, family)
+    ]
     ps = holm([np.nan if e is None else e.p for e in effects])
     return ["" if e is None or not p < 1 - LEVEL else "↑" if e.points > 0 else "↓" for e, p in zip(effects, ps)]
 
-def _marked(cells, marks): return [replace(c, mark=m) if isinstance(c, Cell) else c for c, m in zip(cells, marks)]
+
+def _marked(cells, marks):
+    return [replace(c, mark=m) if isinstance(c, Cell) else c for c, m in zip(cells, marks)]
 
 # %% ../../nbs/results/06_tables.ipynb #a50612cb
 def duration(seconds: float) -> str:
     "Seconds as a person says them"
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 100
+        else f"{seconds / 60:.0f} min"
+        if seconds < 6000
+        else f"{seconds / 3600:.1f} h"
+    )
 
 # %% ../../nbs/results/06_tables.ipynb #485f52e9
 COSTS = ("seeds", "training", "encoders")
+
 
 def cost(records: Iterable[Record]) -> list[str]:
     "Seeds, training time (a task's median over seeds, which a busy machine moves less; the mean over tasks) and encoders a text"
     records = list(records)
     timed = [r for r in records if r.cost.get("seconds") and set(r.cost["seconds"]) >= set(r.trainings)]
-    seconds = [np.median([sum(r.cost["seconds"].values()) for r in timed if r.task == t]) for t in {r.task for r in timed}]
+    seconds = [
+        np.median([sum(r.cost["seconds"].values()) for r in timed if r.task == t]) for t in {r.task for r in timed}
+    ]
     encoders = sorted({r.cost["encoders"] for r in records if r.cost.get("encoders")})
     seeds = sorted({sum(r.task == t for r in records) for t in {r.task for r in records}})
     few_to_many = "–".join(map(str, dict.fromkeys([seeds[0], seeds[-1]])))
     return [few_to_many, duration(np.mean(seconds)) if seconds else "", ", ".join(map(str, encoders))]
 
 # %% ../../nbs/results/06_tables.ipynb #d4aed924
-SELECTED = {"en_dev": "round selected on source-language dev", "last": "last round", "averaged": "weights averaged over rounds",
-            "all_dev_oracle": "round selected on the dev rows of all languages (not zero-shot)"}
+SELECTED = {
+    "en_dev": "round selected on source-language dev",
+    "last": "last round",
+    "averaged": "weights averaged over rounds",
+    "all_dev_oracle": "round selected on the dev rows of all languages (not zero-shot)",
+}
 
-SPREADS = {"sd": "mean ± sd over seeds", "interval": f"mean ± half the {100 * LEVEL:.0f} % interval over seeds", "": "mean over seeds"}
+SPREADS = {
+    "sd": "mean ± sd over seeds",
+    "interval": f"mean ± half the {100 * LEVEL:.0f} % interval over seeds",
+    "": "mean over seeds",
+}
+
 
 def listed(values: Iterable) -> str:
     "Values in words, each once"
     return ", ".join(map(str, dict.fromkeys(values)))
 
+
 def _against(view):
-    return (f"↑ ↓: separable from {title(view.against)} at {100 * LEVEL:.0f} % over seeds (paired where shared, else Welch; "
-            "Holm over a row's cells, the mean apart); without a mark: not separable")
+    return (
+        f"↑ ↓: separable from {title(view.against)} at {100 * LEVEL:.0f} % over seeds (paired where shared, else Welch; "
+        "Holm over a row's cells, the mean apart); without a mark: not separable"
+    )
 
 # %% ../../nbs/results/06_tables.ipynb #ebcaaca1
 def caption(
@@ -219,17 +308,28 @@ def caption(
     records = [r for found in rows.values() for r in found]
     seeds = sorted({r.seed for r in records if r.seed is not None})
     by_task = {t: [r for r in records if r.task == t] for t in dict.fromkeys(r.task for r in records)}
-    tests = [f"{task_title(t)} {listed(r.split for r in found)}, {len(view.over(found))} languages ({listed(view.over(found))})" for t, found in by_task.items()]
-    parts = [f"Accuracy in percent, {SPREADS[view.spread]} ({listed(seeds) or 'not said'})", "; ".join(tests), SELECTED[view.selection].capitalize()]
-    if view.against: parts.append(_against(view))
-    if any(r.tags.get("simulated") for r in records): parts.append("Simulated records, no runs")
+    tests = [
+        f"{task_title(t)} {listed(r.split for r in found)}, {len(view.over(found))} languages ({listed(view.over(found))})"
+        for t, found in by_task.items()
+    ]
+    parts = [
+        f"Accuracy in percent, {SPREADS[view.spread]} ({listed(seeds) or 'not said'})",
+        "; ".join(tests),
+        SELECTED[view.selection].capitalize(),
+    ]
+    if view.against:
+        parts.append(_against(view))
+    if any(r.tags.get("simulated") for r in records):
+        parts.append("Simulated records, no runs")
     return ". ".join([*parts, "Bold: highest of a column"]) + "."
 
 # %% ../../nbs/results/06_tables.ipynb #5e3f928f
 def _parts(rows):
     "Row, task, and the records of both"
     for name, records in rows.items():
-        for task in dict.fromkeys(r.task for r in records): yield name, task, [r for r in records if r.task == task]
+        for task in dict.fromkeys(r.task for r in records):
+            yield name, task, [r for r in records if r.task == task]
+
 
 def _notes(rows, view):
     found, every = [], [r for records in rows.values() for r in records]
@@ -237,18 +337,26 @@ def _notes(rows, view):
         langs = view.over([r for r in every if r.task == task])
         have, lacking = [x for x in langs if x in common(own)], [x for x in langs if x not in common(own)]
         s = summary(own, have, view.selection)
-        if lacking: found.append(f"{name} on {task}: the mean is over {len(have)} of {len(langs)} languages, without {', '.join(lacking)}, and compares with no other.")
+        if lacking:
+            found.append(
+                f"{name} on {task}: the mean is over {len(have)} of {len(langs)} languages, without {', '.join(lacking)}, and compares with no other."
+            )
         left = f", without them {s.without:.1f}" if s.collapsed < s.seeds else ""
-        if s.collapsed: found.append(f"{name} on {task}: {s.collapsed} of {s.seeds} seeds collapsed to one class; mean of all {s.mean:.1f}{left}; tests use all.")
+        if s.collapsed:
+            found.append(
+                f"{name} on {task}: {s.collapsed} of {s.seeds} seeds collapsed to one class; mean of all {s.mean:.1f}{left}; tests use all."
+            )
     return tuple(found)
 
 # %% ../../nbs/results/06_tables.ipynb #f08e9b1b
 def _base(rows, view):
     "The records of the row compared against"
-    if not view.against: return []
+    if not view.against:
+        return []
     found = [records for name, records in rows.items() if records[0].method == view.against]
     there = listed(r.method for records in rows.values() for r in records)
-    if len(found) != 1: raise ParameterError(f"against='{view.against}': {len(found)} rows are of that method; there is: {there}")
+    if len(found) != 1:
+        raise ParameterError(f"against='{view.against}': {len(found)} rows are of that method; there is: {there}")
     return found[0]
 
 # %% ../../nbs/results/06_tables.ipynb #ac0c65b8
@@ -259,7 +367,9 @@ def languages(
     "Methods by language, with the mean over all of them"
     rows, records = rows_of(records, view.rows), list(records)
     if len(names := {f"{r.task} {r.split}" for r in records}) > 1:
-        raise ParameterError(f"records of {', '.join(sorted(names))}; a table of languages is of one task: select(records, task=…)")
+        raise ParameterError(
+            f"records of {', '.join(sorted(names))}; a table of languages is of one task: select(records, task=…)"
+        )
     langs, base, lines = view.over(records), _base(rows, view), []
     for name, own in rows.items():
         cells, mean = [_cell(own, [x], view) for x in langs], [_cell(own, langs, view)]
@@ -267,7 +377,12 @@ def languages(
             cells = _marked(cells, _marks([own] * len(langs), [base] * len(langs), [[x] for x in langs], view))
             mean = _marked(mean, _marks([own], [base], [langs], view))
         lines.append([name, *cells, *mean, *cost(own)])
-    return Table(("method", *langs, "mean", *COSTS), _with_best(lines, range(1, len(langs) + 2)), caption(rows, view), _notes(rows, view))
+    return Table(
+        ("method", *langs, "mean", *COSTS),
+        _with_best(lines, range(1, len(langs) + 2)),
+        caption(rows, view),
+        _notes(rows, view),
+    )
 
 # %% ../../nbs/results/06_tables.ipynb #ee26646b
 def overview(
@@ -277,15 +392,22 @@ def overview(
     "Methods by task, each the mean over the task's languages"
     rows, records = rows_of(records, view.rows), list(records)
     names = sorted({r.task for r in records}, key=lambda t: [*tasks, t].index(t))
-    def of(found, t): return [r for r in found if r.task == t]
+
+    def of(found, t):
+        return [r for r in found if r.task == t]
+
     langs = {t: view.over(of(records, t)) for t in names}
     base, lines = _base(rows, view), []
     for name, own in rows.items():
         cells = [_cell(of(own, t), langs[t], view) for t in names]
         if base and own is not base:
-            cells = _marked(cells, _marks([of(own, t) for t in names], [of(base, t) for t in names], list(langs.values()), view))
+            cells = _marked(
+                cells, _marks([of(own, t) for t in names], [of(base, t) for t in names], list(langs.values()), view)
+            )
         lines.append([name, *cells, *cost(own)])
-    return Table(("method", *names, *COSTS), _with_best(lines, range(1, len(names) + 1)), caption(rows, view), _notes(rows, view))
+    return Table(
+        ("method", *names, *COSTS), _with_best(lines, range(1, len(names) + 1)), caption(rows, view), _notes(rows, view)
+    )
 
 # %% ../../nbs/results/06_tables.ipynb #65da279d
 def selections(
@@ -295,10 +417,17 @@ def selections(
     "Methods and tasks by the way the round was selected"
     rows, lines = rows_of(records, view.rows), []
     for name, task, own in _parts(rows):
-        cells = [_cell(own, view.over(own), replace(view, selection=s)) if all(s in r.accuracy for r in own) else "" for s in SELECTIONS]
+        cells = [
+            _cell(own, view.over(own), replace(view, selection=s)) if all(s in r.accuracy for r in own) else ""
+            for s in SELECTIONS
+        ]
         lines.append([name, task, *cells])
     every = "; ".join(f"{s}: {words}" for s, words in SELECTED.items())
-    told = caption(rows, view).replace(SELECTED[view.selection].capitalize(), every).replace(". Bold: highest of a column", "")
+    told = (
+        caption(rows, view)
+        .replace(SELECTED[view.selection].capitalize(), every)
+        .replace(". Bold: highest of a column", "")
+    )
     return Table(("method", "task", *SELECTIONS), lines, told, _notes(rows, view))
 
 # %% ../../nbs/results/06_tables.ipynb #d57459a0
@@ -307,7 +436,8 @@ def _theirs(method, task, langs, backbone):
     found = published(method, task, backbone)
     cells = [c for name, cells in paper.items() if name != "table1" for c in cells]
     source = next((c.source for c in cells if (c.method, c.task, c.backbone) == (method, task, backbone)), "")
-    if set(langs) <= set(found): return average(found, langs), source
+    if set(langs) <= set(found):
+        return average(found, langs), source
     whole = task in tasks and set(langs) == {tasks[task].source_lang, *tasks[task].langs}
     return (found["avg"], source) if set(found) == {"avg"} and whole else (None, source)
 
@@ -319,15 +449,30 @@ def beside_paper(
     by: str = "task",  # or "language"
 ) -> Table:
     "Paper, ours, difference"
-    if by not in ("task", "language"): raise ParameterError(unknown("by", by, ("task", "language")))
+    if by not in ("task", "language"):
+        raise ParameterError(unknown("by", by, ("task", "language")))
     rows, lines, used = rows_of(records, view.rows), [], set()
     for name, task, own in _parts(rows):
         for part in ([x] for x in view.over(own)) if by == "language" else [list(view.over(own))]:
             (value, source), ours = _theirs(own[0].method, task, part, backbone), summary(own, part, view.selection)
             used.add(source)
-            beside = ("not printed", Cell(ours.mean, ours.half), "") if value is None else (
-                Cell(value, note="" if source == "own" else source), Cell(ours.mean, ours.half), Cell(ours.mean - value, form="+.1f"))
+            beside = (
+                ("not printed", Cell(ours.mean, ours.half), "")
+                if value is None
+                else (
+                    Cell(value, note="" if source == "own" else source),
+                    Cell(ours.mean, ours.half),
+                    Cell(ours.mean - value, form="+.1f"),
+                )
+            )
             lines.append([name, task, part[0] if by == "language" else str(len(part)), *beside])
-    told = caption(rows, replace(view, spread="interval", against="")).replace(". Bold: highest of a column", ". Paper: its own mean of 3 runs unless marked, no deviation printed")
+    told = caption(rows, replace(view, spread="interval", against="")).replace(
+        ". Bold: highest of a column", ". Paper: its own mean of 3 runs unless marked, no deviation printed"
+    )
     marks = [f"{s}: {sources[s]}" for s in sources if s in used and s != "own"]
-    return Table(("method", "task", "language" if by == "language" else "languages", "paper", "ours", "difference"), lines, told, (*marks, *_notes(rows, view)))
+    return Table(
+        ("method", "task", "language" if by == "language" else "languages", "paper", "ours", "difference"),
+        lines,
+        told,
+        (*marks, *_notes(rows, view)),
+    )

@@ -6,7 +6,12 @@
 __all__ = ['turns', 'race', 'Spread', 'ratio', 'Target', 'counted', 'flops', 'peak', 'fresh', 'machine', 'keep']
 
 # %% ../../nbs/results/10_timing.ipynb #ae6b5c7e
-import gc, json, os, platform, subprocess, sys
+import gc
+import json
+import os
+import platform
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
@@ -36,16 +41,20 @@ def turns(
 
 # %% ../../nbs/results/10_timing.ipynb #7c4ff689
 def race(
-    legs: Mapping[str, Callable],  # name -> function that gets ready and returns a function; that one does the work and returns its units
+    legs: Mapping[
+        str, Callable
+    ],  # name -> function that gets ready and returns a function; that one does the work and returns its units
     rounds: int,
     seed: int = 0,
     warm: bool = True,  # run every leg once before
     clock: Callable = process_time,
 ) -> dict:  # name -> seconds a unit in each round
     "Time the legs side by side"
-    if rounds < 1: raise ParameterError(f"a race has at least one round, not {rounds}")
+    if rounds < 1:
+        raise ParameterError(f"a race has at least one round, not {rounds}")
     laps = {name: [] for name in legs}
-    for name in legs if warm else (): legs[name]()()
+    for name in legs if warm else ():
+        legs[name]()()
     for turn in turns(legs, rounds, seed):
         for name in turn:
             work = legs[name]()
@@ -58,17 +67,22 @@ def race(
 # %% ../../nbs/results/10_timing.ipynb #2d1530b1
 class Spread(NamedTuple):
     "What several rounds say: the median, and the range around it"
+
     median: float
     low: float
     high: float
     rounds: int
 
     @classmethod
-    def of(cls, values): return cls(median(values), min(values), max(values), len(values))
+    def of(cls, values):
+        return cls(median(values), min(values), max(values), len(values))
 
-    def times(self, factor): return Spread(self.median * factor, self.low * factor, self.high * factor, self.rounds)
+    def times(self, factor):
+        return Spread(self.median * factor, self.low * factor, self.high * factor, self.rounds)
 
-    def __str__(self): return f"{self.median:.3g} [{self.low:.3g} … {self.high:.3g}]"
+    def __str__(self):
+        return f"{self.median:.3g} [{self.low:.3g} … {self.high:.3g}]"
+
 
 def ratio(
     laps: Mapping,  # from `race`
@@ -82,6 +96,7 @@ def ratio(
 @dataclass(frozen=True)
 class Target:
     "What was aimed at, and what was found"
+
     what: str
     found: Spread | float | None  # None: not measured
     bound: float
@@ -96,8 +111,12 @@ class Target:
         "A row of a table"
         found = Spread(*self.found) if isinstance(self.found, (tuple, list)) else self.found
         said = "" if found is None else str(found) if isinstance(found, Spread) else f"{found:.3g}"
-        return {"what": self.what, "target": f"{'≥' if self.least else '≤'} {self.bound:g}", "measured": said,
-                "met": {True: "yes", False: "**no**", None: "open"}[self.met]}
+        return {
+            "what": self.what,
+            "target": f"{'≥' if self.least else '≤'} {self.bound:g}",
+            "measured": said,
+            "met": {True: "yes", False: "**no**", None: "open"}[self.met],
+        }
 
 # %% ../../nbs/results/10_timing.ipynb #a0398b84
 def _asked(counts, name, encoder, args):
@@ -106,7 +125,10 @@ def _asked(counts, name, encoder, args):
     kind = f"{name}.{'trained' if learns else 'encoded'}"
     counts.update({kind: tokens, f"{kind}.texts": sum(len(view["lengths"]) for view in args[0]), f"{name}.calls": 1})
 
-def _computed(counts, name, body, args, inputs): counts[f"{name}.computed"] += inputs["input_ids"].numel()
+
+def _computed(counts, name, body, args, inputs):
+    counts[f"{name}.computed"] += inputs["input_ids"].numel()
+
 
 @contextmanager
 def counted(
@@ -115,11 +137,15 @@ def counted(
     "Inside, every encoder of the net is counted"
     counts, hooks = Counter(), []
     for name, encoder in [(n.split(".")[-1], m) for n, m in net.named_modules() if isinstance(m, Encoder)]:
-        hooks += [encoder.register_forward_pre_hook(partial(_asked, counts, name)),
-                  encoder.body.register_forward_pre_hook(partial(_computed, counts, name), with_kwargs=True)]
-    try: yield counts
+        hooks += [
+            encoder.register_forward_pre_hook(partial(_asked, counts, name)),
+            encoder.body.register_forward_pre_hook(partial(_computed, counts, name), with_kwargs=True),
+        ]
+    try:
+        yield counts
     finally:
-        for hook in hooks: hook.remove()
+        for hook in hooks:
+            hook.remove()
 
 # %% ../../nbs/results/10_timing.ipynb #ed364cf5
 def flops(
@@ -135,35 +161,61 @@ def flops(
 def peak() -> float:  # MB
     "The most memory this process has held"
     status = Path("/proc/self/status")
-    marks = [line.split() for line in status.read_text().splitlines() if line.startswith("VmHWM")] if status.exists() else []
-    if marks: return int(marks[0][1]) * 1024 / 1e6
+    marks = (
+        [line.split() for line in status.read_text().splitlines() if line.startswith("VmHWM")]
+        if status.exists()
+        else []
+    )
+    if marks:
+        return int(marks[0][1]) * 1024 / 1e6
     import resource
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # macOS counts bytes
+
 
 def fresh(
     program: str,  # Python; it finds its arguments in `given` and leaves what JSON can hold in `result`
     **given,
 ) -> tuple[object, float]:  # the result, and the process's peak in MB
     "Run a program in a process of its own"
-    first, last = "import json, sys\nfrom macular.results.timing import peak\ngiven = json.loads(sys.argv[1])\n", "\nprint(json.dumps([result, peak()]))"
-    done = subprocess.run([sys.executable, "-c", first + program + last, json.dumps(given)], capture_output=True, text=True)
-    if done.returncode: raise EnvironmentProblem(f"a program that was to be measured failed: {done.stderr.strip().splitlines()[-1][:300]}")
+    first, last = (
+        "import json, sys\nfrom macular.results.timing import peak\ngiven = json.loads(sys.argv[1])\n",
+        "\nprint(json.dumps([result, peak()]))",
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", first + program + last, json.dumps(given)], capture_output=True, text=True
+    )
+    if done.returncode:
+        raise EnvironmentProblem(
+            f"a program that was to be measured failed: {done.stderr.strip().splitlines()[-1][:300]}"
+        )
     result, mb = json.loads(done.stdout.splitlines()[-1])
     return result, mb
 
 # %% ../../nbs/results/10_timing.ipynb #975f9b07
 def _processor():
     info = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    names = (
+        [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        if info.exists()
+        else []
+    )
     return names[0] if names else platform.processor() or platform.machine()
+
 
 def machine() -> dict:
     "What a measurement depends on beside the code"
     packages = ("torch", "transformers", "tokenizers", "accelerate", "datasets", "numpy")
     bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
-    return {"processor": _processor(), "threads": torch.get_num_threads(), "bf16 on the processor": bool(bf16),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None, "python": platform.python_version(),
-            "versions": {name: version(name) for name in packages}}
+    return {
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "bf16 on the processor": bool(bf16),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in packages},
+    }
+
 
 def keep(
     path,  # of the record

@@ -12,26 +12,33 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .code_switch import reserved
 from ..core import permutation
+from .code_switch import reserved
 
 # %% ../../nbs/text/02_batches.ipynb #ac8a8a4f
 @dataclass(frozen=True)
 class Tokens:
     "Tokenised pairs: `ids[starts[i]:starts[i + 1]]` is pair i"
+
     ids: np.ndarray  # (tokens,) int32
-    types: np.ndarray | None  # (tokens,) int8, 0 in the first text and 1 in the second; None where the backbone has none
+    types: (
+        np.ndarray | None
+    )  # (tokens,) int8, 0 in the first text and 1 in the second; None where the backbone has none
     starts: np.ndarray  # (n + 1,) int64
     pad: int  # the id that pads
     at: np.ndarray | None = None  # (n,) which token of a pair is asked for; None: its first
-    tree: np.ndarray | None = None  # (tokens, 2) int32, the place in its pair of each token's head, and a part of speech; None: no trees
+    tree: np.ndarray | None = (
+        None  # (tokens, 2) int32, the place in its pair of each token's head, and a part of speech; None: no trees
+    )
 
-    def __len__(self): return len(self.starts) - 1
+    def __len__(self):
+        return len(self.starts) - 1
 
     @property
     def lengths(self):
         "(n,) tokens in each pair, special ones included"
         return np.diff(self.starts)
+
 
 def _neutral(tokenizer, ids, starts, encodings):
     "Where a text holds `</s>`, Unigram finds it in its vocabulary, special or not: it is an unknown word"
@@ -42,6 +49,7 @@ def _neutral(tokenizer, ids, starts, encodings):
         ids[own][special[own] & text] = tokenizer.unk_token_id
     return ids
 
+
 def tokenize(
     tokenizer,  # a fast tokenizer of transformers
     a: Sequence[str],  # n first texts
@@ -49,13 +57,27 @@ def tokenize(
     max_length: int,  # longest pair in tokens; the longer text is cut first
 ) -> Tokens:
     "Tokenise n pairs"
-    enc = tokenizer(list(a), list(b), truncation="longest_first", max_length=max_length, split_special_tokens=True,
-                    return_attention_mask=False) if len(a) else {"input_ids": []}
-    def flat(rows, dtype): return np.fromiter((v for row in rows for v in row), dtype)
+    enc = (
+        tokenizer(
+            list(a),
+            list(b),
+            truncation="longest_first",
+            max_length=max_length,
+            split_special_tokens=True,
+            return_attention_mask=False,
+        )
+        if len(a)
+        else {"input_ids": []}
+    )
+
+    def flat(rows, dtype):
+        return np.fromiter((v for row in rows for v in row), dtype)
+
     starts = np.cumsum([0, *map(len, enc["input_ids"])])
     types = flat(enc["token_type_ids"], np.int8) if "token_type_ids" in enc else None
     ids = flat(enc["input_ids"], np.int32)
-    if len(ids): ids = _neutral(tokenizer, ids, starts, enc.encodings)
+    if len(ids):
+        ids = _neutral(tokenizer, ids, starts, enc.encodings)
     return Tokens(ids, types, starts, tokenizer.pad_token_id or 0)
 
 # %% ../../nbs/text/02_batches.ipynb #efb8ea94
@@ -67,9 +89,16 @@ def cut(
     starts = tokens.starts[rows]
     lengths = tokens.starts[rows + 1] - starts
     where = np.arange(lengths.sum()) + np.repeat(starts - np.cumsum(lengths) + lengths, lengths)
-    def taken(values): return torch.from_numpy(values[where].astype(np.int64))
+
+    def taken(values):
+        return torch.from_numpy(values[where].astype(np.int64))
+
     view = {"input_ids": taken(tokens.ids), "lengths": lengths}
-    view |= {name: taken(values) for name, values in (("token_type_ids", tokens.types), ("tree", tokens.tree)) if values is not None}
+    view |= {
+        name: taken(values)
+        for name, values in (("token_type_ids", tokens.types), ("tree", tokens.tree))
+        if values is not None
+    }
     return view if tokens.at is None else view | {"at": tokens.at[rows]}
 
 # %% ../../nbs/text/02_batches.ipynb #31f6e36e
@@ -84,29 +113,43 @@ def order(
     batches = []
     for start in range(0, len(shuffled), size * pool):
         part = shuffled[start : start + size * pool]
-        if pool > 1: part = part[np.argsort(lengths[part], kind="stable")]
+        if pool > 1:
+            part = part[np.argsort(lengths[part], kind="stable")]
         batches += [part[i : i + size] for i in range(0, len(part), size)]
     return [batches[i] for i in permutation(len(batches), *counters, "batches")]
 
 # %% ../../nbs/text/02_batches.ipynb #adbe1b4e
 class Batches(Sequence):
     "A sequence of batches, each made when asked for"
-    def __init__(self, rows: Sequence[np.ndarray],  # the items of each batch
-                 make,  # rows -> batch, a dictionary
-                 names=lambda rows: {"rows": rows.tolist()}):  # rows -> task -> ids
+
+    def __init__(
+        self,
+        rows: Sequence[np.ndarray],  # the items of each batch
+        make,  # rows -> batch, a dictionary
+        names=lambda rows: {"rows": rows.tolist()},
+    ):  # rows -> task -> ids
         self.rows, self.make, self.names = rows, make, names
-    def __len__(self): return len(self.rows)
-    def __getitem__(self, i): return self.make(self.rows[i])
-    def named(self, i) -> dict: return self.names(self.rows[i])
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, i):
+        return self.make(self.rows[i])
+
+    def named(self, i) -> dict:
+        return self.names(self.rows[i])
+
 
 @dataclass(frozen=True)
 class Items:
     "Labelled items of one or several tasks: their views, labels and task numbers"
+
     views: dict[str, Tokens]  # suffix -> tokens: `""` is x, `"_aug"` is 𝒜(x)
     y: np.ndarray  # (n,) label numbers within the item's task
     task: np.ndarray  # (n,) task numbers
 
-    def __len__(self): return len(self.y)
+    def __len__(self):
+        return len(self.y)
 
     @property
     def lengths(self):
@@ -116,7 +159,10 @@ class Items:
     def batch(self, rows: np.ndarray, suffix: str = "") -> dict:
         "The batch of these rows; `suffix` is put between a view's name and its own suffix"
         found = {f"x{suffix}{view}": cut(tokens, rows) for view, tokens in self.views.items()}
-        return found | {f"y{suffix}": torch.from_numpy(self.y[rows]), f"task{suffix}": torch.from_numpy(self.task[rows])}
+        return found | {
+            f"y{suffix}": torch.from_numpy(self.y[rows]),
+            f"task{suffix}": torch.from_numpy(self.task[rows]),
+        }
 
 # %% ../../nbs/text/02_batches.ipynb #33b89ff0
 def companions(
@@ -130,7 +176,10 @@ def companions(
     "Items of the neighbouring task for each batch, cycling through all of them"
     total = sum(map(len, batches))
     place = round * total + np.arange(total)
-    laps = {lap: np.concatenate(order(lengths, size, *counters, "near", lap, pool=pool)) for lap in np.unique(place // len(lengths))}
+    laps = {
+        lap: np.concatenate(order(lengths, size, *counters, "near", lap, pool=pool))
+        for lap in np.unique(place // len(lengths))
+    }
     chosen = np.array([laps[p // len(lengths)][p % len(lengths)] for p in place])
     return np.split(chosen, np.cumsum([len(b) for b in batches])[:-1])
 
@@ -141,5 +190,8 @@ def join(
     "Several token stores as one, in order"
     ends = np.cumsum([0, *(len(t.ids) for t in parts)])
     starts = np.concatenate([[0], *(t.starts[1:] + e for t, e in zip(parts, ends))])
-    def every(name): return None if getattr(parts[0], name) is None else np.concatenate([getattr(t, name) for t in parts])
+
+    def every(name):
+        return None if getattr(parts[0], name) is None else np.concatenate([getattr(t, name) for t in parts])
+
     return Tokens(every("ids"), every("types"), starts, parts[0].pad, every("at"), every("tree"))

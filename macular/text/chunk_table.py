@@ -14,22 +14,25 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .code_switch import CodeSwitch, Draws, Place, Synonyms, draw, item_numbers, tally
-from .chunks import Ragged, cutting, encode, frame, ranges
 from ..core import pick
 from ..data.lexicon import split
+from .chunks import Ragged, cutting, encode, frame, ranges
+from .code_switch import CodeSwitch, Draws, Place, Synonyms, draw, item_numbers, tally
 
 # %% ../../nbs/text/04_chunk_table.ipynb #cb88fcf7
 @dataclass(frozen=True)
 class Table:
     "The surface forms of some chunks"
+
     langs: tuple  # the languages, in the order in which `draw` counts them
     words: np.ndarray  # (chunks,) bool, has the chunk a word?
     options: Ragged  # row chunk · languages + language: numbers of surface forms, one a translation
     surfaces: Ragged  # their token ids; the first are the chunks as they are
 
     @property
-    def nbytes(self): return sum(a.nbytes for a in (self.words, *self.options, *self.surfaces))
+    def nbytes(self):
+        return sum(a.nbytes for a in (self.words, *self.options, *self.surfaces))
+
 
 def tabulate(
     chunks: Sequence[str],  # different ones
@@ -88,6 +91,7 @@ def longest_first(
     long = np.minimum(np.maximum(a, b), room - short)
     return np.where(a <= b, short, long), np.where(a <= b, long, short)
 
+
 def truncate(
     lengths: np.ndarray,  # (slots,) tokens of each chunk and each stretch of special tokens
     slots: np.ndarray,  # (n, 5) how many of them the parts of each pair have
@@ -108,9 +112,11 @@ def truncate(
 # %% ../../nbs/text/04_chunk_table.ipynb #452966c8
 class Encoded(NamedTuple):
     "Pairs as token ids: `ids[starts[i]:starts[i + 1]]` is pair i"
+
     ids: np.ndarray  # (tokens,) int32
     types: np.ndarray | None  # (tokens,) int8; None where the backbone has none
     starts: np.ndarray  # (n + 1,) int64
+
 
 def look_up(
     surfaces: Ragged,  # token ids of the surface forms
@@ -130,12 +136,15 @@ def number_chunks(
     texts: Sequence[str],
     number: dict,  # chunk -> its number; filled here
     whole: list,  # texts that stay whole; filled here
-) -> tuple[np.ndarray, list]:  # numbers of all chunks in order, ~j for the j-th text that stays whole; how many each text has
+) -> tuple[
+    np.ndarray, list
+]:  # numbers of all chunks in order, ~j for the j-th text that stays whole; how many each text has
     "Texts as numbers of chunks"
     flat, lengths = array("i"), []
     for text in texts:
         chunks = cut(text)
-        if chunks is None: whole.append(text)
+        if chunks is None:
+            whole.append(text)
         flat.extend([~(len(whole) - 1)] if chunks is None else [number.setdefault(c, len(number)) for c in chunks])
         lengths.append(1 if chunks is None else len(chunks))
     return np.array(flat, np.int32), lengths
@@ -144,25 +153,36 @@ def number_chunks(
 class Chunked:
     "Pairs of texts as chunks, and their ids, clean or code-switched"
 
-    def __init__(self, tokenizer,  # one without an `obstacle`
-                 fields,  # the first texts, the second texts
-                 items,  # their ids or numbers
-                 switch: CodeSwitch | Synonyms | None = None,  # a CodeSwitch with its languages
-                 lexicon=None):  # language -> lower-case word -> translations
+    def __init__(
+        self,
+        tokenizer,  # one without an `obstacle`
+        fields,  # the first texts, the second texts
+        items,  # their ids or numbers
+        switch: CodeSwitch | Synonyms | None = None,  # a CodeSwitch with its languages
+        lexicon=None,
+    ):  # language -> lower-case word -> translations
         self.tokenizer, self.items, self.switch, self.lexicon = tokenizer, item_numbers(items), switch, lexicon
         self.frame, self.whole, number, cut = frame(tokenizer), [], {}, cutting(tokenizer)
         fields = [number_chunks(cut, texts, number, self.whole) for texts in fields]
-        table, self.known = tabulate(list(number), self.whole, lexicon, switch.plan(lexicon, Place())[0].langs if switch else (), tokenizer), len(number)
+        table, self.known = (
+            tabulate(
+                list(number), self.whole, lexicon, switch.plan(lexicon, Place())[0].langs if switch else (), tokenizer
+            ),
+            len(number),
+        )
         ends = Ragged.of(sum(self.frame.ids, ()), [len(ids) for ids in self.frame.ids])
         self.table, special = replace(table, surfaces=table.surfaces.joined(ends)), len(table.surfaces.lengths)
         self.slots = np.ones((len(self.items), 5), np.int32)  # how many surface forms each part of a pair has
-        for part, (_, lengths) in zip((1, 3), fields): self.slots[:, part] = lengths
+        for part, (_, lengths) in zip((1, 3), fields):
+            self.slots[:, part] = lengths
         self.part = np.repeat(np.tile(np.arange(5, dtype=np.int8), len(self.items)), self.slots.ravel())
         self.base = special + self.part.astype(np.int32) // 2  # the surface forms of the pairs as they are
-        for part, (flat, _) in zip((1, 3), fields): self.base[self.part == part] = np.where(flat < 0, self.known + ~flat, flat)
+        for part, (flat, _) in zip((1, 3), fields):
+            self.base[self.part == part] = np.where(flat < 0, self.known + ~flat, flat)
 
     @property
-    def nbytes(self): return self.table.nbytes + self.slots.nbytes + self.part.nbytes + self.base.nbytes
+    def nbytes(self):
+        return self.table.nbytes + self.slots.nbytes + self.part.nbytes + self.base.nbytes
 
     def tokens(self, max_length: int) -> Encoded:
         "The pairs as they are"
@@ -174,14 +194,19 @@ class Chunked:
         for field, part in enumerate((1, 3)):
             own, here = self.part == part, replace(place, field=field)
             switch, drawn, stay = self.switch.plan(self.lexicon, here)
-            chosen[own], found = choose(self.table, self.base[own], draw(switch, self.items, self.slots[:, part], drawn), stay)
+            chosen[own], found = choose(
+                self.table, self.base[own], draw(switch, self.items, self.slots[:, part], drawn), stay
+            )
             slots, texts = self._switched_whole(own, here)
             chosen[slots] = len(surfaces.lengths) + np.arange(len(slots))
-            if texts: surfaces = surfaces.joined(encode(self.tokenizer, [t.text for t in texts]))
+            if texts:
+                surfaces = surfaces.joined(encode(self.tokenizer, [t.text for t in texts]))
             counts += found + tally(texts)
         return look_up(surfaces, chosen, self.slots, self.frame.types, max_length), counts
 
     def _switched_whole(self, own, place):
         slots = np.flatnonzero(own & (self.base >= self.known)) if self.whole else np.arange(0)
         rows = np.searchsorted(np.cumsum(self.slots.sum(1)), slots, side="right")
-        return slots, self.switch([self.whole[k - self.known] for k in self.base[slots]], self.items[rows], self.lexicon, place)
+        return slots, self.switch(
+            [self.whole[k - self.known] for k in self.base[slots]], self.items[rows], self.lexicon, place
+        )

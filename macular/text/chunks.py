@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .code_switch import reserved
 from ..data.lexicon import CHUNK
+from .code_switch import reserved
 
 # %% ../../nbs/text/03_chunks.ipynb #814faaf1
 def ranges(
@@ -30,11 +30,13 @@ def ranges(
 # %% ../../nbs/text/03_chunks.ipynb #7ffeff3f
 class Ragged(NamedTuple):
     "Rows of different lengths: row i is `values[starts[i]:starts[i + 1]]`"
+
     values: np.ndarray  # int32
     starts: np.ndarray  # (rows + 1,) int32
 
     @property
-    def lengths(self): return np.diff(self.starts)
+    def lengths(self):
+        return np.diff(self.starts)
 
     @classmethod
     def of(cls, values, lengths):
@@ -43,7 +45,10 @@ class Ragged(NamedTuple):
 
     def joined(self, other):
         "These rows and those of another, in order"
-        return Ragged(np.concatenate([self.values, other.values]), np.concatenate([self.starts, self.starts[-1] + other.starts[1:]]))
+        return Ragged(
+            np.concatenate([self.values, other.values]),
+            np.concatenate([self.starts, self.starts[-1] + other.starts[1:]]),
+        )
 
     def take(self, rows, lengths=None):
         "The values of these rows, one after the other; `lengths` cuts them"
@@ -59,12 +64,22 @@ def encode(
     values, lengths = [], []
     for i in range(0, len(strings), 100 * block):
         lists = [strings[j : j + block] for j in range(i, min(i + 100 * block, len(strings)), block)]
-        found = tokenizer(lists, is_split_into_words=True, add_special_tokens=False, split_special_tokens=True,
-                          return_attention_mask=False, return_token_type_ids=False, verbose=False)
+        found = tokenizer(
+            lists,
+            is_split_into_words=True,
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
         values += [np.array(ids, np.int32) for ids in found["input_ids"]]
-        lengths += [np.bincount(np.array(found.word_ids(j), np.int64), minlength=len(part)) for j, part in enumerate(lists)]
+        lengths += [
+            np.bincount(np.array(found.word_ids(j), np.int64), minlength=len(part)) for j, part in enumerate(lists)
+        ]
     ids = np.concatenate(values or [[]])
-    if (made := np.isin(ids, reserved(tokenizer))).any(): ids[made] = tokenizer.unk_token_id
+    if (made := np.isin(ids, reserved(tokenizer))).any():
+        ids[made] = tokenizer.unk_token_id
     return Ragged.of(ids, np.concatenate(lengths or [[]]))
 
 # %% ../../nbs/text/03_chunks.ipynb #2f06ef4a
@@ -72,36 +87,54 @@ def steps(
     part,  # a normaliser or pre-tokenizer of the tokenizers library, or None
 ) -> list[dict]:  # its steps in order, as the library itself writes them
     "What a part of a tokenizer consists of"
-    def flat(said): return [s for inner in said.get("normalizers", said.get("pretokenizers", ())) for s in flat(inner)] or [said]
-    try: return flat(json.loads(part.__getstate__())) if part else []
-    except Exception: return [{"type": "part of its own making"}]  # written in Python: the library cannot say what it does
+
+    def flat(said):
+        return [s for inner in said.get("normalizers", said.get("pretokenizers", ())) for s in flat(inner)] or [said]
+
+    try:
+        return flat(json.loads(part.__getstate__())) if part else []
+    except Exception:
+        return [{"type": "part of its own making"}]  # written in Python: the library cannot say what it does
 
 # %% ../../nbs/text/03_chunks.ipynb #4ea39622
 LOCAL = {"BertNormalizer", "NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "Nmt", "Precompiled"}
 CUTTING = {"BertPreTokenizer", "Whitespace", "WhitespaceSplit"}
 
-def _looks_back(step): return step["type"] == "ByteLevel" and step["use_regex"] or step["type"] == "Metaspace" and step["split"]
+
+def _looks_back(step):
+    return step["type"] == "ByteLevel" and step["use_regex"] or step["type"] == "Metaspace" and step["split"]
+
 
 def _joins(token, cuts):
     white = [not CHUNK.match(c) for c in token.content]
     return any(white) if cuts else token.rstrip or any(white) and not (all(white) and len(white) > 1)
+
 
 def _suspects(tokenizer):
     core = tokenizer.backend_tokenizer
     normal, pre = steps(core.normalizer), steps(core.pre_tokenizer) or [{"type": "lack of a pre-tokenizer"}]
     cuts = pre[0]["type"] in CUTTING
     yield from (s["type"] for s in normal if s["type"] not in LOCAL)
-    if not cuts and (len(pre) > 1 or not _looks_back(pre[0])): yield pre[0]["type"]
+    if not cuts and (len(pre) > 1 or not _looks_back(pre[0])):
+        yield pre[0]["type"]
     yield from ("Metaspace (first)" for s in pre[1:] if s["type"] == "Metaspace" and s["prepend_scheme"] == "first")
-    yield from (f"added token {t.content[:20]!r}" for t in tokenizer.added_tokens_decoder.values() if not t.special and _joins(t, cuts))
-    if getattr(core.model, "dropout", None): yield "dropout"
+    yield from (
+        f"added token {t.content[:20]!r}"
+        for t in tokenizer.added_tokens_decoder.values()
+        if not t.special and _joins(t, cuts)
+    )
+    if getattr(core.model, "dropout", None):
+        yield "dropout"
+
 
 def obstacle(
     tokenizer,  # of transformers
 ) -> str | None:  # None: there is none
     "What in a tokenizer may keep the ids of a text from being those of its chunks"
-    if not tokenizer.is_fast: return "it is not a fast tokenizer"
-    if tokenizer.truncation_side != "right": return "it cuts long texts on the left"
+    if not tokenizer.is_fast:
+        return "it is not a fast tokenizer"
+    if tokenizer.truncation_side != "right":
+        return "it cuts long texts on the left"
     found = list(dict.fromkeys(_suspects(tokenizer)))
     return f"its {', '.join(found[:3])} may look across white space" if found else None
 
@@ -109,16 +142,20 @@ def obstacle(
 WHITE = [c for c in map(chr, range(0x3001)) if not CHUNK.match(c)]
 MARKS = ("", "\u0301", "\u200d", "\u0e33", "\U0001f3fb")  # an accent, a joiner, a vowel sign, a skin tone
 
+
 class Cut(NamedTuple):
     "How texts are cut for a tokenizer"
+
     blank: bool  # a chunk takes the blank before it along
     across: str  # white space at which texts cannot be cut
 
     def __call__(self, text):
         "The chunks of a text; None where it must stay whole"
         chunks = CHUNK.findall(text)
-        if not self.blank: return None if any(c in text for c in self.across) else chunks
+        if not self.blank:
+            return None if any(c in text for c in self.across) else chunks
         return chunks[:1] + [" " + c for c in chunks[1:]] if " ".join(chunks) == text else None
+
 
 def cutting(
     tokenizer,  # one without an `obstacle`
@@ -134,8 +171,10 @@ def cutting(
 # %% ../../nbs/text/03_chunks.ipynb #7283db23
 class Frame(NamedTuple):
     "What a tokenizer puts around the two texts of a pair"
+
     ids: tuple  # the special tokens before, between and after
     types: tuple | None  # token types of the five parts; None where the backbone has none
+
 
 def frame(
     tokenizer,

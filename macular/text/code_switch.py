@@ -19,12 +19,15 @@ from ..data.lexicon import CHUNK, split
 
 # %% ../../nbs/text/01_code_switch.ipynb #e4d16c25
 def _probability(name, p):
-    if isinstance(p, (int, float)) and not isinstance(p, bool) and 0 <= p <= 1: return float(p)
+    if isinstance(p, (int, float)) and not isinstance(p, bool) and 0 <= p <= 1:
+        return float(p)
     raise ParameterError(f"{name} is a probability, a number between 0 and 1, not {str(p)[:80]!r}.")
+
 
 @dataclass(frozen=True)
 class CodeSwitch:
     "Alg. 1, line 2, and Fig. 2: how texts are code-switched"
+
     langs: tuple = ()  # the languages to draw from, a set; empty: filled by `over`
     word: float = 0.5  # probability that a word is tried
     sentence: float = 1.0  # probability that a text is augmented at all
@@ -33,14 +36,19 @@ class CodeSwitch:
     def __post_init__(self):
         langs = (self.langs,) if isinstance(self.langs, str) else self.langs
         object.__setattr__(self, "langs", tuple(sorted(set(langs))))
-        for name in ("word", "sentence"): object.__setattr__(self, name, _probability(name, getattr(self, name)))
-        if not isinstance(self.redraw, bool): raise ParameterError(f"redraw is true or false, not {str(self.redraw)[:80]!r}.")
+        for name in ("word", "sentence"):
+            object.__setattr__(self, name, _probability(name, getattr(self, name)))
+        if not isinstance(self.redraw, bool):
+            raise ParameterError(f"redraw is true or false, not {str(self.redraw)[:80]!r}.")
 
     def over(self, langs, lexicon):
         "The same for a task: its languages that have a dictionary, unless `langs` were given"
         found = [lang for lang in self.langs or langs if lang in lexicon]
-        if not found: raise DataError(f"no dictionary for any of {', '.join(self.langs or langs)[:300]}.\n"
-                                      f"There are dictionaries for: {', '.join(lexicon.langs)[:300] or 'no language'}.")
+        if not found:
+            raise DataError(
+                f"no dictionary for any of {', '.join(self.langs or langs)[:300]}.\n"
+                f"There are dictionaries for: {', '.join(lexicon.langs)[:300] or 'no language'}."
+            )
         return replace(self, langs=tuple(found))
 
     def turn(self, round):
@@ -59,6 +67,7 @@ class CodeSwitch:
 @dataclass(frozen=True)
 class Place:
     "Where a draw is made, apart from item and word"
+
     seed: int = 0
     task: str = ""
     field: int = 0  # which text of the pair
@@ -69,15 +78,18 @@ def item_numbers(
     items,  # ids (strings), or numbers as an array
 ) -> np.ndarray:  # (texts,) uint64
     "Ids as counters"
-    if isinstance(items, np.ndarray) and items.dtype.kind in "ui": return items.astype(np.uint64)
+    if isinstance(items, np.ndarray) and items.dtype.kind in "ui":
+        return items.astype(np.uint64)
     return np.array([number(i) if isinstance(i, str) else int(i) for i in items], dtype=np.uint64)
 
 # %% ../../nbs/text/01_code_switch.ipynb #ddb6539a
 class Draws(NamedTuple):
     "What chance says about every chunk of a batch, one text after the other"
+
     tried: np.ndarray  # (n,) bool, is the word to be exchanged?
     lang: np.ndarray  # (n,) which of the languages
     bits: np.ndarray  # (n,) uint64, which of the translations
+
 
 def draw(
     switch: CodeSwitch,
@@ -86,9 +98,11 @@ def draw(
     place: Place,
 ) -> Draws:  # (sum of lengths,) each
     "All draws of a batch at once"
-    if not switch.langs: raise ParameterError("CodeSwitch has no languages yet. Fill them: switch.over(task.langs, lexicon)")
+    if not switch.langs:
+        raise ParameterError("CodeSwitch has no languages yet. Fill them: switch.over(task.langs, lexicon)")
     items, lengths = item_numbers(items), np.asarray(lengths, np.int64)
-    if len(items) != len(lengths): raise ParameterError(f"{len(lengths)} texts, but {len(items)} items: give one id a text.")
+    if len(items) != len(lengths):
+        raise ParameterError(f"{len(lengths)} texts, but {len(items)} items: give one id a text.")
     text = mix(place.seed, place.task, items, place.field, place.round if switch.redraw else 0)
     owner = np.repeat(np.arange(len(items)), lengths)
     position = np.arange(len(owner)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
@@ -98,37 +112,52 @@ def draw(
     return Draws(tried, pick(mix(word, "lang"), len(switch.langs)), mix(word, "translation"))
 
 # %% ../../nbs/text/01_code_switch.ipynb #d83fc806
-COLOURS = dict(de="#a8d4ff", fr="#ffc078", zh="#b48ee6", bg="#ffef70", ja="#6fcf97")  # Fig. 2's hues, apart for every kind of colour vision; others are grey
+COLOURS = dict(
+    de="#a8d4ff", fr="#ffc078", zh="#b48ee6", bg="#ffef70", ja="#6fcf97"
+)  # Fig. 2's hues, apart for every kind of colour vision; others are grey
+
 
 class Piece(NamedTuple):
     "A stretch of a text: one exchanged word, or all that stays up to the next"
+
     before: str
     after: str
     lang: str | None = None  # None: it stays
 
     def html(self):
-        if self.lang is None: return escape(self.after)
+        if self.lang is None:
+            return escape(self.after)
         style = f"background:{COLOURS.get(self.lang, '#d5dbe1')};color:#111;border-radius:3px;padding:0 3px"
-        return (f'<bdi style="{style}" title="{escape(self.before)}">{escape(self.after)}'
-                f'<sub style="font-size:65%"> {escape(self.lang)}</sub></bdi>')
+        return (
+            f'<bdi style="{style}" title="{escape(self.before)}">{escape(self.after)}'
+            f'<sub style="font-size:65%"> {escape(self.lang)}</sub></bdi>'
+        )
 
 # %% ../../nbs/text/01_code_switch.ipynb #36c7edd3
 @dataclass(frozen=True)
 class Switched:
     "A text after augmentation"
+
     pieces: tuple  # of `Piece`, in order
     words: int  # how many words the text has
     tried: int  # how many were to be exchanged
     found: int  # how many of those the drawn dictionary had
 
     @property
-    def text(self): return "".join(p.after for p in self.pieces)
+    def text(self):
+        return "".join(p.after for p in self.pieces)
+
     @property
-    def original(self): return "".join(p.before for p in self.pieces)
+    def original(self):
+        return "".join(p.before for p in self.pieces)
+
     @property
-    def changed(self): return sum(p.lang is not None for p in self.pieces)
+    def changed(self):
+        return sum(p.lang is not None for p in self.pieces)
+
     @property
-    def rate(self): return self.changed / max(1, self.words)
+    def rate(self):
+        return self.changed / max(1, self.words)
 
     def _repr_html_(self):
         before = "".join(f"<b>{escape(p.before)}</b>" if p.lang else escape(p.before) for p in self.pieces)
@@ -140,7 +169,9 @@ def reserved(
     tokenizer,  # of transformers
 ) -> np.ndarray:  # ids
     "What no text may become: the special tokens, the unknown one aside. One of bytes knows no unknown, and makes none from a text"
-    return np.setdiff1d(tokenizer.all_special_ids if tokenizer.unk_token_id is not None else [], [tokenizer.unk_token_id]).astype(np.int32)
+    return np.setdiff1d(
+        tokenizer.all_special_ids if tokenizer.unk_token_id is not None else [], [tokenizer.unk_token_id]
+    ).astype(np.int32)
 
 # %% ../../nbs/text/01_code_switch.ipynb #5a58ab50
 def exchange(
@@ -157,15 +188,22 @@ def exchange(
     drawn = list(zip(where.tolist(), draws.lang[where].tolist()))
     options = [dictionaries[lang].get(parts[i][1].lower(), ()) for i, lang in drawn]
     chosen = pick(draws.bits[where], np.array([len(o) + stay for o in options], np.int64)) - stay
-    new = {i: (langs[lang], bool(o), o[k] if o and k >= 0 else None) for (i, lang), o, k in zip(drawn, options, chosen.tolist())}
+    new = {
+        i: (langs[lang], bool(o), o[k] if o and k >= 0 else None)
+        for (i, lang), o, k in zip(drawn, options, chosen.tolist())
+    }
     starts = np.cumsum([0, *map(len, spans)]).tolist()
-    return [_switched(text, own, parts[a:a + len(own)], {i: new[a + i] for i in range(len(own)) if a + i in new})
-            for text, own, a in zip(texts, spans, starts)]
+    return [
+        _switched(text, own, parts[a : a + len(own)], {i: new[a + i] for i in range(len(own)) if a + i in new})
+        for text, own, a in zip(texts, spans, starts)
+    ]
 
 # %% ../../nbs/text/01_code_switch.ipynb #68787940
 def _exchanged(augment, texts, items, lexicon, place):
     switch, place, stay = augment.plan(lexicon, place or Place())
-    return exchange(texts, lexicon, switch.langs, draw(switch, items, [len(CHUNK.findall(t)) for t in texts], place), stay)
+    return exchange(
+        texts, lexicon, switch.langs, draw(switch, items, [len(CHUNK.findall(t)) for t in texts], place), stay
+    )
 
 # %% ../../nbs/text/01_code_switch.ipynb #7fc3983b
 def _switched(text, spans, parts, new):
@@ -173,12 +211,15 @@ def _switched(text, spans, parts, new):
     new = {i: drawn for i, drawn in new.items() if parts[i][1]}
     for i, (lang, _, after) in new.items():
         prefix, word, _ = parts[i]
-        if after is None or after.lower() == word.lower(): continue
+        if after is None or after.lower() == word.lower():
+            continue
         start = spans[i][0] + len(prefix)
-        if start > done: pieces.append(Piece(text[done:start], text[done:start]))
+        if start > done:
+            pieces.append(Piece(text[done:start], text[done:start]))
         pieces.append(Piece(word, after, lang))
         done = start + len(word)
-    if done < len(text): pieces.append(Piece(text[done:], text[done:]))
+    if done < len(text):
+        pieces.append(Piece(text[done:], text[done:]))
     words = sum(bool(word) for _, word, _ in parts)
     return Switched(tuple(pieces), words, tried=len(new), found=sum(known for _, known, _ in new.values()))
 
@@ -199,7 +240,10 @@ def rates(
     switch: CodeSwitch,  # what was asked for
 ) -> dict:  # shares of all words, and of the changed ones by language
     "Nominal, attempted, found and realised switch rate"
-    share = {to: counts[of] / max(1, counts["words"]) for of, to in dict(tried="attempted", found="found", changed="realised").items()}
+    share = {
+        to: counts[of] / max(1, counts["words"])
+        for of, to in dict(tried="attempted", found="found", changed="realised").items()
+    }
     langs = {lang: counts[f"changed.{lang}"] / max(1, counts["changed"]) for lang in switch.langs}
     return {"nominal": switch.word * switch.sentence, **share, "langs": langs}
 
@@ -207,6 +251,7 @@ def rates(
 @dataclass(frozen=True)
 class Synonyms:
     "How texts are rewritten with near-synonyms (RS-DA)"
+
     copies: int = 3  # how many rewritings of the data there are
 
     def __post_init__(self):
@@ -215,7 +260,10 @@ class Synonyms:
 
     def over(self, langs, neighbours):
         "The same for a task; there must be a word list"
-        if not neighbours: raise DataError("there are no near-synonyms. Say where they are (synonyms): a file of two columns, word and near-synonym.")
+        if not neighbours:
+            raise DataError(
+                "there are no near-synonyms. Say where they are (synonyms): a file of two columns, word and near-synonym."
+            )
         return self
 
     def turn(self, round):

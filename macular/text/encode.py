@@ -16,16 +16,17 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 
-from .code_switch import CodeSwitch, Place, Synonyms, rates, tally
-from .batches import Items, Tokens, join, tokenize
-from .chunks import obstacle
-from .chunk_table import Chunked
 from ..data.tasks import Task
+from .batches import Items, Tokens, join, tokenize
+from .chunk_table import Chunked
+from .chunks import obstacle
+from .code_switch import CodeSwitch, Place, Synonyms, rates, tally
 
 # %% ../../nbs/text/05_encode.ipynb #6cae43c2
 @dataclass(frozen=True)
 class Text:
     "How texts are augmented and tokenised"
+
     tokenizer: object
     lexicon: Mapping = field(default_factory=dict)  # language -> word -> translations
     switch: CodeSwitch | None = None  # 𝒜
@@ -33,11 +34,15 @@ class Text:
     max_length: int | None = None  # tokens a pair; None: each task's own
     synonyms: Synonyms | None = None  # copies with near-synonyms
     neighbours: Mapping = field(default_factory=dict)  # source language -> word -> near-synonyms
-    form: Callable | None = None  # (task, rows, text, suffix) -> a `ByText` that makes tokens of another form; None: pairs as they are
+    form: Callable | None = (
+        None  # (task, rows, text, suffix) -> a `ByText` that makes tokens of another form; None: pairs as they are
+    )
 
     def drawn(self, suffix) -> tuple:
         "What a view is drawn by, and from which words; nothing for the texts as they are"
-        return {"_aug": (self.switch, self.lexicon), "_copy": (self.synonyms, self.neighbours)}.get(suffix, (None, None))
+        return {"_aug": (self.switch, self.lexicon), "_copy": (self.synonyms, self.neighbours)}.get(
+            suffix, (None, None)
+        )
 
 # %% ../../nbs/text/05_encode.ipynb #54db9e8e
 class ByText:
@@ -45,14 +50,23 @@ class ByText:
 
     def __init__(self, task: Task, rows, text: Text, suffix: str = "_aug"):
         augment, self.words = text.drawn(suffix)
-        self.task, self.rows, self.text, self.augment = task, rows, text, augment and augment.over(task.langs, self.words)
+        self.task, self.rows, self.text, self.augment = (
+            task,
+            rows,
+            text,
+            augment and augment.over(task.langs, self.words),
+        )
 
     @property
-    def max_length(self): return self.text.max_length or self.task.max_length
-    @property
-    def fields(self): return self.rows["text_a"][:], self.rows["text_b"][:]
+    def max_length(self):
+        return self.text.max_length or self.task.max_length
 
-    def place(self, round): return Place(self.text.seed, self.task.name, round=round)
+    @property
+    def fields(self):
+        return self.rows["text_a"][:], self.rows["text_b"][:]
+
+    def place(self, round):
+        return Place(self.text.seed, self.task.name, round=round)
 
     def tokens(self):
         "The rows as they are"
@@ -61,11 +75,17 @@ class ByText:
     def switched(self, round):
         "The rows with words exchanged, and the counts of `tally`"
         fields = self.exchanged(round)
-        return tokenize(self.text.tokenizer, *([s.text for s in switched] for switched in fields), self.max_length), tally(s for switched in fields for s in switched)
+        return tokenize(
+            self.text.tokenizer, *([s.text for s in switched] for switched in fields), self.max_length
+        ), tally(s for switched in fields for s in switched)
 
     def exchanged(self, round):
         "Both fields as lists of `Switched`"
-        return [self.augment(texts, self.rows["id"][:], self.words, replace(self.place(round), field=f)) for f, texts in enumerate(self.fields)]
+        return [
+            self.augment(texts, self.rows["id"][:], self.words, replace(self.place(round), field=f))
+            for f, texts in enumerate(self.fields)
+        ]
+
 
 class ByChunk(ByText):
     "A task's rows as tokens, from a table of chunks"
@@ -74,7 +94,8 @@ class ByChunk(ByText):
         super().__init__(task, rows, text, suffix)
         self.chunked = Chunked(text.tokenizer, self.fields, rows["id"][:], self.augment, self.words)
 
-    def _packed(self, found): return Tokens(found.ids, found.types, found.starts, self.text.tokenizer.pad_token_id or 0)
+    def _packed(self, found):
+        return Tokens(found.ids, found.types, found.starts, self.text.tokenizer.pad_token_id or 0)
 
     def tokens(self):
         "The rows as they are"
@@ -93,6 +114,7 @@ def agree(
     "Whether two token stores are equal"
     return all(np.array_equal(x, y) for x, y in ((a.ids, b.ids), (a.types, b.types), (a.starts, b.starts)))
 
+
 def way(
     task: Task,
     rows,  # of the task
@@ -100,38 +122,57 @@ def way(
     suffix: str = "_aug",  # the view that is drawn
 ) -> ByText:
     "The fastest way from rows to tokens that is right for this tokenizer"
-    if text.form: return text.form(task, rows, text, suffix)
+    if text.form:
+        return text.form(task, rows, text, suffix)
     augment, _ = text.drawn(suffix)
-    if obstacle(text.tokenizer) or not len(rows) or not isinstance(augment, (CodeSwitch, Synonyms, NoneType)): return ByText(task, rows, text, suffix)
+    if obstacle(text.tokenizer) or not len(rows) or not isinstance(augment, (CodeSwitch, Synonyms, NoneType)):
+        return ByText(task, rows, text, suffix)
     few = rows.select(range(0, len(rows), max(1, len(rows) // 64)))
-    every = replace(text, switch=text.switch and replace(text.switch, word=1.0, sentence=1.0)) if suffix == "_aug" else text
+    every = (
+        replace(text, switch=text.switch and replace(text.switch, word=1.0, sentence=1.0)) if suffix == "_aug" else text
+    )
     both = [kind(task, few, every, suffix) for kind in (ByText, ByChunk)]
     right = agree(*(one.tokens() for one in both)) and (not augment or agree(*(one.switched(0)[0] for one in both)))
-    if not right: warnings.warn(f"{task.name}: the tokenizer does not treat chunks of text alike everywhere; texts are tokenised as wholes, which is slower.")
+    if not right:
+        warnings.warn(
+            f"{task.name}: the tokenizer does not treat chunks of text alike everywhere; texts are tokenised as wholes, which is slower."
+        )
     return (ByChunk if right else ByText)(task, rows, text, suffix)
 
 # %% ../../nbs/text/05_encode.ipynb #151e8986
 class Views:
     "The training items of some tasks, as tokens"
 
-    def __init__(self, tasks: list[Task],
-                 rows: Mapping,  # task name -> its rows
-                 text: Text):
+    def __init__(
+        self,
+        tasks: list[Task],
+        rows: Mapping,  # task name -> its rows
+        text: Text,
+    ):
         self.tasks, self.rows, self.text, self._made, self._ways, self.counts = tasks, rows, text, {}, {}, {}
         self.task = np.repeat(np.arange(len(tasks)), [len(rows[t.name]) for t in tasks])
         self.y = np.concatenate([np.array(rows[t.name]["label"][:]) for t in tasks])
         why = obstacle(text.tokenizer)
-        self.notes = [f"texts are tokenised again in every round, which is slow: in the tokenizer, {why}"] if why and text.switch and text.switch.turn(0) != text.switch.turn(1) else []
+        self.notes = (
+            [f"texts are tokenised again in every round, which is slow: in the tokenizer, {why}"]
+            if why and text.switch and text.switch.turn(0) != text.switch.turn(1)
+            else []
+        )
 
-    def items(self, round: int,
-              suffixes) -> Items:  # which views: "" for x, "_aug" for 𝒜(x), "_copy" for a copy with near-synonyms
+    def items(
+        self, round: int, suffixes
+    ) -> Items:  # which views: "" for x, "_aug" for 𝒜(x), "_copy" for a copy with near-synonyms
         "The items with the views that are asked for, as they stand in a round"
         return Items({s: self._tokens(s, round) for s in suffixes}, self.y, self.task)
 
     def names(self, rows: np.ndarray) -> dict:  # task -> ids
         "What some items are called"
         first = np.searchsorted(self.task, np.arange(len(self.tasks)))
-        return {t.name: [self.rows[t.name][int(r - first[i])]["id"] for r in rows if self.task[r] == i] for i, t in enumerate(self.tasks) if (self.task[rows] == i).any()}
+        return {
+            t.name: [self.rows[t.name][int(r - first[i])]["id"] for r in rows if self.task[r] == i]
+            for i, t in enumerate(self.tasks)
+            if (self.task[rows] == i).any()
+        }
 
     def turn(self, suffix: str, round: int) -> int:
         "Which draw of a view a round has"
@@ -146,11 +187,14 @@ class Views:
 
     def _part(self, task, suffix, round):
         place = task.name, suffix or "_aug"  # the texts as they are, from the same table
-        if place not in self._ways: self._ways[place] = way(task, self.rows[task.name], self.text, place[1])
+        if place not in self._ways:
+            self._ways[place] = way(task, self.rows[task.name], self.text, place[1])
         to = self._ways[place]
-        if not suffix: return to.tokens()
+        if not suffix:
+            return to.tokens()
         tokens, counts = to.switched(round)
-        if isinstance(to.augment, CodeSwitch): self.counts[task.name] = rates(counts, to.augment)
+        if isinstance(to.augment, CodeSwitch):
+            self.counts[task.name] = rates(counts, to.augment)
         return tokens
 
     def rates(self, round: int) -> dict:
@@ -160,6 +204,7 @@ class Views:
 
 # %% ../../nbs/text/05_encode.ipynb #dd07b6ff
 TOKENS = {"cpu": 4096, "gpu": 32768}  # in a batch that takes no gradient
+
 
 def features(
     net,  # (batch, names) -> outputs
@@ -174,6 +219,7 @@ def features(
     with torch.no_grad(), accelerator.autocast():
         for part in np.split(rows, np.flatnonzero(np.diff(filled)) + 1):
             out = net(send_to_device(make(part), accelerator.device), names)
-            for n in names: found[n].append(out[n] if out[n].dtype == torch.float64 else out[n].float())
+            for n in names:
+                found[n].append(out[n] if out[n].dtype == torch.float64 else out[n].float())
     back = torch.from_numpy(np.argsort(rows))
     return {n: torch.cat(parts)[back.to(parts[0].device)] for n, parts in found.items()}

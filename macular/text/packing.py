@@ -20,16 +20,22 @@ from transformers.masking_utils import sdpa_mask
 @dataclass(frozen=True)
 class Group:
     "Neighbouring texts that attention takes as one batch"
+
     texts: int
     longest: int
-    where: Tensor | None = None  # (tokens,) their places in the padded batch; None: all of one length, nothing is padded
+    where: Tensor | None = (
+        None  # (tokens,) their places in the padded batch; None: all of one length, nothing is padded
+    )
     mask: Tensor | None = None  # (texts, 1, 1, longest) which places are real
+
 
 @dataclass(frozen=True)
 class Row:
     "Where the texts lie in a row"
+
     groups: tuple[Group, ...]  # from left to right
     first: Tensor  # (B,) place of the token that stands for each text, by default its first, in the order in which the texts were given
+
 
 def groups(
     lengths: np.ndarray,  # (B,) ascending
@@ -41,7 +47,8 @@ def groups(
     ends = [*(np.flatnonzero(band[1:] != band[:-1]) + 1).tolist(), len(lengths)]
     for start, end in zip([0, *ends], ends):
         part = lengths[start:end]
-        if part[0] == part[-1]: found.append(Group(len(part), int(part[0])))
+        if part[0] == part[-1]:
+            found.append(Group(len(part), int(part[0])))
         else:
             longest = -(-int(part[-1]) // 8) * 8
             mask = np.arange(longest) < part[:, None]
@@ -51,6 +58,7 @@ def groups(
 
 # %% ../../nbs/text/06_packing.ipynb #461d6972
 HOST = ("lengths", "at")  # what stays on the host: of each text its length, and which token stands for it
+
 
 def pack(
     view: dict,  # texts as `cut` gives them
@@ -67,26 +75,39 @@ def pack(
     first = np.empty_like(begins)
     first[turn] = begins + (view["at"][turn] if "at" in view else 0)
     take, place = inside + np.repeat(given, ordered), inside + start
-    if filler: take, place = np.append(take, [0] * filler), np.append(place, [start] * filler)
+    if filler:
+        take, place = np.append(take, [0] * filler), np.append(place, [start] * filler)
     take, place, first = (torch.from_numpy(v).to(device) for v in (take, place, first))
     row = Row(groups(ordered, most, device) + ((Group(filler, 1),) if filler else ()), first)
-    return {name: value.index_select(0, take)[None] for name, value in view.items() if name not in HOST} | {"position_ids": place[None], "row": row}
+    return {name: value.index_select(0, take)[None] for name, value in view.items() if name not in HOST} | {
+        "position_ids": place[None],
+        "row": row,
+    }
 
 # %% ../../nbs/text/06_packing.ipynb #8b4c14d1
 def _band(group: Group, window, device):
     "What a token may look at: real tokens of its own text, within the window of a local layer"
-    if not window or group.longest <= window: return group.mask
+    if not window or group.longest <= window:
+        return group.mask
     place = torch.arange(group.longest, device=device)
     apart = (place[:, None] - place).abs()
-    return apart < window if group.mask is None else (apart < window) & group.mask | (apart == 0)  # padding looks at itself, not at nothing
+    return (
+        apart < window if group.mask is None else (apart < window) & group.mask | (apart == 0)
+    )  # padding looks at itself, not at nothing
+
 
 def _together(group: Group, tokens: list[Tensor], window, **options):
     "Attention within the texts of one group: query, key and value (tokens, heads, d) -> (tokens, heads, d)"
     shape = (group.texts, group.longest, *tokens[0].shape[1:])
+
     def rectangle(x):
-        if group.where is not None: x = x.new_zeros(shape).flatten(0, 1).index_copy(0, group.where, x)
+        if group.where is not None:
+            x = x.new_zeros(shape).flatten(0, 1).index_copy(0, group.where, x)
         return x.view(shape).transpose(1, 2)
-    seen = F.scaled_dot_product_attention(*map(rectangle, tokens), attn_mask=_band(group, window, tokens[0].device), **options)
+
+    seen = F.scaled_dot_product_attention(
+        *map(rectangle, tokens), attn_mask=_band(group, window, tokens[0].device), **options
+    )
     seen = seen.transpose(1, 2).flatten(0, 1)
     return seen if group.where is None else seen[group.where]
 
@@ -100,12 +121,19 @@ def attend(
     **options,  # dropout, scaling, sliding_window; `row`, where the texts lie
 ) -> tuple[Tensor, None]:  # (1, T, heads, d)
     "Attention that never leaves a text"
-    if attention_mask is not None: return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    if attention_mask is not None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     found = options["row"].groups if options.get("row") else (Group(query.shape[0], query.shape[2]),)
     sizes = [g.texts * g.longest if g.where is None else len(g.where) for g in found]
     parts = zip(*(x.transpose(1, 2).flatten(0, 1).split(sizes) for x in (query, key, value)))
-    seen = [_together(g, p, options.get("sliding_window"), dropout_p=options.get("dropout", 0.0), scale=options.get("scaling")) for g, p in zip(found, parts)]
+    seen = [
+        _together(
+            g, p, options.get("sliding_window"), dropout_p=options.get("dropout", 0.0), scale=options.get("scaling")
+        )
+        for g, p in zip(found, parts)
+    ]
     return torch.cat(seen).view(*query.transpose(1, 2).shape[:3], -1), None
+
 
 def _mask(attention_mask=None, **options):
     "The stock mask of a padded batch; none for a row"
@@ -116,7 +144,12 @@ AttentionInterface.register("macular", attend)
 AttentionMaskInterface.register("macular", _mask)
 
 # %% ../../nbs/text/06_packing.ipynb #ca6c3496
-LAST = {"bert": "encoder.layer.{}.attention", "xlm-roberta": "encoder.layer.{}.attention", "modernbert": "layers.{}"}  # type -> where the last tokens meet
+LAST = {
+    "bert": "encoder.layer.{}.attention",
+    "xlm-roberta": "encoder.layer.{}.attention",
+    "modernbert": "layers.{}",
+}  # type -> where the last tokens meet
+
 
 def packable(
     config,  # a backbone's
@@ -124,6 +157,7 @@ def packable(
     "Can this model read a row?"
     first = getattr(config, "classifier_pooling", "cls") == "cls"
     return config.model_type in LAST and first and not getattr(config, "is_decoder", False)
+
 
 def start(
     config,  # a backbone's
@@ -134,16 +168,23 @@ def start(
 # %% ../../nbs/text/06_packing.ipynb #a3a11419
 def _first_tokens(module, args, inputs, output):
     "The row as its texts' first tokens: (1, T, d) -> (B, 1, d)"
-    if inputs.get("row") is None: return None
-    def taken(hidden): return hidden.index_select(1, inputs["row"].first).transpose(0, 1)
+    if inputs.get("row") is None:
+        return None
+
+    def taken(hidden):
+        return hidden.index_select(1, inputs["row"].first).transpose(0, 1)
+
     return (taken(output[0]), *output[1:]) if isinstance(output, tuple) else taken(output)
+
 
 def prepare(
     model,  # of transformers, `packable`
 ):
     "Let a stock model read rows; padded batches it reads as before"
     model.set_attn_implementation("macular")
-    model.base_model.get_submodule(LAST[model.config.model_type].format(model.config.num_hidden_layers - 1)).register_forward_hook(_first_tokens, with_kwargs=True)
+    model.base_model.get_submodule(
+        LAST[model.config.model_type].format(model.config.num_hidden_layers - 1)
+    ).register_forward_hook(_first_tokens, with_kwargs=True)
 
 # %% ../../nbs/text/06_packing.ipynb #582cdfe0
 def filler(
@@ -151,7 +192,8 @@ def filler(
     device,  # where it is computed
 ) -> int:  # texts of one token to add
     "What fills a row up to one of few lengths, in bfloat16 on a CPU; elsewhere nothing"
-    if device.type != "cpu" or not torch.is_autocast_enabled("cpu"): return 0
+    if device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+        return 0
     return -tokens % max(8, 1 << max(0, tokens.bit_length() - 5))
 
 # %% ../../nbs/text/06_packing.ipynb #8f5f4750
@@ -164,7 +206,17 @@ def pad(
     longest = int(view["lengths"].max(initial=1))
     longest = max(longest, min(-(-longest // 8) * 8, most or longest + 7))
     mask = np.arange(longest) < view["lengths"][:, None]
-    where, mask = (torch.from_numpy(v).to(view["input_ids"].device) for v in (np.flatnonzero(mask), mask.astype(np.int64)))
-    def fill(name): return view[name].new_full((mask.numel(),), empty if name == "input_ids" else 0).index_copy(0, where, view[name]).view(mask.shape)
+    where, mask = (
+        torch.from_numpy(v).to(view["input_ids"].device) for v in (np.flatnonzero(mask), mask.astype(np.int64))
+    )
+
+    def fill(name):
+        return (
+            view[name]
+            .new_full((mask.numel(),), empty if name == "input_ids" else 0)
+            .index_copy(0, where, view[name])
+            .view(mask.shape)
+        )
+
     asked = {"at": torch.from_numpy(view["at"]).to(mask.device)} if "at" in view else {}
     return {name: fill(name) for name in view if name not in HOST} | {"attention_mask": mask} | asked

@@ -8,11 +8,11 @@ __all__ = ['verbalise', 'ByCloze']
 # %% ../../nbs/text/07_prompts.ipynb #8af4bc46
 import numpy as np
 
-from .batches import Tokens
-from .chunks import Ragged, encode, ranges
 from ..core import ParameterError
-from .chunk_table import longest_first
 from ..data.tasks import Task
+from .batches import Tokens
+from .chunk_table import longest_first
+from .chunks import Ragged, encode, ranges
 from .encode import ByText
 
 # %% ../../nbs/text/07_prompts.ipynb #e31cae87
@@ -25,8 +25,14 @@ def verbalise(
     found = [sorted((encode(tokenizer, [form]).values for form in (w, w.lower())), key=len)[0] for w in words]
     ids = [int(tokens[0]) if len(tokens) else tokenizer.unk_token_id for tokens in found]
     odd = [w for w, i in zip(words, ids) if i == tokenizer.unk_token_id]
-    if odd: raise ParameterError(f"{task.name}: the backbone's vocabulary has no '{odd[0]}'. Give the task other `words`, one a label.")
-    if len(set(ids)) < len(ids): raise ParameterError(f"{task.name}: {', '.join(words)} do not begin with different tokens. Give the task other `words`, one a label.")
+    if odd:
+        raise ParameterError(
+            f"{task.name}: the backbone's vocabulary has no '{odd[0]}'. Give the task other `words`, one a label."
+        )
+    if len(set(ids)) < len(ids):
+        raise ParameterError(
+            f"{task.name}: {', '.join(words)} do not begin with different tokens. Give the task other `words`, one a label."
+        )
     return ids
 
 # %% ../../nbs/text/07_prompts.ipynb #633963b5
@@ -35,7 +41,8 @@ class ByCloze(ByText):
 
     def _tokens(self, a, b):
         tok = self.text.tokenizer
-        if tok.mask_token_id is None: raise ParameterError("this backbone's tokenizer has no mask token; a cloze needs a masked language model")
+        if tok.mask_token_id is None:
+            raise ParameterError("this backbone's tokenizer has no mask token; a cloze needs a masked language model")
         ask, then = ([i for i in encode(tok, [mark]).values.tolist() if i != tok.unk_token_id] for mark in "?,")
         fixed = [[tok.cls_token_id], [*ask, tok.mask_token_id, *then], [tok.sep_token_id]]
         texts = [encode(tok, [t or " " for t in field]) for field in (a, b)]
@@ -50,11 +57,18 @@ class ByCloze(ByText):
     def switched(self, round):
         raise ParameterError("a cloze of code-switched texts is not built; take a row with head='linear'")
 
+
 def _woven(parts, kept, at, tokenizer):
     "[CLS] A ? [MASK] , B [SEP], row by row"
     fixed, a, b = parts
     n, every = len(at), np.arange(len(at))
-    pieces = [(fixed, np.full(n, 0), None), (a, every, kept[0]), (fixed, np.full(n, 1), None), (b, every, kept[1]), (fixed, np.full(n, 2), None)]
+    pieces = [
+        (fixed, np.full(n, 0), None),
+        (a, every, kept[0]),
+        (fixed, np.full(n, 1), None),
+        (b, every, kept[1]),
+        (fixed, np.full(n, 2), None),
+    ]
     sizes = np.stack([p.lengths[rows] if keep is None else keep for p, rows, keep in pieces], 1)
     starts = np.concatenate([[0], np.cumsum(sizes.sum(1))])
     ids, begin = np.empty(starts[-1], np.int32), starts[:-1].copy()

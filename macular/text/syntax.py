@@ -13,23 +13,45 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .code_switch import Switched, tally
-from .batches import tokenize
 from ..core import DataError, EnvironmentProblem, resolve
-from ..data.readers import content
 from ..data.lexicon import CHUNK
-from ..store import write_bytes
+from ..data.readers import content
 from ..data.tasks import Task
+from ..store import write_bytes
+from .batches import tokenize
+from .code_switch import Switched, tally
 from .encode import ByText, Text
 
 # %% ../../nbs/text/08_syntax.ipynb #151392f3
-UPOS = ("_", "ADJ", "ADP", "ADV", "AUX", "CCONJ", "DET", "INTJ", "NOUN", "NUM", "PART", "PRON", "PROPN", "PUNCT", "SCONJ", "SYM", "VERB", "X")
+UPOS = (
+    "_",
+    "ADJ",
+    "ADP",
+    "ADV",
+    "AUX",
+    "CCONJ",
+    "DET",
+    "INTJ",
+    "NOUN",
+    "NUM",
+    "PART",
+    "PRON",
+    "PROPN",
+    "PUNCT",
+    "SCONJ",
+    "SYM",
+    "VERB",
+    "X",
+)
+
 
 class Tree(NamedTuple):
     "Dependencies of a text's words; several sentences have several roots"
+
     starts: np.ndarray  # (words,) places of their first characters, ascending
     heads: np.ndarray  # (words,) numbers of words, -1 for a root
     pos: np.ndarray  # (words,) places in `UPOS`
+
 
 def bare(text: str) -> str:
     "A text without its white space: parsers treat it as they like"
@@ -43,7 +65,8 @@ def grow(
     "The tree of a text whose words are parted by blanks"
     starts = np.array([m.start() for m in CHUNK.finditer(text)], np.int32)
     heads = np.array(list(heads), np.int32)
-    if len(heads) != len(starts): raise DataError(f"{len(heads)} heads for {len(starts)} words: {text[:80]!r}")
+    if len(heads) != len(starts):
+        raise DataError(f"{len(heads)} heads for {len(starts)} words: {text[:80]!r}")
     return Tree(starts, heads, np.zeros_like(heads))
 
 # %% ../../nbs/text/08_syntax.ipynb #ac9c3a24
@@ -55,18 +78,24 @@ def read_conllu(
     doc = ([], [], [])
 
     def close():
-        if not doc[0]: return
+        if not doc[0]:
+            return
         found.setdefault(bare("".join(doc[0])), tuple(map(list, doc)))
-        for part in doc: part.clear()
+        for part in doc:
+            part.clear()
 
     for n, line in enumerate([*content(resolve(path)).decode().replace("\r\n", "\n").split("\n"), ""], 1):
         if line.startswith("#"):
-            if line.startswith("# newdoc"): close(); documents = True
-        elif line.strip(): sentence += _word(line, n, path)
+            if line.startswith("# newdoc"):
+                close()
+                documents = True
+        elif line.strip():
+            sentence += _word(line, n, path)
         elif sentence:
             _join(doc, sentence, path, n)
             sentence = []
-            if not documents: close()
+            if not documents:
+                close()
     close()
     return found
 
@@ -74,33 +103,45 @@ def read_conllu(
 def _word(line, n, path):
     "Number, form, head and part of speech; nothing for an empty node"
     cells = line.split("\t")
-    if len(cells) < 8: raise DataError(f"{Path(path).name}, line {n}: {len(cells)} columns; CoNLL-U has ten, parted by tabs")
-    if "-" in cells[0]: return [(cells[0], cells[1], None, 0)]  # the form of several words that are written as one
-    if not cells[0].isdecimal(): return []
-    if not cells[6].isdecimal(): raise DataError(f"{Path(path).name}, line {n}: the head {cells[6][:20]!r} is no number")
+    if len(cells) < 8:
+        raise DataError(f"{Path(path).name}, line {n}: {len(cells)} columns; CoNLL-U has ten, parted by tabs")
+    if "-" in cells[0]:
+        return [(cells[0], cells[1], None, 0)]  # the form of several words that are written as one
+    if not cells[0].isdecimal():
+        return []
+    if not cells[6].isdecimal():
+        raise DataError(f"{Path(path).name}, line {n}: the head {cells[6][:20]!r} is no number")
     return [(int(cells[0]), cells[1], int(cells[6]), UPOS.index(cells[3]) if cells[3] in UPOS else 0)]
+
 
 def _written(sentence):
     "Words as they are written: of several that are written as one, the first has the form"
     words, last, form = [], 0, None
     for number, own, head, pos in sentence:
-        if head is None: last, form = int(number.split("-")[1]), own
+        if head is None:
+            last, form = int(number.split("-")[1]), own
         else:
             words.append((number, own if number > last else form or "", head, pos))
-            if number <= last: form = ""
+            if number <= last:
+                form = ""
     return words
+
 
 def _join(doc, sentence, path, n):
     words = _written(sentence)
     known, first = {number: i for i, (number, *_) in enumerate(words)}, len(doc[0])
     lost = [head for *_, head, _ in words if head and head not in known]
-    if lost: raise DataError(f"{Path(path).name}, the sentence before line {n}: no word {lost[0]} to depend on")
+    if lost:
+        raise DataError(f"{Path(path).name}, the sentence before line {n}: no word {lost[0]} to depend on")
     above = [known[head] if head else -1 for *_, head, _ in words]
     top = above
-    for _ in words: top = [above[i] if i >= 0 else i for i in top]
-    if max(top, default=-1) >= 0: raise DataError(f"{Path(path).name}, the sentence before line {n}: words depend on each other in a circle")
+    for _ in words:
+        top = [above[i] if i >= 0 else i for i in top]
+    if max(top, default=-1) >= 0:
+        raise DataError(f"{Path(path).name}, the sentence before line {n}: words depend on each other in a circle")
     for (_, form, _, pos), head in zip(words, above):
-        for part, value in zip(doc, (form, first + head if head >= 0 else -1, pos)): part.append(value)
+        for part, value in zip(doc, (form, first + head if head >= 0 else -1, pos)):
+            part.append(value)
 
 # %% ../../nbs/text/08_syntax.ipynb #09cc6786
 class Treebank(Mapping):
@@ -110,17 +151,25 @@ class Treebank(Mapping):
         self.parsed, self._trees = parsed, {}
 
     def __getitem__(self, text):
-        if text not in self._trees: self._trees[text] = self._align(text)
+        if text not in self._trees:
+            self._trees[text] = self._align(text)
         return self._trees[text]
 
     def _align(self, text):
         forms, heads, pos = self.parsed[bare(text)]
         places = [i for i, c in enumerate(text) if not c.isspace()]
         begins = np.cumsum([0, *(len(bare(f)) for f in forms)])[:-1]
-        return Tree(np.array([places[b] if b < len(places) else len(text) for b in begins], np.int32), np.array(heads, np.int32), np.array(pos, np.int32))
+        return Tree(
+            np.array([places[b] if b < len(places) else len(text) for b in begins], np.int32),
+            np.array(heads, np.int32),
+            np.array(pos, np.int32),
+        )
 
-    def __iter__(self): return iter(self.parsed)
-    def __len__(self): return len(self.parsed)
+    def __iter__(self):
+        return iter(self.parsed)
+
+    def __len__(self):
+        return len(self.parsed)
 
 # %% ../../nbs/text/08_syntax.ipynb #1aacbecb
 def origins(
@@ -132,6 +181,7 @@ def origins(
         found.append(np.full(len(p.after), before) if p.lang else before + np.arange(len(p.after)))
         before += len(p.before)
     return np.concatenate([*found, [before]])
+
 
 def attach(
     words: np.ndarray,  # (tokens,) the word of each token of a text, ascending
@@ -145,23 +195,32 @@ def attach(
     head = tree.heads[words]
     for _ in range(len(tree.heads)):
         lost = (head >= 0) & (place[head] < 0)  # a word that was cut off, or has no token of its own
-        if not lost.any(): break
+        if not lost.any():
+            break
         head = np.where(lost, tree.heads[head], head)
     top = np.where(head >= 0, first + place[head], 0)
-    return np.stack([np.where(leader == np.arange(len(words)), top, first + leader), tree.pos[words]], 1).astype(np.int32)
+    return np.stack([np.where(leader == np.arange(len(words)), top, first + leader), tree.pos[words]], 1).astype(
+        np.int32
+    )
 
 # %% ../../nbs/text/08_syntax.ipynb #12fb1f93
 class ByTree(ByText):
     "A task's rows as tokens, each with its place in a dependency tree"
 
-    def __init__(self, task: Task, rows, text: Text, suffix: str = "_aug", trees: Mapping | None = None):  # text -> `Tree`
+    def __init__(
+        self, task: Task, rows, text: Text, suffix: str = "_aug", trees: Mapping | None = None
+    ):  # text -> `Tree`
         super().__init__(task, rows, text, suffix)
         self.trees = {} if trees is None else trees
 
     def tree(self, text: str) -> Tree:
         "A text's tree"
-        try: return self.trees[text]
-        except KeyError: raise DataError(f"{self.task.name}: there is no dependency tree for {text[:80]!r}. Parse all texts of a task and language.") from None
+        try:
+            return self.trees[text]
+        except KeyError:
+            raise DataError(
+                f"{self.task.name}: there is no dependency tree for {text[:80]!r}. Parse all texts of a task and language."
+            ) from None
 
     def tokens(self):
         "The rows as they are"
@@ -170,22 +229,39 @@ class ByTree(ByText):
     def switched(self, round):
         "The rows with words exchanged, and the counts of `tally`"
         fields = self.exchanged(round)
-        return self._tokens([[s.text for s in field] for field in fields], [list(map(origins, field)) for field in fields]), tally(s for f in fields for s in f)
+        return self._tokens(
+            [[s.text for s in field] for field in fields], [list(map(origins, field)) for field in fields]
+        ), tally(s for f in fields for s in f)
 
     def _tokens(self, fields, sources):
         plain = tokenize(self.text.tokenizer, *fields, self.max_length)
-        found = self.text.tokenizer(*map(list, fields), truncation="longest_first", max_length=self.max_length, split_special_tokens=True).encodings if len(plain) else ()
-        trees = [self._tree(e, [(self.tree(original[i]), source[i]) for original, source in zip(self.fields, sources)]) for i, e in enumerate(found)]
+        found = (
+            self.text.tokenizer(
+                *map(list, fields), truncation="longest_first", max_length=self.max_length, split_special_tokens=True
+            ).encodings
+            if len(plain)
+            else ()
+        )
+        trees = [
+            self._tree(e, [(self.tree(original[i]), source[i]) for original, source in zip(self.fields, sources)])
+            for i, e in enumerate(found)
+        ]
         return replace(plain, tree=np.concatenate([np.zeros((0, 2), np.int32), *trees]))
 
     def _tree(self, encoding, texts):
         "The tokens of one pair"
-        field, ends = np.array([-1 if s is None else s for s in encoding.sequence_ids]), np.array(encoding.offsets, np.int64)
+        field, ends = (
+            np.array([-1 if s is None else s for s in encoding.sequence_ids]),
+            np.array(encoding.offsets, np.int64),
+        )
         rows = np.zeros((len(field), 2), np.int32)
         for number, (tree, source) in enumerate(texts):
             here = np.flatnonzero(field == number)
-            if not len(here): continue
-            last = source[np.maximum(ends[here, 0], ends[here, 1] - 1)]  # a token may begin with the blank before its word
+            if not len(here):
+                continue
+            last = source[
+                np.maximum(ends[here, 0], ends[here, 1] - 1)
+            ]  # a token may begin with the blank before its word
             words = np.maximum(np.searchsorted(tree.starts, last, side="right") - 1, 0)
             rows[here] = attach(words, tree, here[0])
         return rows
@@ -197,8 +273,11 @@ def parse(
     path,  # the CoNLL-U file to write
 ):
     "Parse texts with Stanza"
-    try: import stanza
+    try:
+        import stanza
     except ImportError as e:
-        raise EnvironmentProblem("parsing needs the package Stanza.\nInstall the extra: pip install 'macular[trees]'; or use any parser that writes CoNLL-U.") from e
+        raise EnvironmentProblem(
+            "parsing needs the package Stanza.\nInstall the extra: pip install 'macular[trees]'; or use any parser that writes CoNLL-U."
+        ) from e
     say = stanza.Pipeline(lang, processors="tokenize,mwt,pos,lemma,depparse", verbose=False)
     write_bytes(resolve(path), "\n".join(f"# newdoc\n{say(text):C}\n" for text in dict.fromkeys(texts)).encode())

@@ -13,18 +13,18 @@ from functools import partial
 import numpy as np
 import torch
 
-from ..model.baselines import SyntaxEncoder, cloze, reverse
-from ..text.batches import Batches, order
-from ..text.prompts import ByCloze
 from ..core import DataError, ParameterError
-from .feed import Feed, Material, Recipe
-from .methods import ADVERSARIES, REVERSALS, Method
+from ..data.tasks import Task
+from ..model.baselines import SyntaxEncoder, cloze, reverse
 from ..model.modules import Encoder, MultiTask, Net, TaskSpecific, discriminator, load_encoder
 from ..model.objective import Objective
-from ..data.tasks import Task
-from .trainer import Phase
-from ..text.syntax import ByTree
+from ..text.batches import Batches, order
 from ..text.encode import Text, Views, features
+from ..text.prompts import ByCloze
+from ..text.syntax import ByTree
+from .feed import Feed, Material, Recipe
+from .methods import ADVERSARIES, REVERSALS, Method
+from .trainer import Phase
 
 # %% ../../nbs/train/09_build.ipynb #8c0dc597
 def build_encoder(
@@ -34,9 +34,15 @@ def build_encoder(
 ) -> Encoder:  # the one that learns
     "A row's own encoder"
     from_stage1 = row.shared_as == "start" or row.shared and row.readings.start == "shared"
-    encoder = deepcopy(material.shared).requires_grad_(True) if from_stage1 else load_encoder(material.backbone, recipe.seed, row.readings.e)
-    if from_stage1: encoder.made = ()  # what the backbone lacked was learned there
+    encoder = (
+        deepcopy(material.shared).requires_grad_(True)
+        if from_stage1
+        else load_encoder(material.backbone, recipe.seed, row.readings.e)
+    )
+    if from_stage1:
+        encoder.made = ()  # what the backbone lacked was learned there
     return SyntaxEncoder(encoder, recipe.seed) if row.encoder == "syntax" else encoder
+
 
 def build_net(
     row: Method,
@@ -45,15 +51,22 @@ def build_net(
 ) -> Net:  # on the accelerator's device
     "F_m or F_t, as the row says; a discriminator that learns by a reversed gradient comes with it"
     classes = [len(t.labels) for t in material.tasks]
-    if row.head == "cloze": net = cloze(material.backbone, material.tasks[0], material.tokenizer, recipe.seed)
-    elif row.frozen: net = TaskSpecific(material.shared, build_encoder(row, material, recipe), classes[0], recipe.alpha, recipe.seed)
-    else: net = MultiTask(build_encoder(row, material, recipe), classes, recipe.seed)
-    if row.active().keys() & set(REVERSALS): net.discriminator = build_discriminator(row, net, material, recipe)
+    if row.head == "cloze":
+        net = cloze(material.backbone, material.tasks[0], material.tokenizer, recipe.seed)
+    elif row.frozen:
+        net = TaskSpecific(material.shared, build_encoder(row, material, recipe), classes[0], recipe.alpha, recipe.seed)
+    else:
+        net = MultiTask(build_encoder(row, material, recipe), classes, recipe.seed)
+    if row.active().keys() & set(REVERSALS):
+        net.discriminator = build_discriminator(row, net, material, recipe)
     return net.to(material.accelerator.device)
+
 
 def build_discriminator(row, net, material, recipe):
     "One of tasks or of languages"
-    return discriminator(net.encoder.width, len(material.tasks) if row.active().keys() & {"task_adv", "task_grl"} else 2, recipe.seed)
+    return discriminator(
+        net.encoder.width, len(material.tasks) if row.active().keys() & {"task_adv", "task_grl"} else 2, recipe.seed
+    )
 
 # %% ../../nbs/train/09_build.ipynb #76870335
 def text_of(
@@ -62,13 +75,25 @@ def text_of(
     recipe: Recipe,
 ) -> Text:
     "How a row's texts are augmented and become tokens"
-    form = ByCloze if row.head == "cloze" else partial(ByTree, trees=material.trees) if row.encoder == "syntax" else None
-    return Text(material.tokenizer, material.lexicon, row.augment, recipe.seed, recipe.max_length, row.synonyms, material.neighbours, form)
+    form = (
+        ByCloze if row.head == "cloze" else partial(ByTree, trees=material.trees) if row.encoder == "syntax" else None
+    )
+    return Text(
+        material.tokenizer,
+        material.lexicon,
+        row.augment,
+        recipe.seed,
+        recipe.max_length,
+        row.synonyms,
+        material.neighbours,
+        form,
+    )
 
 # %% ../../nbs/train/09_build.ipynb #fd7cdcde
 @dataclass
 class Built:
     "A row made ready to train"
+
     net: Net
     phases: list[Phase]
     views: list[Views]
@@ -77,6 +102,7 @@ class Built:
     def switch_rates(self, round: int) -> dict:
         "The realised switch rate of every task in a round; of any round where 𝒜 is drawn once"
         return {name: r for v in self.views if v.text.switch for name, r in v.rates(round).items()}
+
 
 def possible(
     row: Method,
@@ -114,7 +140,9 @@ def _discriminator_phase(name, net, D, feed, recipe):
         chance = torch.cat(truth).bincount().max().item() / sum(map(len, truth))
         return {ADVERSARIES[name]: {"accuracy": torch.cat(hits).double().mean().item(), "chance": chance}}
 
-    return Phase("discriminator", D, objective, data, feed.steps, recipe.passes, recipe.discriminator_rate, measure=measure)
+    return Phase(
+        "discriminator", D, objective, data, feed.steps, recipe.passes, recipe.discriminator_rate, measure=measure
+    )
 
 # %% ../../nbs/train/09_build.ipynb #04929e56
 def fits(
@@ -124,11 +152,14 @@ def fits(
 ):
     "Refuse texts longer than the backbone has positions for"
     positions = getattr(config, "max_position_embeddings", None) or 10**9
-    if config.model_type in ("xlm-roberta", "roberta"): positions -= (config.pad_token_id or 0) + 1
+    if config.model_type in ("xlm-roberta", "roberta"):
+        positions -= (config.pad_token_id or 0) + 1
     for t in [*material.tasks, *([material.near] if material.near else [])]:
         if (recipe.max_length or t.max_length) > positions:
-            raise ParameterError(f"{t.name}: {recipe.max_length or t.max_length} tokens a pair, but the backbone has {positions} positions. "
-                                 f"Say max_length={positions} or less.")
+            raise ParameterError(
+                f"{t.name}: {recipe.max_length or t.max_length} tokens a pair, but the backbone has {positions} positions. "
+                f"Say max_length={positions} or less."
+            )
 
 # %% ../../nbs/train/09_build.ipynb #49ea1fd8
 def build(
@@ -138,26 +169,36 @@ def build(
 ) -> Built:
     "A row, made ready: its net and its phases"
     weights, notes = possible(row, material.tasks, material.near)
-    if not weights: raise DataError(f"'{row.name}' has no loss left to train by: {' '.join(notes)}")
+    if not weights:
+        raise DataError(f"'{row.name}' has no loss left to train by: {' '.join(notes)}")
     net = build_net(row, material, recipe)
     fits(material, recipe, net.encoder.config)
     judges = weights.keys() & {*ADVERSARIES, *REVERSALS}
-    if len(judges) > 1: raise ParameterError(f"'{row.name}' has {' and '.join(sorted(judges))}: a row has one adversary")
+    if len(judges) > 1:
+        raise ParameterError(f"'{row.name}' has {' and '.join(sorted(judges))}: a row has one adversary")
     adversary = next(iter(judges & ADVERSARIES.keys()), None)
     D = build_discriminator(row, net, material, recipe).to(material.accelerator.device) if adversary else None
     judge = D if adversary or not judges else lambda e: net.discriminator(reverse(e))
     objective = Objective(weights, net, judge, as_printed=row.readings.kl_s == "as_printed")
     needed = {n[len(n.split("_")[0]) :] for n in objective.outputs}
-    if not needed & {"", "_aug", "_copy"}: raise ParameterError(f"'{row.name}' has no loss on the task's own texts, only {', '.join(weights)}")
+    if not needed & {"", "_aug", "_copy"}:
+        raise ParameterError(f"'{row.name}' has no loss on the task's own texts, only {', '.join(weights)}")
     feed = Feed(material, recipe, text_of(row, material, recipe), needed, material.shared if row.frozen else None)
     phases = [_discriminator_phase(adversary, net, D, feed, recipe)] if adversary else []
     phases.append(Phase("net", net, objective, feed.batches, feed.steps, 1, recipe.learning_rate, decay=True))
     return Built(net, phases, feed.views, notes + _remarks(net, feed))
 
+
 def _remarks(net, feed):
     "What of net and texts is not as one would expect"
     notes = list(dict.fromkeys(note for views in feed.views for note in views.notes))
-    why = "beside their trees" if isinstance(net.encoder, SyntaxEncoder) else f"for a backbone of type {net.encoder.config.model_type}"
-    if not net.encoder.packed: notes.append(f"texts are padded {why}: the same numbers, more time")
-    if net.encoder.made: notes.append(f"the backbone holds no {', '.join(net.encoder.made)}: drawn from the seed")
+    why = (
+        "beside their trees"
+        if isinstance(net.encoder, SyntaxEncoder)
+        else f"for a backbone of type {net.encoder.config.model_type}"
+    )
+    if not net.encoder.packed:
+        notes.append(f"texts are padded {why}: the same numbers, more time")
+    if net.encoder.made:
+        notes.append(f"the backbone holds no {', '.join(net.encoder.made)}: drawn from the seed")
     return notes

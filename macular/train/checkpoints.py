@@ -6,7 +6,9 @@
 __all__ = ['load_weights', 'seconds', 'remarks', 'Checkpoints']
 
 # %% ../../nbs/train/06_checkpoints.ipynb #ace73efb
-import shutil, time, warnings
+import shutil
+import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,8 +21,12 @@ from ..store import append, clear, newest, read_json, staged, write_json
 
 # %% ../../nbs/train/06_checkpoints.ipynb #36a8b615
 def _weights(learner):
-    state, frozen = learner.phase.trains.state_dict(), {n for n, p in learner.phase.trains.named_parameters()} - learner.params.keys()
+    state, frozen = (
+        learner.phase.trains.state_dict(),
+        {n for n, p in learner.phase.trains.named_parameters()} - learner.params.keys(),
+    )
     return {n: t.contiguous() for n, t in state.items() if n not in frozen}
+
 
 def load_weights(
     net: nn.Module,
@@ -30,29 +36,51 @@ def load_weights(
     missing, unexpected = net.load_state_dict(weights, strict=False)
     frozen = {n for n, p in net.named_parameters() if not p.requires_grad}
     odd = [*(n for n in missing if n not in frozen), *unexpected]
-    if odd: raise StorageError(f"these weights are not this net's: {', '.join(odd[:3])} (in all {len(odd)} names differ)")
+    if odd:
+        raise StorageError(f"these weights are not this net's: {', '.join(odd[:3])} (in all {len(odd)} names differ)")
+
 
 def _moments(learner):
     state = learner.optimizer.state
-    return {f"{n}/{k}": v.contiguous() for n, p in learner.params.items() for k, v in state[p].items() if torch.is_tensor(v)}
+    return {
+        f"{n}/{k}": v.contiguous() for n, p in learner.params.items() for k, v in state[p].items() if torch.is_tensor(v)
+    }
 
 # %% ../../nbs/train/06_checkpoints.ipynb #5f0c9e31
 def _machine(accelerator) -> dict:
     "What the bytes of a step depend on, beside the step"
     device, cpu = accelerator.device, accelerator.device.type == "cpu"
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.backends.cpu.get_cpu_capability()}" if cpu else device.type
-    return {"torch": str(torch.__version__), "device": name, "precision": accelerator.mixed_precision, "threads": torch.get_num_threads() if cpu else None}
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"cpu, {torch.backends.cpu.get_cpu_capability()}"
+        if cpu
+        else device.type
+    )
+    return {
+        "torch": str(torch.__version__),
+        "device": name,
+        "precision": accelerator.mixed_precision,
+        "threads": torch.get_num_threads() if cpu else None,
+    }
+
 
 def _course(learners, loop) -> dict:
     "What a training is, as far as a loop can tell"
-    return {"rounds": loop.rounds, "seed": loop.seed} | {l.phase.name: [l.phase.passes, l.phase.steps, l.phase.lr, l.phase.decay] for l in learners}
+    return {"rounds": loop.rounds, "seed": loop.seed} | {
+        l.phase.name: [l.phase.passes, l.phase.steps, l.phase.lr, l.phase.decay] for l in learners
+    }
+
 
 def seconds(
     folder,  # of a training
-) -> float | None:  # up to its last state, in all processes that were at it; pauses aside. None: not known, of an older version
+) -> (
+    float | None
+):  # up to its last state, in all processes that were at it; pauses aside. None: not known, of an older version
     "How long a training has taken"
     path = Path(folder) / "seconds.json"
     return read_json(path)["seconds"] if path.exists() else None
+
 
 def remarks(
     folder,  # of a training
@@ -75,21 +103,30 @@ class Checkpoints:
         self.begun = self.at  # moved on by what is no training: a pause; moved back by what was trained before
         self.machine, self.course = _machine(learners[0].accelerator), _course(learners, loop)
 
-    def states(self): return sorted((p for p in self.folder.glob("state-*") if p.name[6:].isdecimal()), key=lambda p: int(p.name[6:]))
-    def note(self, line): append(self.folder / "history.jsonl", line)
-    def due(self) -> bool: return time.monotonic() - self.at >= self.loop.every
+    def states(self):
+        return sorted((p for p in self.folder.glob("state-*") if p.name[6:].isdecimal()), key=lambda p: int(p.name[6:]))
+
+    def note(self, line):
+        append(self.folder / "history.jsonl", line)
+
+    def due(self) -> bool:
+        return time.monotonic() - self.at >= self.loop.every
 
     def keep(self, round: int):
         "The weights after a round"
         with staged(self.folder / f"round-{round}") as aside:
-            for l in self.learners: save_file(_weights(l), aside / f"{l.phase.name}.safetensors")
+            for l in self.learners:
+                save_file(_weights(l), aside / f"{l.phase.name}.safetensors")
 
     def save(self, step: int, rounds: list, record: dict):
         "A state, and the older ones but one out of the way"
-        write_json(self.folder / "seconds.json", {"step": step, "seconds": round(time.monotonic() - self.begun, 1)})  # first: a state is never without
+        write_json(
+            self.folder / "seconds.json", {"step": step, "seconds": round(time.monotonic() - self.begun, 1)}
+        )  # first: a state is never without
         _save(self, step, rounds, record)
         older = [p for p in self.states() if int(p.name[6:]) < step]
-        for old in older if len(rounds) == self.loop.rounds else older[:-1]: shutil.rmtree(old, ignore_errors=True)
+        for old in older if len(rounds) == self.loop.rounds else older[:-1]:
+            shutil.rmtree(old, ignore_errors=True)
         self.at = time.monotonic()
 
     def restore(self) -> tuple[int, list, dict]:  # steps done, rounds done, record of the round under way
@@ -97,11 +134,16 @@ class Checkpoints:
         clear(self.folder)
         state, there = newest(self.folder, "state"), self.states()
         if there and there[-1] != state:
-            warnings.warn(f"{there[-1]} is not what was written; the training {f'goes on from {state.name}' if state else 'begins anew'}", stacklevel=3)
-            for damaged in there[there.index(state) + 1 if state else 0 :]: shutil.rmtree(damaged, ignore_errors=True)
+            warnings.warn(
+                f"{there[-1]} is not what was written; the training {f'goes on from {state.name}' if state else 'begins anew'}",
+                stacklevel=3,
+            )
+            for damaged in there[there.index(state) + 1 if state else 0 :]:
+                shutil.rmtree(damaged, ignore_errors=True)
         found = _restore(self, state) if state else (0, [], {})
         _room(self, self.loop.rounds - len(found[1]))
-        if state: self.begun -= seconds(self.folder) or 0
+        if state:
+            self.begun -= seconds(self.folder) or 0
         (self.folder / "nonfinite.json").unlink(missing_ok=True)  # that step is taken again
         return found
 
@@ -112,15 +154,30 @@ def _save(kept, step: int, rounds: list, record: dict):
             save_file(_weights(l), aside / f"{l.phase.name}.safetensors")
             save_file(_moments(l), aside / f"{l.phase.name}.optimizer.safetensors")
         scaler = kept.learners[0].accelerator.scaler  # of fp16
-        write_json(aside / "position.json", {"step": step, "rounds": rounds, "record": record, "done": [l.done for l in kept.learners], "scaler": scaler.state_dict() if scaler else None,
-                                             "course": kept.course, "machine": kept.machine} | ({"remarks": kept.remarks} if kept.remarks else {}))
+        write_json(
+            aside / "position.json",
+            {
+                "step": step,
+                "rounds": rounds,
+                "record": record,
+                "done": [l.done for l in kept.learners],
+                "scaler": scaler.state_dict() if scaler else None,
+                "course": kept.course,
+                "machine": kept.machine,
+            }
+            | ({"remarks": kept.remarks} if kept.remarks else {}),
+        )
+
 
 def _restore(kept, state: Path) -> tuple[int, list, dict]:
     position = read_json(state / "position.json")
     kept.remarks = _fits(kept, position)
-    for l, done in zip(kept.learners, position["done"], strict=True): _fill(l, state, done)
-    if position["scaler"]: kept.learners[0].accelerator.scaler.load_state_dict(position["scaler"])
+    for l, done in zip(kept.learners, position["done"], strict=True):
+        _fill(l, state, done)
+    if position["scaler"]:
+        kept.learners[0].accelerator.scaler.load_state_dict(position["scaler"])
     return position["step"], position["rounds"], position["record"]
+
 
 def _fill(learner, state: Path, done: int):
     "Give a learner its weights, its moments and its place in the schedule"
@@ -132,17 +189,29 @@ def _fill(learner, state: Path, done: int):
         learner.optimizer.state[param][kind] = value.to(param.device)
 
 # %% ../../nbs/train/06_checkpoints.ipynb #c46f8a10
-def _said(difference): return "; ".join(f"{name} {a}, here {b}" for name, (a, b) in difference.items())
+def _said(difference):
+    return "; ".join(f"{name} {a}, here {b}" for name, (a, b) in difference.items())
+
 
 def _fits(kept, position) -> list[str]:  # remarks
     "Refuse another training's state, and another machine's unless that was asked for"
     other = diff(position.get("course", kept.course), kept.course)
-    if other: raise StorageError(f"what {kept.folder} holds is of another training: {_said(other)}. Nothing of it was changed; take another folder.")
+    if other:
+        raise StorageError(
+            f"what {kept.folder} holds is of another training: {_said(other)}. Nothing of it was changed; take another folder."
+        )
     step, other = position["step"], diff(position.get("machine", kept.machine), kept.machine)
     if other and kept.loop.exact:
-        raise EnvironmentProblem(f"{kept.folder} was trained up to step {step} elsewhere: {_said(other)}. From here on it would not be, bit for bit, what one machine makes. Go on there, or here "
-                                 "in the same way (threads: OMP_NUM_THREADS), or with MACULAR_INEXACT=1 in the environment, and the result will say so. To begin anew, delete the folder.")
-    return position.get("remarks", []) + ([f"gone on with at step {step} elsewhere ({_said(other)}): not bit for bit what one machine makes"] if other else [])
+        raise EnvironmentProblem(
+            f"{kept.folder} was trained up to step {step} elsewhere: {_said(other)}. From here on it would not be, bit for bit, what one machine makes. Go on there, or here "
+            "in the same way (threads: OMP_NUM_THREADS), or with MACULAR_INEXACT=1 in the environment, and the result will say so. To begin anew, delete the folder."
+        )
+    return position.get("remarks", []) + (
+        [f"gone on with at step {step} elsewhere ({_said(other)}): not bit for bit what one machine makes"]
+        if other
+        else []
+    )
+
 
 def _room(kept, rounds: int):
     "Refuse to begin what the disk cannot hold: the weights of every round to come, and three states while the oldest is replaced"
@@ -151,4 +220,6 @@ def _room(kept, rounds: int):
     need = rounds * weights + max(0, 3 - len(kept.states())) * (weights + moments)
     free = shutil.disk_usage(next(p for p in (kept.folder, *kept.folder.absolute().parents) if p.exists())).free
     if rounds and need > free:
-        raise StorageError(f"this training needs {need / 1e6:,.0f} MB for weights and states; where {kept.folder} is there are {free / 1e6:,.0f} MB. Nothing was begun; make room, or say another out.")
+        raise StorageError(
+            f"this training needs {need / 1e6:,.0f} MB for weights and states; where {kept.folder} is there are {free / 1e6:,.0f} MB. Nothing was begun; make room, or say another out."
+        )

@@ -7,17 +7,19 @@ __all__ = ['ODD', 'ALONGSIDE', 'SCRIPTS', 'whole', 'odd_texts', 'Rows', 'odd_row
            'odd_tokens', 'judge']
 
 # %% ../../nbs/train/05_checks.ipynb #bd65e1bc
-import json, re, unicodedata
+import json
+import re
+import unicodedata
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..core import DataError, EnvironmentProblem, first_line, shown
-from .inputs import Data, dictionaries, read_lexicon, read_neighbours, trained_on
 from ..data.lexicon import count_words
-from .methods import Method
 from ..data.readers import SEEN
 from .config import beneath
+from .inputs import Data, dictionaries, read_lexicon, read_neighbours, trained_on
+from .methods import Method
 
 # %% ../../nbs/train/05_checks.ipynb #57095322
 def whole(
@@ -29,9 +31,11 @@ def whole(
     for learned, near in (trained_on(data, m) for m in rows):
         for task in (*learned, *([near] if near else [])):
             for split in ("train", "dev"):
-                if split == "train" or task.source_lang in data.langs(task, split): found[task.name, split, task.source_lang] = data.peek(task, split, task.source_lang)
+                if split == "train" or task.source_lang in data.langs(task, split):
+                    found[task.name, split, task.source_lang] = data.peek(task, split, task.source_lang)
     for split in ("dev", "test"):
-        for lang in data.langs(data.target, split): found[data.target.name, split, lang] = data.peek(data.target, split, lang)
+        for lang in data.langs(data.target, split):
+            found[data.target.name, split, lang] = data.peek(data.target, split, lang)
     return found
 
 # %% ../../nbs/train/05_checks.ipynb #04ceccda
@@ -39,11 +43,14 @@ ODD = {
     "hold NUL or another control character": re.compile("[\0-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]").search,
     "hold marks that turn the direction of writing": re.compile("[\u202a-\u202e\u2066-\u2069]").search,
     "look wrongly decoded (Ã©)": re.compile("Ã[\x80-\xbf]|â€|Â[\xa0-\xbf]|\ufffd").search,
-    "spell a special token; it is read as plain text": re.compile(r"\[(?:CLS|SEP|MASK|PAD|UNK)\]|</?s>|<(?:pad|unk|mask)>").search,
+    "spell a special token; it is read as plain text": re.compile(
+        r"\[(?:CLS|SEP|MASK|PAD|UNK)\]|</?s>|<(?:pad|unk|mask)>"
+    ).search,
     "are longer than 10,000 characters and will be cut": re.compile(r".{10001}", re.S).match,
     "have no blank in 1,000 characters": re.compile(r"\S{1000}").search,
     "are empty": lambda text: not SEEN.search(text),
 }
+
 
 def odd_texts(
     read: dict,  # from `whole`
@@ -54,37 +61,67 @@ def odd_texts(
         for column in ("text_a", "text_b"):
             for i, text in enumerate(rows[column][:]):
                 for kind, is_odd in ODD.items():
-                    if is_odd(text): found[kind].append((place, rows["id"][i] if i < len(rows) else i))
+                    if is_odd(text):
+                        found[kind].append((place, rows["id"][i] if i < len(rows) else i))
     total = 2 * sum(map(len, read.values()))
-    return [f"{len(hits):,} of {total:,} texts {kind}; the first: {_where(*hits[0])}" for kind, hits in found.items() if hits]
+    return [
+        f"{len(hits):,} of {total:,} texts {kind}; the first: {_where(*hits[0])}"
+        for kind, hits in found.items()
+        if hits
+    ]
 
-def _where(place, item=None): return f"{place[0]} {place[1]} in {place[2]}" + (f", item {item}" if item is not None else "")
+
+def _where(place, item=None):
+    return f"{place[0]} {place[1]} in {place[2]}" + (f", item {item}" if item is not None else "")
 
 # %% ../../nbs/train/05_checks.ipynb #1ffbd2be
 @dataclass(frozen=True)
 class Rows:
     "What is counted of the rows of one file"
+
     place: tuple
     pairs: list
     labels: list
     ids: list
 
     @classmethod
-    def of(cls, place, rows): return cls(place, list(zip(rows["text_a"][:], rows["text_b"][:])), rows["label"][:], rows["id"][:])
+    def of(cls, place, rows):
+        return cls(place, list(zip(rows["text_a"][:], rows["text_b"][:])), rows["label"][:], rows["id"][:])
 
-    def repeated(self): return len(self.pairs) - len(set(self.pairs))
-    def contradictory(self): return sum(n > 1 for n in Counter(pair for pair, _ in set(zip(self.pairs, self.labels))).values())
+    def repeated(self):
+        return len(self.pairs) - len(set(self.pairs))
+
+    def contradictory(self):
+        return sum(n > 1 for n in Counter(pair for pair, _ in set(zip(self.pairs, self.labels))).values())
+
     def twice(self):
         known = set(self.ids)
-        return sum(stem in known and tail.isdecimal() for stem, dot, tail in (i.rpartition(".") for i in self.ids) if dot)
+        return sum(
+            stem in known and tail.isdecimal() for stem, dot, tail in (i.rpartition(".") for i in self.ids) if dot
+        )
+
     def forms(self):
         composed = {pair for pair in set(self.pairs) if not all(unicodedata.is_normalized("NFC", t) for t in pair)}
-        return sum(tuple(unicodedata.normalize("NFC", t) for t in pair) in set(self.pairs) for pair in composed) if composed else 0
-    def seen(self, trained): return sum(pair in trained for pair in self.pairs) if self.place[1] != "train" else 0
-    def majority(self): return max(Counter(self.labels).values()) / len(self.labels)
+        return (
+            sum(tuple(unicodedata.normalize("NFC", t) for t in pair) in set(self.pairs) for pair in composed)
+            if composed
+            else 0
+        )
 
-ALONGSIDE = {"repeated": "pairs stand there more than once", "contradictory": "pairs stand there with two labels", "twice": "ids stand there more than once, and were told apart by a number",
-             "forms": "pairs differ from another only in their Unicode form (NFC, NFD)"}
+    def seen(self, trained):
+        return sum(pair in trained for pair in self.pairs) if self.place[1] != "train" else 0
+
+    def majority(self):
+        return max(Counter(self.labels).values()) / len(self.labels)
+
+
+ALONGSIDE = {
+    "repeated": "pairs stand there more than once",
+    "contradictory": "pairs stand there with two labels",
+    "twice": "ids stand there more than once, and were told apart by a number",
+    "forms": "pairs differ from another only in their Unicode form (NFC, NFD)",
+}
+
 
 def odd_rows(
     read: dict,  # from `whole`
@@ -96,15 +133,40 @@ def odd_rows(
     counts["pairs to be scored are training rows, too"] = [(f.seen(trained.get(f.place[0], ())), f) for f in files]
     told = [_told(said, [(n, f) for n, f in found if n]) for said, found in counts.items()]
     heavy = [f"{_where(f.place)} {f.majority():.1%}" for f in files if f.majority() > 0.9]
-    return [t for t in told if t] + ([f"one label is nearly all there is: {', '.join(heavy[:3])}; that much is right without reading"] if heavy else [])
+    return [t for t in told if t] + (
+        [f"one label is nearly all there is: {', '.join(heavy[:3])}; that much is right without reading"]
+        if heavy
+        else []
+    )
+
 
 def _told(said, found):
     total = sum(len(f.pairs) for _, f in found)
-    if found: return f"{sum(n for n, _ in found):,} of {total:,} {said}: " + ", ".join(f"{_where(f.place)} {n:,}" for n, f in found[:3]) + (f" and {len(found) - 3} files more" if len(found) > 3 else "")
+    if found:
+        return (
+            f"{sum(n for n, _ in found):,} of {total:,} {said}: "
+            + ", ".join(f"{_where(f.place)} {n:,}" for n, f in found[:3])
+            + (f" and {len(found) - 3} files more" if len(found) > 3 else "")
+        )
 
 # %% ../../nbs/train/05_checks.ipynb #6aa016cc
-SCRIPTS = {"ar": "ARABIC", "ur": "ARABIC", "fa": "ARABIC", "bg": "CYRILLIC", "ru": "CYRILLIC", "uk": "CYRILLIC", "el": "GREEK", "he": "HEBREW", "hi": "DEVANAGARI",
-           "ja": "HIRAGANA|KATAKANA|CJK", "ko": "HANGUL", "th": "THAI", "zh": "CJK", **dict.fromkeys("de en es fr it nl pt sv sw tr vi".split(), "LATIN")}
+SCRIPTS = {
+    "ar": "ARABIC",
+    "ur": "ARABIC",
+    "fa": "ARABIC",
+    "bg": "CYRILLIC",
+    "ru": "CYRILLIC",
+    "uk": "CYRILLIC",
+    "el": "GREEK",
+    "he": "HEBREW",
+    "hi": "DEVANAGARI",
+    "ja": "HIRAGANA|KATAKANA|CJK",
+    "ko": "HANGUL",
+    "th": "THAI",
+    "zh": "CJK",
+    **dict.fromkeys(["de", "en", "es", "fr", "it", "nl", "pt", "sv", "sw", "tr", "vi"], "LATIN"),
+}
+
 
 def written(
     words,  # a dictionary: word -> translations
@@ -115,12 +177,14 @@ def written(
     sample = [t for _, ts in zip(range(2000), words.values()) for t in ts]
     return sum(any(script.match(unicodedata.name(c, "")) for c in t) for t in sample) / max(1, len(sample))
 
+
 def crowded(
     words,  # a dictionary: word -> translations
 ) -> tuple[str, int]:  # the translation most words share, and how many words that are
     "Whether a dictionary makes one word of many"
     counts = Counter(t.lower() for ts in words.values() for t in set(ts))
     return counts.most_common(1)[0] if counts else ("", 0)
+
 
 def odd_dictionaries(
     data: Data,
@@ -131,19 +195,54 @@ def odd_dictionaries(
     found, bad, few = data.found(read_lexicon), [], []
     for lang in found:
         total, targets = sum(words.values()), {t.lower() for ts in found[lang].values() for t in ts}
-        there, back = (sum(n for w, n in words.items() if w in known) / max(1, total) for known in (found[lang], targets))
-        if written(found[lang], lang) < 0.01: bad.append(f"{lang}: the translations are not in its script; is this another language's file, or are the columns reversed?")
-        elif back > 0.1 and back > 2 * there: bad.append(f"{lang}: the second column knows {back:.0%} of the training words, the first {there:.0%}; are the columns reversed?")
-        elif not there: bad.append(f"{lang}: no word of the training rows is in it; is it for another language or another alphabet?")
-        elif there < 0.1: few.append(f"{lang} {there:.1%}")
-    if bad: raise DataError("\n".join([f"{len(bad)} of {len(found)} dictionaries in {data.job.lexicon_dir or 'data/dictionaries'} cannot be right:", *bad[:8], "Replace or remove these files."]))
-    if not len(found): raise DataError(f"none of the dictionaries in {data.job.lexicon_dir or 'data/dictionaries'} is for a language of this job ({', '.join(found.missing)}).\n"
-                                       f"Files are called {data.target.source_lang}-xx.txt, with the code of the language for xx.")
+        there, back = (
+            sum(n for w, n in words.items() if w in known) / max(1, total) for known in (found[lang], targets)
+        )
+        if written(found[lang], lang) < 0.01:
+            bad.append(
+                f"{lang}: the translations are not in its script; is this another language's file, or are the columns reversed?"
+            )
+        elif back > 0.1 and back > 2 * there:
+            bad.append(
+                f"{lang}: the second column knows {back:.0%} of the training words, the first {there:.0%}; are the columns reversed?"
+            )
+        elif not there:
+            bad.append(
+                f"{lang}: no word of the training rows is in it; is it for another language or another alphabet?"
+            )
+        elif there < 0.1:
+            few.append(f"{lang} {there:.1%}")
+    if bad:
+        raise DataError(
+            "\n".join(
+                [
+                    f"{len(bad)} of {len(found)} dictionaries in {data.job.lexicon_dir or 'data/dictionaries'} cannot be right:",
+                    *bad[:8],
+                    "Replace or remove these files.",
+                ]
+            )
+        )
+    if not len(found):
+        raise DataError(
+            f"none of the dictionaries in {data.job.lexicon_dir or 'data/dictionaries'} is for a language of this job ({', '.join(found.missing)}).\n"
+            f"Files are called {data.target.source_lang}-xx.txt, with the code of the language for xx."
+        )
     merged = sum(o.get("merged", 0) for o in found.provenance)
-    one = [f"{x} {shown(t)} ({n:,} of {len(found[x]):,} words)" for x in found for t, n in [crowded(found[x])] if n >= max(20, len(found[x]) / 50)]
+    one = [
+        f"{x} {shown(t)} ({n:,} of {len(found[x]):,} words)"
+        for x in found
+        for t, n in [crowded(found[x])]
+        if n >= max(20, len(found[x]) / 50)
+    ]
     own = [f"{row['language']} {row['identity']:.0%}" for row in found.report() if row.get("identity", 0) > 0.5]
-    told = {"dictionaries that know few of the training words": few, "dictionaries that mostly give the word itself": own, "dictionaries that give one translation to many words": one}
-    return [f"{kind}: {', '.join(which[:8])}" for kind, which in told.items() if which] + ([f"{merged:,} pairs stand twice in a dictionary, and count once"] if merged else [])
+    told = {
+        "dictionaries that know few of the training words": few,
+        "dictionaries that mostly give the word itself": own,
+        "dictionaries that give one translation to many words": one,
+    }
+    return [f"{kind}: {', '.join(which[:8])}" for kind, which in told.items() if which] + (
+        [f"{merged:,} pairs stand twice in a dictionary, and count once"] if merged else []
+    )
 
 # %% ../../nbs/train/05_checks.ipynb #0b448257
 def odd_tokens(
@@ -152,20 +251,33 @@ def odd_tokens(
 ) -> list[str]:
     "Languages the backbone's tokenizer does not know"
     from transformers import AutoTokenizer
+
     folder = data.backbone  # which may be refused
     try:
         config = json.loads((folder / "config.json").read_bytes())
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as e:
-        raise EnvironmentProblem(f"the tokenizer or config.json of the backbone '{Path(data.job.backbone).name}' cannot be read: {first_line(e)}\nGive a folder made with save_pretrained, or fetch it again.") from e
+        raise EnvironmentProblem(
+            f"the tokenizer or config.json of the backbone '{Path(data.job.backbone).name}' cannot be read: {first_line(e)}\nGive a folder made with save_pretrained, or fetch it again."
+        ) from e
     if len(tokenizer) > (n := config.get("vocab_size", len(tokenizer))):
-        raise EnvironmentProblem(f"the backbone '{Path(data.job.backbone).name}' has embeddings for {n:,} tokens, and its tokenizer gives {len(tokenizer):,}; they do not belong together.\nGive a folder with the network and its own tokenizer.")
+        raise EnvironmentProblem(
+            f"the backbone '{Path(data.job.backbone).name}' has embeddings for {n:,} tokens, and its tokenizer gives {len(tokenizer):,}; they do not belong together.\nGive a folder with the network and its own tokenizer."
+        )
     rates = {}
     for place, rows in read.items():
-        ids = [i for text in rows[:50]["text_a"] for i in tokenizer(text[:2000], add_special_tokens=False, split_special_tokens=True)["input_ids"]]
+        ids = [
+            i
+            for text in rows[:50]["text_a"]
+            for i in tokenizer(text[:2000], add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        ]
         rates[place] = sum(i == tokenizer.unk_token_id for i in ids) / max(1, len(ids))
     bad = [f"{_where(place)} {rate:.0%}" for place, rate in rates.items() if rate > 0.5]
-    return [f"most of what the backbone reads is unknown to it: {', '.join(bad[:3])}; take one that knows the language"] if bad else []
+    return (
+        [f"most of what the backbone reads is unknown to it: {', '.join(bad[:3])}; take one that knows the language"]
+        if bad
+        else []
+    )
 
 # %% ../../nbs/train/05_checks.ipynb #a2a400ac
 def judge(
@@ -175,27 +287,47 @@ def judge(
     "Read and judge all that a job will use; nothing of it is noted as used"
     _languages_asked(data)
     read, rows = whole(data, method), [method, *([beneath(method, data.job)] if method.shared else [])]
-    if missing := [f"{_where(place)} has none of {', '.join(lost)}" for place, found in read.items() if place[1] == "train" and (lost := _labels_lost(found))]:
+    if missing := [
+        f"{_where(place)} has none of {', '.join(lost)}"
+        for place, found in read.items()
+        if place[1] == "train" and (lost := _labels_lost(found))
+    ]:
         raise DataError(f"max_train={data.job.max_train} leaves too few rows: {'; '.join(missing)}. Take more rows.")
     found = odd_texts(read) + odd_rows(read)
     if any(m.augment for m in rows) and dictionaries(data) is not None:
-        found += odd_dictionaries(data, (t for (_, split, _), r in read.items() if split == "train" for c in ("text_a", "text_b") for t in r[c][:]))
-    if any(m.synonyms for m in rows): data.found(read_neighbours)
+        found += odd_dictionaries(
+            data,
+            (t for (_, split, _), r in read.items() if split == "train" for c in ("text_a", "text_b") for t in r[c][:]),
+        )
+    if any(m.synonyms for m in rows):
+        data.found(read_neighbours)
     found += odd_tokens(data, read) + _odd_numbers(data, method, read)
     data.odd[:] = found
     return found
 
-def _labels_lost(rows): return [name for i, name in enumerate(rows.features["label"].names) if i not in set(rows["label"][:])]
+
+def _labels_lost(rows):
+    return [name for i, name in enumerate(rows.features["label"].names) if i not in set(rows["label"][:])]
+
 
 def _languages_asked(data):
     there = {s: data.langs(data.target, s) for s in ("test", "dev")}
     scored = there["test"] or there["dev"]
     lost = [x for x in data.job.langs if x not in scored]
-    if lost: raise DataError(f"langs asks for {', '.join(lost)}, and there are no {'test' if there['test'] else 'dev'} rows of {data.target.name} in {'them' if len(lost) > 1 else 'it'}; there are in {', '.join(scored)}.\n"
-                             "Add the files, or leave these languages out.")
+    if lost:
+        raise DataError(
+            f"langs asks for {', '.join(lost)}, and there are no {'test' if there['test'] else 'dev'} rows of {data.target.name} in {'them' if len(lost) > 1 else 'it'}; there are in {', '.join(scored)}.\n"
+            "Add the files, or leave these languages out."
+        )
+
 
 def _odd_numbers(data, method, read):
     rows = sum(len(r) for (_, split, _), r in read.items() if split == "train")
-    found = [f"a batch of {data.job.batch_size} is more than the {rows} training rows; every round is one step"] if data.job.batch_size > rows else []
-    if method.frozen and data.job.alpha == 1: found.append("alpha is 1: the task's own encoder gets no gradient")
+    found = (
+        [f"a batch of {data.job.batch_size} is more than the {rows} training rows; every round is one step"]
+        if data.job.batch_size > rows
+        else []
+    )
+    if method.frozen and data.job.alpha == 1:
+        found.append("alpha is 1: the task's own encoder gets no gradient")
     return found

@@ -7,23 +7,30 @@ __all__ = ['presets', 'SOURCES', 'RANGES', 'WORDS', 'LISTS', 'WHOLE', 'BETAS', '
            'extend', 'misfits', 'check', 'from_notebook', 'fill', 'row', 'seeds', 'beneath', 'training_key', 'job_key']
 
 # %% ../../nbs/train/02_config.ipynb #b65fe55b
-import ast, importlib, importlib.util, math, os, re, sys
+import ast
+import importlib
+import importlib.util
+import math
+import os
+import re
+import sys
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from ..data.backbones import lacking
 from ..core import MacularError, ParameterError, Registry, key, resolve, shown, table, unknown
-from .methods import ADVERSARIES, Method, methods
+from ..data.backbones import lacking
 from ..data.mini_world import backbone as mini_backbone
 from ..data.readers import a_file
-from ..store import sha256
 from ..data.tasks import find, tasks
+from ..store import sha256
+from .methods import ADVERSARIES, Method, methods
 
 # %% ../../nbs/train/02_config.ipynb #b4ef512f
 @dataclass(frozen=True)
 class Job:
     "What is trained and scored: one task, one method, one seed"
+
     task: str = "xnli"  # a known task, or the path of a task record (TOML)
     method: str = "macular"  # a row of macular.train.methods
     backbone: str = ""  # a folder, a hub name, mini-bert or mini-xlmr
@@ -56,16 +63,24 @@ class Job:
     def __post_init__(self):
         for name in LISTS:
             names, problem = _names(name, getattr(self, name))
-            if problem: raise ParameterError(problem)
+            if problem:
+                raise ParameterError(problem)
             object.__setattr__(self, name, names)
 
     def _repr_markdown_(self):
-        return table([{"parameter": f"`{f.name}`", "value": getattr(self, f.name)} for f in fields(self) if getattr(self, f.name) not in (None, "", ())])
+        return table(
+            [
+                {"parameter": f"`{f.name}`", "value": getattr(self, f.name)}
+                for f in fields(self)
+                if getattr(self, f.name) not in (None, "", ())
+            ]
+        )
 
 # %% ../../nbs/train/02_config.ipynb #75dbff65
 @dataclass(frozen=True)
 class Preset:
     "Defaults for a size of run"
+
     name: str
     source: str  # where the data come from when no folder is given
     backbone: str
@@ -80,8 +95,18 @@ class Preset:
     alpha: float = 0.5
 
     def _repr_markdown_(self):
-        return table([{"setting": f"`{f.name}`", "value": getattr(self, f.name), "from": SOURCES[f.name].get(self.name, SOURCES[f.name]["all"])}
-                      for f in fields(self) if f.name != "name"])
+        return table(
+            [
+                {
+                    "setting": f"`{f.name}`",
+                    "value": getattr(self, f.name),
+                    "from": SOURCES[f.name].get(self.name, SOURCES[f.name]["all"]),
+                }
+                for f in fields(self)
+                if f.name != "name"
+            ]
+        )
+
 
 presets = Registry("preset")
 presets.add(Preset("mini", "mini", "mini-xlmr", 5e-4, 1e-3, 3, 1200, "fp32", threads=1, max_length=64))
@@ -91,23 +116,44 @@ presets.add(Preset("paper", "hub", "google-bert/bert-base-multilingual-cased", 2
 SOURCES = {
     "source": {"all": "§4.1.1", "mini": "ships with the package"},
     "backbone": {"all": "§4.1.3: mBERT", "mini": "ships with the package, which has another one, mini-bert"},
-    "learning_rate": {"all": "within the paper's grid, §4.1.3; XTREME's value", "mini": "ours: a small encoder takes larger steps; not tuned"},
+    "learning_rate": {
+        "all": "within the paper's grid, §4.1.3; XTREME's value",
+        "mini": "ours: a small encoder takes larger steps; not tuned",
+    },
     "discriminator_rate": {"all": "not in the paper; ours", "mini": "ours: few steps need larger ones"},
     "rounds": {"all": "not in the paper; ours", "quick": "ours: one round, meant for minutes"},
-    "max_train": {"all": "all rows, Table 1", "mini": "ours: minutes on two cores", "quick": "ours: meant for minutes on a 16 GB GPU, not measured"},
+    "max_train": {
+        "all": "all rows, Table 1",
+        "mini": "ours: minutes on two cores",
+        "quick": "ours: meant for minutes on a 16 GB GPU, not measured",
+    },
     "precision": {"all": "bf16 where the device has it", "mini": "repeats bit for bit on one machine"},
     "threads": {"all": "as torch chooses", "mini": "repeats bit for bit on one machine, whatever its cores"},
-    "max_length": {"all": "XTREME (128), XGLUE (256 for QAM and QADSM)", "mini": "longer than any pair of the mini world"},
+    "max_length": {
+        "all": "XTREME (128), XGLUE (256 for QAM and QADSM)",
+        "mini": "longer than any pair of the mini world",
+    },
     "batch_size": {"all": "within the paper's grid, §4.1.3"},
-    "alpha": {"all": "middle of the paper's grid, §4.1.3; not tuned"}}
+    "alpha": {"all": "middle of the paper's grid, §4.1.3; not tuned"},
+}
 
 # %% ../../nbs/train/02_config.ipynb #c96dff2a
 RANGES = {  # name -> (type, lowest, highest, whether the lowest itself is allowed)
-    "seed": (int, 0, 2**32 - 1, True), "learning_rate": (float, 0, 1, False), "discriminator_rate": (float, 0, 1, False),
-    "batch_size": (int, 1, 4096, True), "alpha": (float, 0, 1, True), "beta1": (float, 0, 1000, True),
-    "beta2": (float, 0, 1000, True), "beta3": (float, 0, 1000, True), "word_rate": (float, 0, 1, True),
-    "rounds": (int, 1, 1000, True), "max_length": (int, 8, 8192, True), "max_train": (int, 2, 10**9, True),
-    "pool": (int, 1, 10**6, True), "accumulation": (int, 1, 4096, True)}
+    "seed": (int, 0, 2**32 - 1, True),
+    "learning_rate": (float, 0, 1, False),
+    "discriminator_rate": (float, 0, 1, False),
+    "batch_size": (int, 1, 4096, True),
+    "alpha": (float, 0, 1, True),
+    "beta1": (float, 0, 1000, True),
+    "beta2": (float, 0, 1000, True),
+    "beta3": (float, 0, 1000, True),
+    "word_rate": (float, 0, 1, True),
+    "rounds": (int, 1, 1000, True),
+    "max_length": (int, 8, 8192, True),
+    "max_train": (int, 2, 10**9, True),
+    "pool": (int, 1, 10**6, True),
+    "accumulation": (int, 1, 4096, True),
+}
 WORDS = {"method": methods, "preset": ("auto", *presets), "precision": ("auto", "fp32", "bf16", "fp16")}
 LISTS = ("langs", "stage1", "extensions")
 WHOLE = ("paper", "available")  # sets of tasks that stage1 names by one word
@@ -118,41 +164,66 @@ _NO = "; quote it: 'no' without quotes is false in YAML"
 # %% ../../nbs/train/02_config.ipynb #80bee20e
 def _number(name, value):
     kind, low, high, closed = RANGES[name]
-    if isinstance(value, str): return None, _number_as_text(name, value)
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)): return None, f"{name} is {shown(value)}; a number is needed"
+    if isinstance(value, str):
+        return None, _number_as_text(name, value)
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        return None, f"{name} is {shown(value)}; a number is needed"
     said = "a number of more than 30 digits" if isinstance(value, int) and abs(value) >= 10**30 else value
-    if kind is int and not isinstance(value, (int, np.integer)) and not float(value).is_integer(): return None, f"{name} is {said}; a whole number is needed"
+    if kind is int and not isinstance(value, (int, np.integer)) and not float(value).is_integer():
+        return None, f"{name} is {said}; a whole number is needed"
     if not (low <= value if closed else low < value) or not value <= high:
         return None, f"{name} is {said}; it must be {'at least' if closed else 'above'} {low} and at most {high}"
     return int(value) if kind is int else float(str(value)), None  # by way of text: a float32 is the number it prints
 
+
 def _number_as_text(name, text):
-    try: number = float(text)
-    except ValueError: number = math.nan
-    if not math.isfinite(number): return f"{name} is the text {shown(text)}; a number is needed"
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        return f"{name} is the text {shown(text)}; a number is needed"
     dotless = "e" in text.lower() and "." not in text  # which YAML 1.1 takes for a text
-    advice = f"YAML wants a dot, write {np.format_float_scientific(number, trim='0')}" if dotless and RANGES[name][0] is float else "leave out the quotes"
+    advice = (
+        f"YAML wants a dot, write {np.format_float_scientific(number, trim='0')}"
+        if dotless and RANGES[name][0] is float
+        else "leave out the quotes"
+    )
     return _number(name, number)[1] or f"{name} is the text {shown(text)}, not a number: {advice}"
 
+
 def _names(name, value):
-    if isinstance(value, str): value = [v.strip() for v in value.split(",") if v.strip()]
+    if isinstance(value, str):
+        value = [v.strip() for v in value.split(",") if v.strip()]
     if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
         odd = _NO if value is False or (isinstance(value, (list, tuple)) and any(v is False for v in value)) else ""
         return None, f"{name} is {shown(value)}; a list of names is needed{odd}"
-    if name == "stage1" and not value: return None, "stage1 is empty; say paper, available, or names of tasks"
-    if len(set(value)) < len(value): return None, f"{name} names one thing twice: {shown(', '.join(value))}"
-    if UNSEEN.search("".join(value)): return None, f"{name} is {shown(value)}, which holds a NUL or half a character; write it anew"
+    if name == "stage1" and not value:
+        return None, "stage1 is empty; say paper, available, or names of tasks"
+    if len(set(value)) < len(value):
+        return None, f"{name} names one thing twice: {shown(', '.join(value))}"
+    if UNSEEN.search("".join(value)):
+        return None, f"{name} is {shown(value)}, which holds a NUL or half a character; write it anew"
     return value[0] if name == "stage1" and value[0] in WHOLE and len(value) == 1 else tuple(value), None
 
+
 def _word(name, value):
-    if not isinstance(value, str): return None, f"{name} is {shown(value)}; a text is needed{_NO if value is False else ''}"
-    if UNSEEN.search(value): return None, f"{name} is {shown(value)}, which holds a NUL or half a character; write it anew"
+    if not isinstance(value, str):
+        return None, f"{name} is {shown(value)}; a text is needed{_NO if value is False else ''}"
+    if UNSEEN.search(value):
+        return None, f"{name} is {shown(value)}, which holds a NUL or half a character; write it anew"
     known = WORDS.get(name, tasks if name == "task" else ())
-    if not value and getattr(Job, name): return None, f"{name} is empty; leave it out for '{getattr(Job, name)}'" + (f", or say one of {', '.join(known)}" if known else "")
-    if name in WORDS and value and value not in known: return None, unknown(name, value, known)
+    if not value and getattr(Job, name):
+        return None, f"{name} is empty; leave it out for '{getattr(Job, name)}'" + (
+            f", or say one of {', '.join(known)}" if known else ""
+        )
+    if name in WORDS and value and value not in known:
+        return None, unknown(name, value, known)
     return value, None
 
-def _flag(name, value): return (value, None) if isinstance(value, bool) else (None, f"{name} is {shown(value)}; say true or false")
+
+def _flag(name, value):
+    return (value, None) if isinstance(value, bool) else (None, f"{name} is {shown(value)}; say true or false")
 
 # %% ../../nbs/train/02_config.ipynb #6b4e8e18
 def extend(
@@ -165,17 +236,22 @@ def extend(
         try:
             module = _import_file(a_file(path)) if name.endswith(".py") else importlib.import_module(name)
             module.imported = getattr(module, "imported", None) or sha256(module.__file__)
-        except Exception as e: raise ParameterError(f"extension '{name}' cannot be imported: {type(e).__name__}: {e}") from e
-        if sha256(module.__file__) != module.imported: raise ParameterError(f"extension '{name}' has changed since it was imported; restart the kernel")
+        except Exception as e:
+            raise ParameterError(f"extension '{name}' cannot be imported: {type(e).__name__}: {e}") from e
+        if sha256(module.__file__) != module.imported:
+            raise ParameterError(f"extension '{name}' has changed since it was imported; restart the kernel")
         found.append(module.imported)
     return found
 
+
 def _import_file(path):
     known = "macular_extension_" + key(str(path))
-    if known in sys.modules: return sys.modules[known]
+    if known in sys.modules:
+        return sys.modules[known]
     spec = importlib.util.spec_from_file_location(known, path)
     sys.modules[known] = module = importlib.util.module_from_spec(spec)
-    try: spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[known]
         raise
@@ -186,34 +262,68 @@ def misfits(
     job: Job,  # whose values are allowed one by one
 ) -> list[str]:  # a sentence for each
     "Which of a job's parameters do not go with its task or method"
-    try: target = find(job.task)
-    except MacularError as e: return [str(e) if job.task.endswith(".toml") else f"{e} A task of your own is the path of its .toml file."]
+    try:
+        target = find(job.task)
+    except MacularError as e:
+        return [str(e) if job.task.endswith(".toml") else f"{e} A task of your own is the path of its .toml file."]
     method, langs = methods[job.method], dict.fromkeys((target.source_lang, *target.langs))
     found = [unknown(f"language of {target.name}", x, langs) for x in job.langs if x not in langs]
     for name in () if job.stage1 in WHOLE else job.stage1:
-        if name in WHOLE: found.append(f"stage1: '{name}' stands for a set of tasks; it cannot be one among others")
-        elif name not in {*tasks, target.name}: found.append(unknown("task of stage 1", name, {*WHOLE, *tasks, target.name}))
-    if method.tasks == "all" and target.name in method.without: found.append(f"'{method.name}' does not learn '{target.name}', so it cannot be scored on it")
+        if name in WHOLE:
+            found.append(f"stage1: '{name}' stands for a set of tasks; it cannot be one among others")
+        elif name not in {*tasks, target.name}:
+            found.append(unknown("task of stage 1", name, {*WHOLE, *tasks, target.name}))
+    if method.tasks == "all" and target.name in method.without:
+        found.append(f"'{method.name}' does not learn '{target.name}', so it cannot be scored on it")
     return found + _without_effect(job, method) + _no_backbone(job.backbone)
+
 
 def _without_effect(job, method):
     rows = [method, *([methods[method.shared]] if method.shared else [])]
-    has = {"alpha": ("shared encoder", method.frozen), "word_rate": ("augmentation", any(m.augment for m in rows)),
-           "stage1": ("stage 1", any(m.tasks == "all" for m in rows)), "discriminator_rate": ("adversary", any(m.active().keys() & ADVERSARIES.keys() for m in rows))}
-    usual = {name: {getattr(Job, name), *(getattr(p, name, None) for p in presets.values())} for name in has} | {"stage1": set(WHOLE)}
-    said = {name: value if isinstance(value := getattr(job, name), (str, float, type(None))) else ", ".join(value) for name in has}
-    found = [f"{name} is {said[name]}, but '{method.name}' has no {what}; leave {name} out"
-             for name, (what, there) in has.items() if not there and getattr(job, name) not in usual[name]]
-    return found + [f"{beta} is {getattr(job, beta)}, but '{method.name}' has no '{loss}' loss to weigh; it has {', '.join(method.terms)}"
-                    for beta, loss in BETAS.items() if getattr(job, beta) is not None and loss not in method.terms]
+    has = {
+        "alpha": ("shared encoder", method.frozen),
+        "word_rate": ("augmentation", any(m.augment for m in rows)),
+        "stage1": ("stage 1", any(m.tasks == "all" for m in rows)),
+        "discriminator_rate": ("adversary", any(m.active().keys() & ADVERSARIES.keys() for m in rows)),
+    }
+    usual = {name: {getattr(Job, name), *(getattr(p, name, None) for p in presets.values())} for name in has} | {
+        "stage1": set(WHOLE)
+    }
+    said = {
+        name: value if isinstance(value := getattr(job, name), (str, float, type(None))) else ", ".join(value)
+        for name in has
+    }
+    found = [
+        f"{name} is {said[name]}, but '{method.name}' has no {what}; leave {name} out"
+        for name, (what, there) in has.items()
+        if not there and getattr(job, name) not in usual[name]
+    ]
+    return found + [
+        f"{beta} is {getattr(job, beta)}, but '{method.name}' has no '{loss}' loss to weigh; it has {', '.join(method.terms)}"
+        for beta, loss in BETAS.items()
+        if getattr(job, beta) is not None and loss not in method.terms
+    ]
+
 
 def _no_backbone(name):
-    if not name: return []
-    if resolve(name).is_dir(): return [f"the backbone folder '{name}' lacks {', '.join(lost)}; save model and tokenizer there with save_pretrained"] if (lost := lacking(resolve(name))) else []
-    if name.startswith((".", "/", "~")): return [f"there is no folder '{name}' with a backbone"]
-    if not name.startswith("mini-"): return []  # the hub knows
-    try: mini_backbone(name)
-    except MacularError as e: return [str(e)]
+    if not name:
+        return []
+    if resolve(name).is_dir():
+        return (
+            [
+                f"the backbone folder '{name}' lacks {', '.join(lost)}; save model and tokenizer there with save_pretrained"
+            ]
+            if (lost := lacking(resolve(name)))
+            else []
+        )
+    if name.startswith((".", "/", "~")):
+        return [f"there is no folder '{name}' with a backbone"]
+    if not name.startswith("mini-"):
+        return []  # the hub knows
+    try:
+        mini_backbone(name)
+    except MacularError as e:
+        return [str(e)]
     return []
 
 # %% ../../nbs/train/02_config.ipynb #6c846c3e
@@ -227,27 +337,44 @@ def check(
         if name not in defaults:
             problems.append(unknown("parameter", name, defaults))
             continue
-        if value is None or type(value) is type(defaults[name]) and value == defaults[name]: continue
+        if value is None or type(value) is type(defaults[name]) and value == defaults[name]:
+            continue
         read = _number if name in RANGES else _names if name in LISTS else _flag if name == "deterministic" else _word
         values[name], problem = read(name, value)
-        if problem: problems.append(problem)
+        if problem:
+            problems.append(problem)
     job = Job(**{name: value for name, value in values.items() if value is not None})
-    if problems := problems + misfits(job): raise ParameterError("\n".join(problems))
+    if problems := problems + misfits(job):
+        raise ParameterError("\n".join(problems))
     return job
 
 # %% ../../nbs/train/02_config.ipynb #59a3f385
 INJECTED = "# Parameters"  # how papermill begins the cell it writes
+
 
 def from_notebook(
     names: dict,  # the notebook's `globals()`
 ) -> Job:
     "The job that a notebook's parameter cell and papermill's cell describe"
     cells = [c for c in names.get("In", []) if c.startswith(INJECTED)][-1:]
-    written = {t.id: s.value for c in cells for s in ast.parse(c).body if isinstance(s, ast.Assign) for t in s.targets if isinstance(t, ast.Name)}
-    lost = [name for name, value in written.items() if isinstance(value, ast.Constant) and name in names and names[name] != value.value]
+    written = {
+        t.id: s.value
+        for c in cells
+        for s in ast.parse(c).body
+        if isinstance(s, ast.Assign)
+        for t in s.targets
+        if isinstance(t, ast.Name)
+    }
+    lost = [
+        name
+        for name, value in written.items()
+        if isinstance(value, ast.Constant) and name in names and names[name] != value.value
+    ]
     if lost:
-        raise ParameterError(f"papermill wrote {', '.join(f'{n} = {shown(written[n].value)}' for n in lost[:5])}, and a later cell set it back: the cell with the defaults has lost its tag "
-                             "'parameters', so that papermill's cell came first.\nGive it that tag again (git checkout nbs/train.ipynb, or the property inspector of JupyterLab).")
+        raise ParameterError(
+            f"papermill wrote {', '.join(f'{n} = {shown(written[n].value)}' for n in lost[:5])}, and a later cell set it back: the cell with the defaults has lost its tag "
+            "'parameters', so that papermill's cell came first.\nGive it that tag again (git checkout nbs/train.ipynb, or the property inspector of JupyterLab)."
+        )
     stray = {name: names.get(name) for name in written}
     return check(stray | {f.name: names[f.name] for f in fields(Job) if f.name in names})
 
@@ -259,8 +386,13 @@ def fill(
     "A job with its preset's numbers"
     usual = "quick" if gpu and "IN_TEST" not in os.environ else "mini"
     preset = presets[job.preset if job.preset != "auto" else os.environ.get("MACULAR_PRESET", usual)]
-    unset = {f.name: getattr(preset, f.name) for f in fields(preset) if hasattr(job, f.name) and getattr(job, f.name) in (None, "")}
+    unset = {
+        f.name: getattr(preset, f.name)
+        for f in fields(preset)
+        if hasattr(job, f.name) and getattr(job, f.name) in (None, "")
+    }
     return replace(job, **unset | {"preset": preset.name})
+
 
 def row(
     job: Job,  # filled
@@ -268,7 +400,8 @@ def row(
     "The job's method, as its parameters change it"
     method = methods[job.method]
     betas = {loss: getattr(job, b) for b, loss in BETAS.items() if getattr(job, b) is not None}
-    if betas.keys() - method.terms.keys(): raise ParameterError("\n".join(_without_effect(job, method)))
+    if betas.keys() - method.terms.keys():
+        raise ParameterError("\n".join(_without_effect(job, method)))
     return replace(_switched(method, job), terms=method.terms | betas)
 
 # %% ../../nbs/train/02_config.ipynb #f78076b1
@@ -279,6 +412,7 @@ def seeds(
     "The seeds of a row's trainings, whose probabilities are averaged where there are several"
     return [job.seed + 1000 * i for i in range(row.ensemble)]
 
+
 def beneath(
     row: Method,  # with a row of stage 1
     job: Job,
@@ -286,12 +420,15 @@ def beneath(
     "The row of stage 1"
     return _switched(methods[row.shared], job)
 
+
 def _switched(method, job):
-    if method.augment is None or job.word_rate is None: return method
+    if method.augment is None or job.word_rate is None:
+        return method
     return replace(method, augment=replace(method.augment, word=job.word_rate))
 
 # %% ../../nbs/train/02_config.ipynb #8ef2e52c
 ALGORITHM = 1  # raised when the same settings would train something else
+
 
 def training_key(
     row: Method,  # as the job changes it
@@ -302,9 +439,11 @@ def training_key(
 ) -> str:
     "What a training is stored under"
     numbers = ["seed", "learning_rate", "batch_size", "rounds", "max_length", "precision"]
-    if row.frozen: numbers.append("alpha")
+    if row.frozen:
+        numbers.append("alpha")
     numbers += [name for name in ("pool", "accumulation") if getattr(job, name) != getattr(Job, name)]
-    if row.active().keys() & ADVERSARIES.keys(): numbers.append("discriminator_rate")
+    if row.active().keys() & ADVERSARIES.keys():
+        numbers.append("discriminator_rate")
     named = [{"name": t.name, "labels": t.labels, "langs": t.langs, "max_length": t.max_length} for t in tasks]
     return key(ALGORITHM, row.matters(), named, {n: getattr(job, n) for n in numbers}, digests, shared)
 

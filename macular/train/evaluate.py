@@ -10,41 +10,61 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from ..text.batches import cut
 from ..core import ParameterError
-from ..model.modules import aggregate
 from ..data.tasks import Task
+from ..model.modules import aggregate
+from ..text.batches import cut
 from ..text.encode import ByText, Text, features
 
 # %% ../../nbs/train/10_evaluate.ipynb #61baf807
 class Exam:
     "A task's rows in some languages, tokenised"
 
-    def __init__(self, task: Task,
-                 sets: dict,  # language -> rows
-                 text: Text):  # how they become tokens
+    def __init__(
+        self,
+        task: Task,
+        sets: dict,  # language -> rows
+        text: Text,
+    ):  # how they become tokens
         self.task, self.sets, self._frozen = task, sets, {}
         self.tokens = {x: (text.form or ByText)(task, rows, text, "").tokens() for x, rows in sets.items()}
 
     def make(self, lang: str, head: int):
         "rows -> batch"
-        def batch(rows): return {"x": cut(self.tokens[lang], rows), "task": torch.full((len(rows),), head)}
+
+        def batch(rows):
+            return {"x": cut(self.tokens[lang], rows), "task": torch.full((len(rows),), head)}
+
         return batch
 
     def frozen(self, lang: str, net, accelerator: Accelerator) -> dict:
         "What the frozen encoder of a net says of the rows; nothing where there is none"
         f_m = getattr(net, "shared", None)
-        if f_m is None: return {}
+        if f_m is None:
+            return {}
         if lang not in self._frozen:
-            def ask(batch, names): return {"e": f_m([batch["x"]])[0]}
-            self._frozen[lang] = f_m, features(ask, self.make(lang, 0), self.tokens[lang].lengths, ("e",), accelerator)["e"]
-        if self._frozen[lang][0] is not f_m: raise ParameterError("an exam is put to nets with one and the same frozen encoder")
+
+            def ask(batch, names):
+                return {"e": f_m([batch["x"]])[0]}
+
+            self._frozen[lang] = (
+                f_m,
+                features(ask, self.make(lang, 0), self.tokens[lang].lengths, ("e",), accelerator)["e"],
+            )
+        if self._frozen[lang][0] is not f_m:
+            raise ParameterError("an exam is put to nets with one and the same frozen encoder")
         return {"m": self._frozen[lang][1]}
 
     def put(self, ask, names: tuple, lang: str, net, head: int, accelerator: Accelerator) -> dict:
         "The answers to a question, (batch, names) -> outputs, about the rows in one language, in their order"
         m, make = self.frozen(lang, net, accelerator), self.make(lang, head)
-        return features(ask, lambda rows: make(rows) | {k: v[rows] for k, v in m.items()}, self.tokens[lang].lengths, names, accelerator)
+        return features(
+            ask,
+            lambda rows: make(rows) | {k: v[rows] for k, v in m.items()},
+            self.tokens[lang].lengths,
+            names,
+            accelerator,
+        )
 
 # %% ../../nbs/train/10_evaluate.ipynb #1b9188bd
 def probabilities(
@@ -56,9 +76,13 @@ def probabilities(
 ) -> np.ndarray:  # (n, classes) float32
     "What a net says of the exam's rows in one language"
     accelerator = accelerator or Accelerator(cpu=True)
-    def ask(batch, names): return {"logits": net(batch, ("logits",))["logits"]}
+
+    def ask(batch, names):
+        return {"logits": net(batch, ("logits",))["logits"]}
+
     logits = exam.put(ask, ("logits",), lang, net, head, accelerator)["logits"]
     return logits.softmax(-1).float().cpu().numpy()[:, : len(exam.task.labels)]
+
 
 def evaluate(
     net,  # (batch, names) -> outputs
@@ -68,11 +92,19 @@ def evaluate(
 ):  # a data frame: item, language, label, prediction (names) and p_<label>, the probability of each label
     "Predictions of a net for every item in every language"
     import pandas as pd
+
     net.eval()
     frames, names = [], np.array(exam.task.labels)
     for lang, rows in exam.sets.items():
         p = probabilities(net, exam, lang, head, accelerator)
-        frame = pd.DataFrame({"item": rows["id"][:], "language": lang, "label": names[np.array(rows["label"][:])], "prediction": names[p.argmax(1)]})
+        frame = pd.DataFrame(
+            {
+                "item": rows["id"][:],
+                "language": lang,
+                "label": names[np.array(rows["label"][:])],
+                "prediction": names[p.argmax(1)],
+            }
+        )
         frames.append(frame.assign(**{f"p_{name}": p[:, i] for i, name in enumerate(names)}))
     return pd.concat(frames, ignore_index=True)
 
@@ -100,9 +132,14 @@ def representations(
 ) -> dict:  # e_m, e_t (those the net has) and v: (n, d) float32
     "Eqs. 1 and 8: what the encoders of a net say of the exam's rows in one language"
     one = "e_m" if len(getattr(net, "heads", ())) > 1 else "e_t"  # where there is one encoder
+
     def ask(batch, names):
         own = net.encoder([batch["x"]])[0]
-        if "m" not in batch: return {one: own, "v": own}
+        if "m" not in batch:
+            return {one: own, "v": own}
         return {"e_m": batch["m"], "e_t": own, "v": aggregate(batch["m"], own, net.alpha)}
+
     names = ("e_m", "e_t", "v") if getattr(net, "shared", None) else (one, "v")
-    return {n: e.cpu().numpy() for n, e in exam.put(ask, names, lang, net, 0, accelerator or Accelerator(cpu=True)).items()}
+    return {
+        n: e.cpu().numpy() for n, e in exam.put(ask, names, lang, net, 0, accelerator or Accelerator(cpu=True)).items()
+    }

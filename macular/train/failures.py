@@ -6,7 +6,9 @@
 __all__ = ['SECRET', 'identity', 'place', 'anonymous', 'failure', 'hint', 'memory', 'recorded', 'note']
 
 # %% ../../nbs/train/03_failures.ipynb #5e038bb2
-import os, re, traceback
+import os
+import re
+import traceback
 from contextlib import suppress
 from dataclasses import asdict
 from functools import wraps
@@ -14,8 +16,8 @@ from inspect import signature
 from pathlib import Path
 
 from ..core import EnvironmentProblem, MacularError, ParameterError, Stopped, brief, key, resolve, root
-from .config import ALGORITHM, Job, check, extend, fill
 from ..store import sha256, write_json
+from .config import ALGORITHM, Job, check, extend, fill
 
 # %% ../../nbs/train/03_failures.ipynb #9753c535
 def identity(
@@ -23,7 +25,13 @@ def identity(
 ) -> str:  # 16 hexadecimal digits
     "What a job is called before its data are read"
     said = {name: value for name, value in asdict(fill(job)).items() if name != "out"}
-    return key("planned", ALGORITHM, said, sha256(resolve(job.task)) if job.task.endswith(".toml") else None, extend(job.extensions))
+    return key(
+        "planned",
+        ALGORITHM,
+        said,
+        sha256(resolve(job.task)) if job.task.endswith(".toml") else None,
+        extend(job.extensions),
+    )
 
 # %% ../../nbs/train/03_failures.ipynb #8338b71e
 def place(
@@ -35,15 +43,18 @@ def place(
 # %% ../../nbs/train/03_failures.ipynb #c62c79d6
 SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|ACCESS_?KEY", re.I)
 
+
 def anonymous(
     text: str,
 ) -> str:
     "A text without home paths, tokens and the values of secret variables"
     for name, value in os.environ.items():
-        if SECRET.search(name) and len(value) >= 6: text = text.replace(value, "***")
+        if SECRET.search(name) and len(value) >= 6:
+            text = text.replace(value, "***")
     text = re.sub(r"hf_\w{8,}|(?<=://)[^/\s@]+(?=@)", "***", text)
     for path, short in ((root(), "."), (Path.home(), "~")):
-        if len(str(path)) > 1: text = re.sub(re.escape(str(path)) + r"(?=/|\W|$)", short, text)
+        if len(str(path)) > 1:
+            text = re.sub(re.escape(str(path)) + r"(?=/|\W|$)", short, text)
     return text
 
 # %% ../../nbs/train/03_failures.ipynb #f193d864
@@ -52,14 +63,27 @@ def failure(
 ) -> dict:  # error, message, exit_code, hint; of what nobody expected the traceback, too
     "An error as a record"
     message = anonymous(brief(str(error)))
-    told = {"error": type(error).__name__, "message": message, "exit_code": getattr(error, "exit_code", 1), "hint": hint(error, message)}
-    if isinstance(error, MacularError): return told
-    return told | {"traceback": anonymous("".join(traceback.format_exception(error))[-4000:].encode("utf-8", "replace").decode())}
+    told = {
+        "error": type(error).__name__,
+        "message": message,
+        "exit_code": getattr(error, "exit_code", 1),
+        "hint": hint(error, message),
+    }
+    if isinstance(error, MacularError):
+        return told
+    return told | {
+        "traceback": anonymous("".join(traceback.format_exception(error))[-4000:].encode("utf-8", "replace").decode())
+    }
+
 
 def hint(error, message):
     "What to do: a message's last line or sentence, or what helps in general with an error of this kind"
     said = re.split(r"\n|(?<=[.?]) (?=[A-Z])", message)
-    return said[-1] if len(said) > 1 else getattr(error, "hint", "This is an error of the program; the traceback says where.")
+    return (
+        said[-1]
+        if len(said) > 1
+        else getattr(error, "hint", "This is an error of the program; the traceback says where.")
+    )
 
 # %% ../../nbs/train/03_failures.ipynb #d48fa0fc
 def memory(
@@ -68,32 +92,50 @@ def memory(
 ):  # the error, or one that names the setting
     "What takes less, where it was memory that ran out"
     text = str(error).lower()
-    if isinstance(error, MacularError) or not (isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in text or "not enough memory" in text): return error
+    if isinstance(error, MacularError) or not (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "allocate memory" in text
+        or "not enough memory" in text
+    ):
+        return error
     at = ", ".join(f"{k} {v}" for k, v in where.items()) or "before the training"
-    return EnvironmentProblem(f"memory ran out ({at}). What was trained is kept.\nGive the same command with a shorter max_length or precision=bf16; where it was training, accumulation=2 does, with the same mathematics.")
+    return EnvironmentProblem(
+        f"memory ran out ({at}). What was trained is kept.\nGive the same command with a shorter max_length or precision=bf16; where it was training, accumulation=2 does, with the same mathematics."
+    )
 
 # %% ../../nbs/train/03_failures.ipynb #670e7d4d
 def recorded(
     do,  # (job, watch, …) -> result
 ):  # the same, which leaves `error.json` where it fails
     "Note what goes wrong in a job; its success takes the note away"
+
     @wraps(do)
     def noting(*given, **named):
         said, where = signature(do).bind(*given, **named), {}
         said.apply_defaults()
         watch = said.arguments["watch"]
+
         def seen(event, facts):
-            where.update({"during": event} | ({"training": facts["row"].title} if "row" in facts else {}) | {k: facts[k] for k in ("phase", "round", "step") if k in facts})
+            where.update(
+                {"during": event}
+                | ({"training": facts["row"].title} if "row" in facts else {})
+                | {k: facts[k] for k in ("phase", "round", "step") if k in facts}
+            )
             watch(event, facts)
+
         said.arguments["watch"] = seen
-        try: result = do(*said.args, **said.kwargs)
+        try:
+            result = do(*said.args, **said.kwargs)
         except Exception as e:
             error = memory(e, where)
             note(said.arguments["job"], error, where)
-            if error is e: raise
+            if error is e:
+                raise
             raise error from e
         note(said.arguments["job"], None, where)
         return result
+
     return noting
 
 # %% ../../nbs/train/03_failures.ipynb #6ee3cb1b
@@ -104,8 +146,12 @@ def note(
 ):
     "Write a job's `error.json`, or take it away; whatever happens here, it is the job's own error that is raised"
     import torch
-    if isinstance(error, (ParameterError, Stopped)): return
+
+    if isinstance(error, (ParameterError, Stopped)):
+        return
     with suppress(Exception):
         path = place(fill(check(vars(job)), gpu=torch.cuda.is_available())) / "error.json"
-        if error is None: path.unlink(missing_ok=True)
-        else: write_json(path, failure(error) | {"where": where})
+        if error is None:
+            path.unlink(missing_ok=True)
+        else:
+            write_json(path, failure(error) | {"where": where})

@@ -12,15 +12,16 @@ from dataclasses import dataclass, field
 import numpy as np
 from accelerate import Accelerator
 
-from ..text.batches import Batches, companions, order
-from ..model.modules import Encoder
 from ..data.tasks import Task
+from ..model.modules import Encoder
+from ..text.batches import Batches, companions, order
 from ..text.encode import Text, Views, features
 
 # %% ../../nbs/train/08_feed.ipynb #02ea660d
 @dataclass
 class Material:
     "Everything a training needs beside its row"
+
     tasks: list[Task]  # those whose rows it learns from; the first is the target of a task-specific row
     rows: Mapping  # task name -> its training rows
     tokenizer: object
@@ -31,11 +32,15 @@ class Material:
     accelerator: Accelerator = field(default_factory=lambda: Accelerator(cpu=True))
     neighbours: Mapping = field(default_factory=dict)  # source language -> word -> near-synonyms
     trees: Mapping = field(default_factory=dict)  # text -> its dependency tree
-    teacher: Callable | None = None  # (views, suffixes, round, accelerator) -> outputs of another net for all items, by name: (n, …)
+    teacher: Callable | None = (
+        None  # (views, suffixes, round, accelerator) -> outputs of another net for all items, by name: (n, …)
+    )
+
 
 @dataclass(frozen=True)
 class Recipe:
     "The numbers of a training"
+
     seed: int = 0
     rounds: int = 3
     batch_size: int = 32
@@ -53,19 +58,27 @@ def portioned(
     n: int,  # portions of a batch
 ):  # rows -> list of (share of the batch's items, portion)
     "A maker of batches in portions; with one portion, the maker itself"
-    if n == 1: return make
+    if n == 1:
+        return make
+
     def portions(rows):
         parts = np.array_split(rows, min(n, rows.shape[-1]), axis=-1)
         return [(part.shape[-1] / rows.shape[-1], make(part)) for part in parts]
+
     return portions
 
 # %% ../../nbs/train/08_feed.ipynb #d44f3d0e
 class Feed:
     "The batches of one training, round by round"
 
-    def __init__(self, material: Material, recipe: Recipe, text: Text,
-                 needed: set,  # suffixes of the outputs that the losses name
-                 f_m: Encoder | None = None):  # frozen
+    def __init__(
+        self,
+        material: Material,
+        recipe: Recipe,
+        text: Text,
+        needed: set,  # suffixes of the outputs that the losses name
+        f_m: Encoder | None = None,
+    ):  # frozen
         self.material, self.recipe, self.f_m, self.cache = material, recipe, f_m, {}
         self.own = Views(material.tasks, material.rows, text)
         self.near = Views([material.near], material.rows, text) if any(s.startswith("_near") for s in needed) else None
@@ -73,18 +86,24 @@ class Feed:
         self.near_suffixes = tuple(sorted(s.removeprefix("_near") for s in needed if s.startswith("_near")))
 
     @property
-    def views(self): return [self.own, *([self.near] if self.near else [])]
+    def views(self):
+        return [self.own, *([self.near] if self.near else [])]
 
     @property
-    def steps(self): return -(-len(self.own.y) // self.recipe.batch_size)
+    def steps(self):
+        return -(-len(self.own.y) // self.recipe.batch_size)
 
     def frozen(self, views: Views, items, round: int) -> dict:
         "f_m's features of all items, computed once for each view, or anew where a view was drawn anew"
-        if self.f_m is None: return {}
+        if self.f_m is None:
+            return {}
         turns = {s: views.turn(s, round) for s in items.views}
         stale = tuple(s for s in turns if self.cache.get((id(views), s), (None,))[0] != turns[s])
         if stale:
-            def net(batch, names): return dict(zip(names, self.f_m([batch["x" + n[1:]] for n in names])))
+
+            def net(batch, names):
+                return dict(zip(names, self.f_m([batch["x" + n[1:]] for n in names])))
+
             found = features(net, items.batch, items.lengths, tuple("e" + s for s in stale), self.material.accelerator)
             self.cache |= {(id(views), s): (turns[s], found["e" + s]) for s in stale}
         return {"e" + s: self.cache[id(views), s][1] for s in turns}
@@ -93,8 +112,12 @@ class Feed:
         "(items, rows -> batch) for a round"
         items = views.items(round, suffixes)
         whole = {f"m{near}{n[1:]}": v for n, v in self.frozen(views, items, round).items()}
-        if self.material.teacher and not near: whole |= self.material.teacher(views, tuple(suffixes), round, self.material.accelerator)
-        def make(rows): return items.batch(rows, near) | {n: v[rows] for n, v in whole.items()}
+        if self.material.teacher and not near:
+            whole |= self.material.teacher(views, tuple(suffixes), round, self.material.accelerator)
+
+        def make(rows):
+            return items.batch(rows, near) | {n: v[rows] for n, v in whole.items()}
+
         return items, make
 
     def batches(self, round: int) -> Batches:
@@ -102,7 +125,12 @@ class Feed:
         size, seed, pool = self.recipe.batch_size, self.recipe.seed, self.recipe.pool
         items, make = self.maker(self.own, self.suffixes, round)
         rows = order(items.lengths, size, seed, "net", round, pool=pool)
-        if self.near is None: return Batches(rows, portioned(make, self.recipe.accumulation), self.own.names)
+        if self.near is None:
+            return Batches(rows, portioned(make, self.recipe.accumulation), self.own.names)
         near, make_near = self.maker(self.near, self.near_suffixes, round, "_near")
         pairs = [np.stack(pair) for pair in zip(rows, companions(near.lengths, rows, size, round, seed, pool=pool))]
-        return Batches(pairs, portioned(lambda pair: make(pair[0]) | make_near(pair[1]), self.recipe.accumulation), lambda pair: self.own.names(pair[0]) | self.near.names(pair[1]))
+        return Batches(
+            pairs,
+            portioned(lambda pair: make(pair[0]) | make_near(pair[1]), self.recipe.accumulation),
+            lambda pair: self.own.names(pair[0]) | self.near.names(pair[1]),
+        )

@@ -14,20 +14,21 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from ..data.backbones import backbone_folder, hashes
 from ..core import DataError, number, permutation, resolve
+from ..data.backbones import backbone_folder, hashes
 from ..data.download import licensed
 from ..data.lexicon import Lexicon, read_file
-from .methods import Method
 from ..data.mini_world import Mini
 from ..data.mini_world import lexicon as mini_lexicon
 from ..data.mini_world import neighbours as mini_neighbours
-from .config import Job, extend, presets
-from ..store import sha256
 from ..data.tasks import Folder, Hub, Task, find, load, tasks
+from ..store import sha256
+from .config import Job, extend, presets
+from .methods import Method
 
 # %% ../../nbs/train/04_inputs.ipynb #22ae2579
 PAPER = ("qadsm", "qam", "pawsx", "xnli")  # the four tasks of the paper, in a fixed order
+
 
 def digest(
     rows,  # a dataset with id, text_a, text_b, label
@@ -35,7 +36,8 @@ def digest(
     "A hash of what some rows say"
     h = hashlib.sha256()
     for column in ("id", "text_a", "text_b", "label"):
-        for value in rows[column][:]: h.update(str(value).encode("utf-8", "surrogatepass") + b"\0")
+        for value in rows[column][:]:
+            h.update(str(value).encode("utf-8", "surrogatepass") + b"\0")
     return h.hexdigest()[:16]
 
 # %% ../../nbs/train/04_inputs.ipynb #57c36dfd
@@ -43,18 +45,22 @@ class _Words:
     "The word lists of a job, each read once, its origin noted when it is used"
 
     @cached_property
-    def lists(self) -> dict: return {}
+    def lists(self) -> dict:
+        return {}
 
     def found(self, read) -> Lexicon:
         "What `read` gives, read once"
-        if read not in self.lists: self.lists[read] = read(self)
+        if read not in self.lists:
+            self.lists[read] = read(self)
         return self.lists[read]
 
     @cached_property
     def lexicon(self) -> Lexicon:
         "The dictionaries"
         found = self.found(read_lexicon)
-        self.origins += [o for o in licensed(found, self.job.lexicon_dir or "data/dictionaries") if o not in self.origins]
+        self.origins += [
+            o for o in licensed(found, self.job.lexicon_dir or "data/dictionaries") if o not in self.origins
+        ]
         return found
 
     @cached_property
@@ -67,16 +73,20 @@ class _Words:
 # %% ../../nbs/train/04_inputs.ipynb #77cff6be
 class _Backbone:
     "The encoder of a job, fetched when it is asked for"
-    @cached_property
-    def backbone(self) -> Path: return backbone_folder(self.job.backbone)
 
     @cached_property
-    def hashes(self) -> dict: return hashes(self.backbone)
+    def backbone(self) -> Path:
+        return backbone_folder(self.job.backbone)
+
+    @cached_property
+    def hashes(self) -> dict:
+        return hashes(self.backbone)
 
 # %% ../../nbs/train/04_inputs.ipynb #e2f37d54
 @dataclass
 class Data(_Words, _Backbone):
     "The rows, dictionaries and backbone of a job"
+
     job: Job  # filled
     used: dict = field(default_factory=dict)  # (task, split, language) -> digest of the rows read
     origins: list = field(default_factory=list)  # where they come from
@@ -88,11 +98,13 @@ class Data(_Words, _Backbone):
     @cached_property
     def source(self):
         "Where tasks come from that bring no files of their own"
-        if self.job.data_dir: return Folder(self.job.data_dir)
+        if self.job.data_dir:
+            return Folder(self.job.data_dir)
         return Mini() if presets[self.job.preset].source == "mini" else Hub()
 
     @cached_property
-    def target(self) -> Task: return find(self.job.task)
+    def target(self) -> Task:
+        return find(self.job.task)
 
     def task(self, name) -> Task:
         "A task by name; the target may be one that is not registered"
@@ -101,20 +113,24 @@ class Data(_Words, _Backbone):
     def langs(self, task: Task, split: str) -> tuple[str, ...]:
         "The languages there are rows in; of dev and test rows, those the job asks for"
         there = (task.source or self.source).langs(task, split)
-        return tuple(x for x in there if split == "train" or not self.job.langs or x in self.job.langs or x == task.source_lang)
+        return tuple(
+            x for x in there if split == "train" or not self.job.langs or x in self.job.langs or x == task.source_lang
+        )
 
     def rows(self, task: Task, split: str, lang: str | None = None):
         "Rows in a language, by default the source language; hash and origin are noted"
         lang = lang or task.source_lang
         rows = self.peek(task, split, lang)
-        if (task.name, split, lang) in self.used: return rows
+        if (task.name, split, lang) in self.used:
+            return rows
         self.used[task.name, split, lang] = digest(rows)
         self.origins += [o for o in (task.source or self.source).provenance(task, split, lang) if o not in self.origins]
         return rows
 
     def peek(self, task: Task, split: str, lang: str):
         "The same rows, without a note of their use: read once, training rows cut to `max_train`"
-        if (task.name, split, lang) in self.read: return self.read[task.name, split, lang]
+        if (task.name, split, lang) in self.read:
+            return self.read[task.name, split, lang]
         rows = load(task, split, lang, self.source)
         if split == "train" and self.job.max_train and len(rows) > self.job.max_train:
             rows = rows.select(sorted(permutation(len(rows), "max_train", number(task.name))[: self.job.max_train]))
@@ -127,14 +143,23 @@ def dictionaries(
 ) -> Path | None:  # their folder; nothing where the mini world brings its own
     "Where the dictionaries are that a job switches by; refused, with the command that fetches them, where there are none"
     lang, given = data.target.source_lang, data.job.lexicon_dir
-    if not given and isinstance(data.source, Mini) and lang == "en": return None
+    if not given and isinstance(data.source, Mini) and lang == "en":
+        return None
     folder = resolve(given or "data/dictionaries")  # where `macular data fetch dictionaries` puts them
-    if any(folder.glob(f"{lang}-*.txt")): return folder
+    if any(folder.glob(f"{lang}-*.txt")):
+        return folder
     others = sorted(p.name for p in folder.glob("*-*.txt"))[:3]
-    raise DataError(f"'{data.job.method}' switches words and needs dictionaries, and there is no {lang}-xx.txt in {given or 'data/dictionaries'}"
-                    f"{f', only {chr(44).join(others)}' if others else ''}. The first column is '{lang}', the language of the training rows. "
-                    "A training never fetches them by itself. Say where they are (lexicon_dir)" + (
-                    f", or fetch them first: macular data fetch dictionaries{f' --to {given}' if given else ''}" if lang == "en" else "."))
+    raise DataError(
+        f"'{data.job.method}' switches words and needs dictionaries, and there is no {lang}-xx.txt in {given or 'data/dictionaries'}"
+        f"{f', only {chr(44).join(others)}' if others else ''}. The first column is '{lang}', the language of the training rows. "
+        "A training never fetches them by itself. Say where they are (lexicon_dir)"
+        + (
+            f", or fetch them first: macular data fetch dictionaries{f' --to {given}' if given else ''}"
+            if lang == "en"
+            else "."
+        )
+    )
+
 
 def read_lexicon(
     data: Data,
@@ -145,15 +170,21 @@ def read_lexicon(
     folder = dictionaries(data)
     return mini_lexicon() if folder is None else Lexicon.read(folder, langs, source=data.target.source_lang)
 
+
 def neighbour_file(
     data: Data,
 ) -> Path | None:  # nothing where the mini world brings its own
     "Where the near-synonyms are; refused where there are none"
     lang, given = data.target.source_lang, data.job.synonyms
-    if given and (path := resolve(given)).is_file(): return path
-    if not given and isinstance(data.source, Mini) and lang == "en": return None
-    raise DataError(f"'{data.job.method}' needs near-synonyms, and there is no {given or 'file of them'}. Say where they are (synonyms): a UTF-8 file of two columns, word and near-synonym, "
-                    "one pair a line; words without any stay as they are.")
+    if given and (path := resolve(given)).is_file():
+        return path
+    if not given and isinstance(data.source, Mini) and lang == "en":
+        return None
+    raise DataError(
+        f"'{data.job.method}' needs near-synonyms, and there is no {given or 'file of them'}. Say where they are (synonyms): a UTF-8 file of two columns, word and near-synonym, "
+        "one pair a line; words without any stay as they are."
+    )
+
 
 def read_neighbours(
     data: Data,
@@ -170,23 +201,38 @@ def tree_file(
     lang: str,
 ) -> Path | None:  # nothing where the mini world's grammar gives them
     "Where the trees of some rows are; refused where there are none"
-    name, grammar = f"{task.name}-{split}-{lang}.conllu", isinstance(task.source or data.source, Mini) and lang not in ("sw", "th")
-    if data.job.tree_dir and (path := resolve(data.job.tree_dir) / name).is_file(): return path
-    if not data.job.tree_dir and grammar: return None
-    raise DataError(f"'{data.job.method}' needs dependency trees, and there is no {name} in {data.job.tree_dir or 'tree_dir, which is not given'}. "
-                    "Any parser that writes CoNLL-U will do; macular.text.syntax.parse asks Stanza.")
+    name, grammar = (
+        f"{task.name}-{split}-{lang}.conllu",
+        isinstance(task.source or data.source, Mini) and lang not in ("sw", "th"),
+    )
+    if data.job.tree_dir and (path := resolve(data.job.tree_dir) / name).is_file():
+        return path
+    if not data.job.tree_dir and grammar:
+        return None
+    raise DataError(
+        f"'{data.job.method}' needs dependency trees, and there is no {name} in {data.job.tree_dir or 'tree_dir, which is not given'}. "
+        "Any parser that writes CoNLL-U will do; macular.text.syntax.parse asks Stanza."
+    )
+
 
 def has_trees(data: Data, task: Task, split: str, lang: str) -> bool:
     "Whether there are trees for some rows"
-    try: tree_file(data, task, split, lang)
-    except DataError: return False
+    try:
+        tree_file(data, task, split, lang)
+    except DataError:
+        return False
     return True
+
 
 def resources(data: Data, method):
     "Refuse a row whose dictionaries, near-synonyms or trees are missing; none of them is read"
-    if method.augment: dictionaries(data)
-    if method.synonyms: neighbour_file(data)
-    if method.encoder == "syntax": tree_file(data, data.target, "train", data.target.source_lang)
+    if method.augment:
+        dictionaries(data)
+    if method.synonyms:
+        neighbour_file(data)
+    if method.encoder == "syntax":
+        tree_file(data, data.target, "train", data.target.source_lang)
+
 
 def plant(
     data: Data,
@@ -196,10 +242,17 @@ def plant(
 ) -> str:  # what was planted, hexadecimal
     "Read the trees of some rows"
     from macular.text.syntax import Treebank, grow, read_conllu
+
     lang, source = lang or task.source_lang, task.source or data.source
     if path := tree_file(data, task, split, lang):
         data.trees.maps.append(Treebank(read_conllu(path)))
-        found = {"file": path.name, "sha256": sha256(path), "source": "a file of trees", "licence": "not stated", "noncommercial": False}
+        found = {
+            "file": path.name,
+            "sha256": sha256(path),
+            "source": "a file of trees",
+            "licence": "not stated",
+            "noncommercial": False,
+        }
         data.origins += [found] if found not in data.origins else []
         return found["sha256"]
     rows, heads = source.read(task, split, lang), source.trees(task, split, lang)
@@ -214,9 +267,12 @@ def counted(
 ) -> tuple[int, str]:  # training rows, and where they come from
     "How many rows a training will read; from the hub nothing is downloaded to count them"
     source = task.source or data.source
-    if isinstance(source, Hub): rows, where = source.layout(task, "train").size("train"), f"hub: {source.layout(task, 'train').origin}"
-    elif isinstance(source, Mini): rows, where = source.train, "mini world"
-    else: rows, where = len(load(task, "train", source=source)), "files"
+    if isinstance(source, Hub):
+        rows, where = source.layout(task, "train").size("train"), f"hub: {source.layout(task, 'train').origin}"
+    elif isinstance(source, Mini):
+        rows, where = source.train, "mini world"
+    else:
+        rows, where = len(load(task, "train", source=source)), "files"
     return min(rows, data.job.max_train or rows), where
 
 # %% ../../nbs/train/04_inputs.ipynb #282fa7d6
@@ -226,9 +282,11 @@ def row_digest(
     split: str,
 ) -> str | None:  # hexadecimal; nothing where there are no rows
     "The hash of a split's rows in the source language, which are read for it if they were not yet"
-    if task.source_lang not in data.langs(task, split): return None
+    if task.source_lang not in data.langs(task, split):
+        return None
     data.rows(task, split)
     return data.used[task.name, split, task.source_lang]
+
 
 def digests(
     data: Data,
@@ -237,10 +295,23 @@ def digests(
 ) -> dict:
     "Hashes of all that determines a training beside its settings, whatever was read before"
     rows = {f"{t.name}/{split}": row_digest(data, t, split) for t in learned for split in ("train", "dev")}
-    found = {"backbone": data.hashes, "rows": rows, "lexicon": data.lexicon.digest if row.augment else None, "extensions": extend(data.job.extensions)}
-    if row.synonyms: found["synonyms"] = data.neighbours.digest
-    if data.teacher: found["teacher"] = data.teacher.key
-    if row.encoder == "syntax": found["trees"] = {f"{t.name}/{split}": plant(data, t, split) for t in learned for split in ("train", "dev") if data.langs(t, split)}
+    found = {
+        "backbone": data.hashes,
+        "rows": rows,
+        "lexicon": data.lexicon.digest if row.augment else None,
+        "extensions": extend(data.job.extensions),
+    }
+    if row.synonyms:
+        found["synonyms"] = data.neighbours.digest
+    if data.teacher:
+        found["teacher"] = data.teacher.key
+    if row.encoder == "syntax":
+        found["trees"] = {
+            f"{t.name}/{split}": plant(data, t, split)
+            for t in learned
+            for split in ("train", "dev")
+            if data.langs(t, split)
+        }
     return found
 
 # %% ../../nbs/train/04_inputs.ipynb #7eda4290
@@ -250,23 +321,32 @@ def stage1_tasks(
 ) -> list[Task]:  # in a fixed order
     "The tasks a row with `tasks='all'` learns from"
     asked, target = data.job.stage1, data.target.name
-    names = list(PAPER if asked in ("paper", "available") else sorted(asked, key=lambda n: (PAPER.index(n) if n in PAPER else len(PAPER), n)))
+    names = list(
+        PAPER
+        if asked in ("paper", "available")
+        else sorted(asked, key=lambda n: (PAPER.index(n) if n in PAPER else len(PAPER), n))
+    )
     names = [n for n in names if n not in row.without]
     missing = [n for n in names if not data.langs(data.task(n), "train")]
-    if missing and asked == "available": names = [n for n in names if n not in missing]
+    if missing and asked == "available":
+        names = [n for n in names if n not in missing]
     elif missing:
-        raise DataError(f"stage 1 needs training data of {', '.join(missing)}, which is not there. Fetch it: "
-                        f"macular data fetch {' '.join(missing)} --to {data.job.data_dir or 'data'}; or say stage1=available to go without, "
-                        "which is another method.")
+        raise DataError(
+            f"stage 1 needs training data of {', '.join(missing)}, which is not there. Fetch it: "
+            f"macular data fetch {' '.join(missing)} --to {data.job.data_dir or 'data'}; or say stage1=available to go without, "
+            "which is another method."
+        )
     names += [target] if target not in names and target not in row.without else []
     return [data.task(n) for n in names]
+
 
 def trained_on(
     data: Data,
     row: Method,
 ) -> tuple[list[Task], Task | None]:  # the tasks, and the neighbour of the target
     "The tasks whose rows a method learns from"
-    if row.tasks == "all": return stage1_tasks(data, row), None
+    if row.tasks == "all":
+        return stage1_tasks(data, row), None
     near = [data.task(n) for n in data.target.neighbour if data.langs(data.task(n), "train")]
     return [data.target], near[0] if near and row.tasks == "near" else None
 
@@ -277,5 +357,7 @@ def one_source(
     "Dictionaries lead away from one language; tasks that are switched together must share it"
     langs = {t.source_lang for t in tasks}
     if len(langs) > 1:
-        raise DataError(f"{', '.join(t.name + ' in ' + t.source_lang for t in tasks)}: tasks that are switched together must have one source language. "
-                        "Name the tasks of stage 1 (stage1), leave a neighbour of another language out of the task's record, or take a method that does not switch.")
+        raise DataError(
+            f"{', '.join(t.name + ' in ' + t.source_lang for t in tasks)}: tasks that are switched together must have one source language. "
+            "Name the tasks of stage 1 (stage1), leave a neighbour of another language out of the task's record, or take a method that does not switch."
+        )

@@ -9,13 +9,14 @@ __all__ = ['ADVERSARIES', 'REVERSALS', 'CHOICES', 'LATER', 'methods', 'finetune'
 # %% ../../nbs/train/01_methods.ipynb #0748a061
 from dataclasses import dataclass, field, fields, replace
 
-from ..text.code_switch import CodeSwitch, Synonyms
 from ..core import ParameterError, Registry, diff, table, unknown
+from ..text.code_switch import CodeSwitch, Synonyms
 
 # %% ../../nbs/train/01_methods.ipynb #c4c56cf2
 @dataclass(frozen=True)
 class Readings:
     "How the paper is read where it leaves a choice"
+
     kl_s: str = "symmetric"  # or "as_printed": the formula under Eq. 11 to the letter
     e: str = "head_input"  # or "cls": the first token's last hidden state (Eq. 1)
     start: str = "pretrained"  # or "shared": f_t starts from f_m
@@ -27,17 +28,31 @@ class Readings:
                 raise ParameterError(f"reading '{name}': {unknown('value', getattr(self, name), values)}")
 
 # %% ../../nbs/train/01_methods.ipynb #a1e29395
-ADVERSARIES = {"task_adv": "task_disc", "lang_adv": "lang_disc"}  # a loss of the net -> that of the discriminator it plays against
+ADVERSARIES = {
+    "task_adv": "task_disc",
+    "lang_adv": "lang_disc",
+}  # a loss of the net -> that of the discriminator it plays against
 REVERSALS = ("task_grl", "lang_grl")  # losses of net and discriminator alike, by a reversed gradient
 
 # %% ../../nbs/train/01_methods.ipynb #c21b683f
-CHOICES = {"tasks": ("own", "near", "all"), "encoder": ("plain", "syntax"), "head": ("linear", "cloze"), "shared_as": ("frozen", "start")}
-LATER = ("synonyms", "encoder", "head", "shared_as")  # fields that count only where they are used: the keys of rows without them stay
+CHOICES = {
+    "tasks": ("own", "near", "all"),
+    "encoder": ("plain", "syntax"),
+    "head": ("linear", "cloze"),
+    "shared_as": ("frozen", "start"),
+}
+LATER = (
+    "synonyms",
+    "encoder",
+    "head",
+    "shared_as",
+)  # fields that count only where they are used: the keys of rows without them stay
 
 # %% ../../nbs/train/01_methods.ipynb #cf485487
 @dataclass(frozen=True)
 class Method:
     "One row of a table: what is trained, from what, by which losses"
+
     name: str
     title: str = field(default="", compare=False)  # as tables print it
     parent: str | None = field(default=None, compare=False)  # the row it is derived from
@@ -55,10 +70,12 @@ class Method:
 
     def __post_init__(self):
         for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices: raise ParameterError(f"{name} of '{self.name}': {unknown('choice', getattr(self, name), choices)}")
+            if getattr(self, name) not in choices:
+                raise ParameterError(f"{name} of '{self.name}': {unknown('choice', getattr(self, name), choices)}")
 
     @property
-    def frozen(self) -> bool: return bool(self.shared) and self.shared_as == "frozen"  # two encoders, one of them frozen
+    def frozen(self) -> bool:
+        return bool(self.shared) and self.shared_as == "frozen"  # two encoders, one of them frozen
 
     def but(self, name: str, title: str = "", **changes) -> "Method":
         "This row with some fields changed, under another name"
@@ -67,10 +84,12 @@ class Method:
     def weigh(self, name: str, title: str = "", **weights) -> "Method":
         "This row with other weights of losses it has"
         strange = [loss for loss in weights if loss not in self.terms]
-        if strange: raise ParameterError(unknown(f"loss of '{self.name}'", strange[0], self.terms))
+        if strange:
+            raise ParameterError(unknown(f"loss of '{self.name}'", strange[0], self.terms))
         return self.plus(name, title, **weights)
 
-    def plus(self, name: str, title: str = "", **weights) -> "Method": return self.but(name, title, terms=self.terms | weights)  # with more losses
+    def plus(self, name: str, title: str = "", **weights) -> "Method":
+        return self.but(name, title, terms=self.terms | weights)  # with more losses
 
     def active(self) -> dict:
         "The losses that are computed: those whose weight is not zero"
@@ -78,10 +97,17 @@ class Method:
 
     def matters(self) -> dict:
         "What determines the training, names and zero weights aside"
-        kept = {f.name: getattr(self, f.name) for f in fields(self) if f.compare and f.name not in ("name", "shared", "terms", "ensemble")}
+        kept = {
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if f.compare and f.name not in ("name", "shared", "terms", "ensemble")
+        }
         return {n: v for n, v in kept.items() if n not in LATER or v != getattr(Method, n)} | {"terms": self.active()}
 
-    def _repr_markdown_(self): return table([{"field": f"`{f.name}`", "value": getattr(self, f.name)} for f in fields(self) if getattr(self, f.name)])
+    def _repr_markdown_(self):
+        return table(
+            [{"field": f"`{f.name}`", "value": getattr(self, f.name)} for f in fields(self) if getattr(self, f.name)]
+        )
 
 # %% ../../nbs/train/01_methods.ipynb #823185f6
 methods = Registry("method")
@@ -91,10 +117,25 @@ prompt = methods.add(finetune.but("prompt", "Prompt", head="cloze"))
 rs_da = methods.add(finetune.but("rs_da", "RS-DA", synonyms=Synonyms(), terms={"copy_ce": 1.0}))
 syn = methods.add(finetune.but("syn", "Syn.", encoder="syntax", terms={"task": 1.0, "structure": 1.0}))
 cosda_ml = methods.add(finetune.but("cosda_ml", "CoSDA-ML", augment=CodeSwitch(redraw=True), terms={"aug_ce": 1.0}))
-macular_nots = methods.add(Method("macular_nots", "Macular-NoTS", tasks="all", augment=CodeSwitch(),
-                                  terms={"task": 1.0, "aug_ce": 1.0, "task_adv": 1.0}))
-macular = methods.add(Method("macular", "Macular", tasks="near", augment=CodeSwitch(), shared="macular_nots",
-                             terms={"task": 1.0, "aug_kl": 1.0, "lang_adv": 0.1, "consistency": 0.1}))
+macular_nots = methods.add(
+    Method(
+        "macular_nots",
+        "Macular-NoTS",
+        tasks="all",
+        augment=CodeSwitch(),
+        terms={"task": 1.0, "aug_ce": 1.0, "task_adv": 1.0},
+    )
+)
+macular = methods.add(
+    Method(
+        "macular",
+        "Macular",
+        tasks="near",
+        augment=CodeSwitch(),
+        shared="macular_nots",
+        terms={"task": 1.0, "aug_kl": 1.0, "lang_adv": 0.1, "consistency": 0.1},
+    )
+)
 
 # %% ../../nbs/train/01_methods.ipynb #628d04ad
 methods.add(macular.weigh("macular_wo_consistency", "Macular w/o consistency", consistency=0.0))
@@ -107,22 +148,46 @@ for _task, _title in {"qadsm": "QADSM", "qam": "QAM", "pawsx": "PAWS-X", "xnli":
 # %% ../../nbs/train/01_methods.ipynb #823fc530
 mtl = methods.add(Method("mtl", "Multi-task", tasks="all", terms={"task": 1.0}))
 methods.add(finetune.but("mtl_ft", "Multi-task, then fine-tuning", shared="mtl", shared_as="start"))
-methods.add(finetune.but("xtune", "xTune, stage 1", augment=CodeSwitch(redraw=True), terms={"task": 1.0, "xtune_kl": 5.0}))
+methods.add(
+    finetune.but("xtune", "xTune, stage 1", augment=CodeSwitch(redraw=True), terms={"task": 1.0, "xtune_kl": 5.0})
+)
 methods.add(finetune.but("finetune_x2", "Fine-tuning ×2", ensemble=2))
 methods.add(cosda_ml.but("cosda_ml_x2", "CoSDA-ML ×2", ensemble=2))
 
 # %% ../../nbs/train/01_methods.ipynb #04a66a07
-methods.add(macular_nots.but("macular_nots_grl", "Macular-NoTS, gradient reversal", terms={"task": 1.0, "aug_ce": 1.0, "task_grl": 0.05}))
-methods.add(macular.but("macular_grl", "Macular, gradient reversal", shared="macular_nots_grl",
-                        terms={"task": 1.0, "aug_kl": 1.0, "lang_grl": 0.05, "consistency": 0.1}))
+methods.add(
+    macular_nots.but(
+        "macular_nots_grl", "Macular-NoTS, gradient reversal", terms={"task": 1.0, "aug_ce": 1.0, "task_grl": 0.05}
+    )
+)
+methods.add(
+    macular.but(
+        "macular_grl",
+        "Macular, gradient reversal",
+        shared="macular_nots_grl",
+        terms={"task": 1.0, "aug_kl": 1.0, "lang_grl": 0.05, "consistency": 0.1},
+    )
+)
 methods.add(macular.but("macular_as_printed", "Macular, KL_s as printed", readings=Readings(kl_s="as_printed")))
-methods.add(macular.but("macular_rs_da", "Macular + RS-DA", synonyms=Synonyms(), terms=macular.terms | {"copy_ce": 1.0}))
+methods.add(
+    macular.but("macular_rs_da", "Macular + RS-DA", synonyms=Synonyms(), terms=macular.terms | {"copy_ce": 1.0})
+)
 methods.add(macular.but("macular_syn", "Macular + Syn.", encoder="syntax", terms=macular.terms | {"structure": 1.0}))
-methods.add(macular.but("macular_xtune", "Macular + xTune", augment=CodeSwitch(redraw=True),
-                        terms={"task": 1.0, "xtune_kl": 5.0, "lang_adv": 0.1, "consistency": 0.1}))
+methods.add(
+    macular.but(
+        "macular_xtune",
+        "Macular + xTune",
+        augment=CodeSwitch(redraw=True),
+        terms={"task": 1.0, "xtune_kl": 5.0, "lang_adv": 0.1, "consistency": 0.1},
+    )
+)
 
 # %% ../../nbs/train/01_methods.ipynb #4f9e5d9b
 def differences() -> list[dict]:  # row, its parent, field, before, after
     "How every derived row differs from its parent"
-    return [{"row": m.name, "from": m.parent, "field": name, "before": a, "after": b}
-            for m in methods.values() if m.parent for name, (a, b) in diff(methods[m.parent], m).items()]
+    return [
+        {"row": m.name, "from": m.parent, "field": name, "before": a, "after": b}
+        for m in methods.values()
+        if m.parent
+        for name, (a, b) in diff(methods[m.parent], m).items()
+    ]

@@ -7,7 +7,9 @@ __all__ = ['PLACES', 'averaged', 'Answers', 'together', 'selections', 'score', '
            'refuse', 'run', 'carry_out', 'members', 'examined', 'config', 'notes', 'plan']
 
 # %% ../../nbs/train/12_run.ipynb #f5571561
-import copy, os, time
+import copy
+import os
+import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -20,27 +22,30 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
-from ..data.backbones import backbone_origin, local_backbone, parameters
-from .build import possible
 from ..core import DataError, resolve
+from ..data.backbones import backbone_origin, local_backbone, parameters
+from ..data.mini_world import Mini
+from ..data.readers import splits
+from ..data.tasks import File, Task, load
+from ..model.objective import terms
+from ..store import clear, read_json, write_bytes, write_json
+from .build import possible
+from .checks import judge
+from .config import ALGORITHM, Job, beneath, check, fill, job_key, presets, row, seeds
 from .evaluate import accuracy, collapsed, evaluate
 from .failures import recorded
 from .feed import Recipe
 from .inputs import PAPER, Data, counted, digest, has_trees, one_source, plant, resources, trained_on
-from .checks import judge
 from .methods import ADVERSARIES, Method
-from ..data.mini_world import Mini
-from ..model.objective import terms
-from ..data.readers import splits
-from .config import ALGORITHM, Job, beneath, check, fill, job_key, presets, row, seeds
-from ..store import clear, read_json, write_bytes, write_json
-from ..data.tasks import File, Task, load
 from .stages import Training, environment, loop_of, there, train
 
 # %% ../../nbs/train/12_run.ipynb #21254636
 def averaged(weights: list[dict]) -> dict:
     "The mean of several rounds' weights"
-    return {n: torch.stack([w[n].double() for w in weights]).mean(0).to(t.dtype) if t.is_floating_point() else t for n, t in weights[-1].items()}
+    return {
+        n: torch.stack([w[n].double() for w in weights]).mean(0).to(t.dtype) if t.is_floating_point() else t
+        for n, t in weights[-1].items()
+    }
 
 # %% ../../nbs/train/12_run.ipynb #13e8662e
 class Answers:
@@ -63,9 +68,11 @@ class Answers:
         found = accuracy(self.of(which))
         return sum(found.values()) / len(found)
 
+
 def together(frames: list):
     "The predictions of several trainings as one: the mean of their probabilities"
-    if len(frames) == 1: return frames[0]
+    if len(frames) == 1:
+        return frames[0]
     names = [c for c in frames[0] if c.startswith("p_")]
     mean = sum(f[names] for f in frames) / len(frames)
     return frames[0].assign(prediction=mean.idxmax(axis=1).str.removeprefix("p_"), **{c: mean[c] for c in names})
@@ -78,7 +85,13 @@ def selections(
     "Which round is scored"
     rounds = len(training.record["rounds"])
     oracle = max(range(1, rounds + 1), key=on_dev.mean) if on_dev and rounds > 1 else rounds
-    return {"en_dev": training.best, "last": rounds, "averaged": "averaged" if rounds > 1 else 1, "all_dev_oracle": oracle}
+    return {
+        "en_dev": training.best,
+        "last": rounds,
+        "averaged": "averaged" if rounds > 1 else 1,
+        "all_dev_oracle": oracle,
+    }
+
 
 def score(
     trainings: list[Training],  # one; several average their probabilities
@@ -93,31 +106,47 @@ def score(
     answers = [Answers(t, task, test) for t in trainings] if test else on_dev
     chosen = [selections(t, d) for t, d in zip(trainings, on_dev)]
     frames = {name: together([a.of(c[name]) for a, c in zip(answers, chosen)]) for name in chosen[0]}
-    scores = {name: {"round": rounds[0] if len(rounds := [c[name] for c in chosen]) == 1 else rounds, "accuracy": {task.name: accuracy(frame)}}
-              for name, frame in frames.items()}
+    scores = {
+        name: {
+            "round": rounds[0] if len(rounds := [c[name] for c in chosen]) == 1 else rounds,
+            "accuracy": {task.name: accuracy(frame)},
+        }
+        for name, frame in frames.items()
+    }
     selected = frames["en_dev"]
     one_class = [x for x in test or dev if collapsed(selected[selected["language"] == x])]
-    return {"split": "test" if test else "dev", "accuracy": scores["en_dev"]["accuracy"], "selections": scores, "collapsed": one_class}, selected
+    return {
+        "split": "test" if test else "dev",
+        "accuracy": scores["en_dev"]["accuracy"],
+        "selections": scores,
+        "collapsed": one_class,
+    }, selected
 
 # %% ../../nbs/train/12_run.ipynb #1cac4daa
 def scored(data: Data, row: Method, split: str) -> tuple[str, ...]:
     "The languages a row is scored in"
-    return tuple(x for x in data.langs(data.target, split) if row.encoder == "plain" or has_trees(data, data.target, split, x))
+    return tuple(
+        x for x in data.langs(data.target, split) if row.encoder == "plain" or has_trees(data, data.target, split, x)
+    )
 
 # %% ../../nbs/train/12_run.ipynb #92a77997
 @dataclass
 class Result:
     "A finished job: its folder and what its result.json says"
+
     folder: Path
     values: dict
 
     @property
-    def accuracy(self) -> dict: return self.values["accuracy"]
+    def accuracy(self) -> dict:
+        return self.values["accuracy"]
 
     @cached_property
     def predictions(self):
         import pandas as pd
+
         return pd.read_parquet(self.folder / "predictions.parquet")
+
 
 def lines(
     event: str,
@@ -125,16 +154,29 @@ def lines(
 ) -> list[str]:
     "What is worth a line in a log"
     row = facts["row"].title if "row" in facts else ""
-    if event == "start": return [f"{row}: {sum(facts['rows'].values()):,} rows, {facts['steps']:,} steps, in {facts['folder'].name}", *(f"{row}: {n}" for n in facts["notes"])]
-    if event == "data": return [f"note: {n}" for n in facts["notes"]]
-    if event == "round": return [f"{row}, round {facts['round']}: dev " + ", ".join(f"{t} {a:.1f} %" for t, a in facts["dev"].items())]
-    if event == "found": return [f"{row}: trained before, found in {facts['folder'].name}"]
-    if event == "score": return [f"scoring {facts['task'].title} {facts['split']} in {len(facts['languages'])} languages"]
-    return {"waiting": ["another process does this; waiting for it"], "already": ["this job was done before; its result is read"]}.get(event, [])
+    if event == "start":
+        return [
+            f"{row}: {sum(facts['rows'].values()):,} rows, {facts['steps']:,} steps, in {facts['folder'].name}",
+            *(f"{row}: {n}" for n in facts["notes"]),
+        ]
+    if event == "data":
+        return [f"note: {n}" for n in facts["notes"]]
+    if event == "round":
+        return [f"{row}, round {facts['round']}: dev " + ", ".join(f"{t} {a:.1f} %" for t, a in facts["dev"].items())]
+    if event == "found":
+        return [f"{row}: trained before, found in {facts['folder'].name}"]
+    if event == "score":
+        return [f"scoring {facts['task'].title} {facts['split']} in {len(facts['languages'])} languages"]
+    return {
+        "waiting": ["another process does this; waiting for it"],
+        "already": ["this job was done before; its result is read"],
+    }.get(event, [])
+
 
 def say(event: str, facts: dict):
     "Print what is worth a line"
-    for line in lines(event, facts): print(line, flush=True)
+    for line in lines(event, facts):
+        print(line, flush=True)
 
 # %% ../../nbs/train/12_run.ipynb #b182b2e3
 def settle(
@@ -142,33 +184,44 @@ def settle(
 ) -> Job:  # with every number, and the precision this machine computes in
     "A job as this machine will do it, checked, wherever it comes from"
     job = fill(check(vars(job)), torch.cuda.is_available())
-    if job.precision != "auto": return job
+    if job.precision != "auto":
+        return job
     on_cpu = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     return replace(job, precision="bf16" if (torch.cuda.is_bf16_supported() if _on_gpu(job) else on_cpu()) else "fp32")
 
-def _on_gpu(job): return torch.cuda.is_available() and job.preset != "mini"
+
+def _on_gpu(job):
+    return torch.cuda.is_available() and job.preset != "mini"
 
 # %% ../../nbs/train/12_run.ipynb #26df3d87
 @contextmanager
 def _device(job: Job):
     "The accelerator a job computes with; threads and determinism as it asks, put back afterwards"
-    threads, before = torch.get_num_threads(), (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled())
-    if presets[job.preset].threads: torch.set_num_threads(presets[job.preset].threads)
+    threads, before = (
+        torch.get_num_threads(),
+        (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()),
+    )
+    if presets[job.preset].threads:
+        torch.set_num_threads(presets[job.preset].threads)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(job.deterministic, warn_only=True)
     try:
-        with _aside(): yield Accelerator(cpu=not _on_gpu(job), mixed_precision="no" if job.precision == "fp32" else job.precision)
+        with _aside():
+            yield Accelerator(cpu=not _on_gpu(job), mixed_precision="no" if job.precision == "fp32" else job.precision)
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         torch.set_num_threads(threads)
+
 
 @contextmanager
 def _aside():
     "All accelerators of a process share their state: a caller's is set aside, and put back afterwards"
     shared = [s._shared_state for s in (PartialState, AcceleratorState, GradientState)]
     before = [dict(s) for s in shared]
-    for s in shared: s.clear()
-    try: yield
+    for s in shared:
+        s.clear()
+    try:
+        yield
     finally:
         for s, values in zip(shared, before):
             s.clear()
@@ -179,16 +232,25 @@ def refuse(job: Job, data: Data, method):
     "What can be known to be wrong before rows and backbone are read"
     target, rows = data.target, [method, *([beneath(method, job)] if method.shared else [])]
     for m in rows:
-        for name in m.terms: terms[name]  # raises for a name there is not
+        for name in m.terms:
+            terms[name]  # raises for a name there is not
         learned, near = trained_on(data, m)
-        if m.augment or m.synonyms: one_source([*learned, *([near] if near else [])])
+        if m.augment or m.synonyms:
+            one_source([*learned, *([near] if near else [])])
         resources(data, m)
     if not data.langs(target, "dev") and not data.langs(target, "test"):
-        raise DataError(f"there are no dev and no test rows of '{target.name}' to score" + (
-            ". In its record, held_out = 0.1 below [source] keeps a tenth of the training rows back as dev rows" if isinstance(target.source, File) else ""))
+        raise DataError(
+            f"there are no dev and no test rows of '{target.name}' to score"
+            + (
+                ". In its record, held_out = 0.1 below [source] keeps a tenth of the training rows back as dev rows"
+                if isinstance(target.source, File)
+                else ""
+            )
+        )
     if isinstance(target.source, File):  # a spelling mistake in a test file is told now, not after the training
         for split in splits:
-            for lang in data.langs(target, split): load(target, split, lang)
+            for lang in data.langs(target, split):
+                load(target, split, lang)
 
 # %% ../../nbs/train/12_run.ipynb #462cfe23
 @recorded
@@ -200,8 +262,10 @@ def run(
     "Do a job, or find that it was done"
     job = settle(job)
     data = Data(job)
-    if source is not None: data.source = source
+    if source is not None:
+        data.source = source
     return carry_out(row(job), data, watch)
+
 
 def carry_out(
     method: Method,  # as the job changes it; it need not be a registered one
@@ -215,65 +279,119 @@ def carry_out(
     watch("data", {"notes": judge(data, method)})
     with _device(job) as accelerator:
         trainings = [train(method, d, accelerator, watch) for d in members(data, method)]
-        folder = resolve(job.out) / job_key("+".join(t.key for t in trainings), data.target.name, examined(data, method), config(job, data))
-        if not there(folder / "result.json", watch, lambda: _record(job, data, trainings, folder, watch)): watch("already", {"folder": folder})
+        folder = resolve(job.out) / job_key(
+            "+".join(t.key for t in trainings), data.target.name, examined(data, method), config(job, data)
+        )
+        if not there(folder / "result.json", watch, lambda: _record(job, data, trainings, folder, watch)):
+            watch("already", {"folder": folder})
     return Result(folder, read_json(folder / "result.json"))
+
 
 def members(data: Data, method: Method) -> list[Data]:
     "The data of each of a row's trainings, which differ in their seed"
     found = [copy.copy(data) for _ in range(method.ensemble)]
-    for d, seed in zip(found, seeds(data.job, method)): d.job = replace(data.job, seed=seed)
+    for d, seed in zip(found, seeds(data.job, method)):
+        d.job = replace(data.job, seed=seed)
     return found
+
 
 def examined(data: Data, method: Method) -> dict:
     "The hashes of what is scored"
     found = {s: {x: digest(data.rows(data.target, s, x)) for x in scored(data, method, s)} for s in ("dev", "test")}
-    if method.encoder == "plain": return found
+    if method.encoder == "plain":
+        return found
     return found | {"trees": {s: {x: plant(data, data.target, s, x) for x in rows} for s, rows in found.items()}}
 
 # %% ../../nbs/train/12_run.ipynb #50467ded
-PLACES = ("out", "data_dir", "lexicon_dir", "synonyms", "tree_dir", "extensions")  # where things are on this machine; never part of a result
+PLACES = (
+    "out",
+    "data_dir",
+    "lexicon_dir",
+    "synonyms",
+    "tree_dir",
+    "extensions",
+)  # where things are on this machine; never part of a result
+
 
 def config(job: Job, data: Data) -> dict:
     "The job's parameters as the result keeps them: names, no paths"
     taught = {"teacher": data.teacher.name} if data.teacher else {}
-    return {k: v for k, v in asdict(job).items() if k not in PLACES} | {"backbone": Path(job.backbone).name, "task": data.target.name} | taught
+    return (
+        {k: v for k, v in asdict(job).items() if k not in PLACES}
+        | {"backbone": Path(job.backbone).name, "task": data.target.name}
+        | taught
+    )
+
 
 def _record(job: Job, data: Data, trainings: list[Training], folder: Path, watch: Callable):
     "Score a job's trainings and write its files, the result last"
     clear(folder)
     started, (scores, predictions) = time.monotonic(), score(trainings, data, watch)
     write_json(folder / "config.json", config(job, data))
-    write_json(folder / "environment.json", environment(trainings[0].material.accelerator) | {n: getattr(job, n) for n in PLACES}
-               | {"backbone": job.backbone, "task": job.task, "seconds to score": round(time.monotonic() - started, 1)})
+    write_json(
+        folder / "environment.json",
+        environment(trainings[0].material.accelerator)
+        | {n: getattr(job, n) for n in PLACES}
+        | {"backbone": job.backbone, "task": job.task, "seconds to score": round(time.monotonic() - started, 1)},
+    )
     table = BytesIO()
     predictions.to_parquet(table, index=False)
     write_bytes(folder / "predictions.parquet", table.getvalue())
-    write_json(folder / "result.json", {
-        "status": "complete", "algorithm": ALGORITHM, "config": config(job, data), "notes": notes(job, data, trainings[0]),
-        "trainings": {t.row.name + f" {i + 1}" * (i > 0): {"key": t.key, "tasks": t.record["tasks"], "round": t.best, "dev": [r["dev"] for r in t.record["rounds"]],
-                                                           "switch_rates": t.record["switch_rates"]} for i, last in enumerate(trainings) for t in last.chain},
-        "backbone": backbone_origin(job.backbone, data.backbone) | {"sha256": data.hashes}, "origins": data.origins} | (data.teacher.result if data.teacher else {}) | scores)
+    write_json(
+        folder / "result.json",
+        {
+            "status": "complete",
+            "algorithm": ALGORITHM,
+            "config": config(job, data),
+            "notes": notes(job, data, trainings[0]),
+            "trainings": {
+                t.row.name + f" {i + 1}" * (i > 0): {
+                    "key": t.key,
+                    "tasks": t.record["tasks"],
+                    "round": t.best,
+                    "dev": [r["dev"] for r in t.record["rounds"]],
+                    "switch_rates": t.record["switch_rates"],
+                }
+                for i, last in enumerate(trainings)
+                for t in last.chain
+            },
+            "backbone": backbone_origin(job.backbone, data.backbone) | {"sha256": data.hashes},
+            "origins": data.origins,
+        }
+        | (data.teacher.result if data.teacher else {})
+        | scores,
+    )
     watch("done", {"folder": folder})
+
 
 def notes(job: Job, data: Data, training: Training) -> list[str]:
     "What a reader of the numbers must know"
     target, found = data.target, [*([data.teacher.note] if data.teacher else []), *data.odd]
-    if training.row.frozen and job.alpha == presets[job.preset].alpha: found.append(f"alpha is {job.alpha}, not tuned")
+    if training.row.frozen and job.alpha == presets[job.preset].alpha:
+        found.append(f"alpha is {job.alpha}, not tuned")
     for t in training.chain:
         learned, wanted = t.record["tasks"], [n for n in PAPER if n not in t.row.without]
-        if t.row.tasks == "all" and learned != wanted: found.append(f"{t.row.title} learned {', '.join(learned)}, the paper's {', '.join(wanted)}")
+        if t.row.tasks == "all" and learned != wanted:
+            found.append(f"{t.row.title} learned {', '.join(learned)}, the paper's {', '.join(wanted)}")
         found += [f"{t.row.title}: {note}" for note in t.record["notes"]]
-    if isinstance(target.source or data.source, Mini): found.append("the mini world: a positive control, no evidence about real languages")
-    elif isinstance(target.source, File) and job.backbone.startswith("mini-"): found.append(f"{job.backbone} knows the words of the mini world alone; for real texts name a pretrained encoder (backbone)")
-    if not data.langs(target, "dev"): found.append("there are no dev rows: nothing selects, the last round is scored")
+    if isinstance(target.source or data.source, Mini):
+        found.append("the mini world: a positive control, no evidence about real languages")
+    elif isinstance(target.source, File) and job.backbone.startswith("mini-"):
+        found.append(
+            f"{job.backbone} knows the words of the mini world alone; for real texts name a pretrained encoder (backbone)"
+        )
+    if not data.langs(target, "dev"):
+        found.append("there are no dev rows: nothing selects, the last round is scored")
     split = "test" if data.langs(target, "test") else "dev"
-    if split == "dev": found.append("there is no test set: scored on dev, of which the source language also selects")
+    if split == "dev":
+        found.append("there is no test set: scored on dev, of which the source language also selects")
     there = data.langs(target, split)
     absent = [x for x in (job.langs or target.langs) if x not in there]
-    if absent: found.append(f"no {split} rows in {', '.join(absent)}: not scored")
+    if absent:
+        found.append(f"no {split} rows in {', '.join(absent)}: not scored")
     bare = [x for x in there if x not in scored(data, training.row, split)]
-    if bare: found.append(f"no dependency trees in {', '.join(bare)}: not scored, and left out of every mean")
+    if bare:
+        found.append(f"no dependency trees in {', '.join(bare)}: not scored, and left out of every mean")
     return found
 
 # %% ../../nbs/train/12_run.ipynb #37504c77
@@ -284,8 +402,10 @@ def _steps(rows: int, losses: dict, job: Job) -> int:
 # %% ../../nbs/train/12_run.ipynb #6b50f05a
 def _disk(job: Job) -> str:
     "At most: every round's weights, and three states of weights and moments while the oldest is replaced; in single precision"
-    if (folder := local_backbone(job.backbone)) is None: return "known after the download"
+    if (folder := local_backbone(job.backbone)) is None:
+        return "known after the download"
     return f"{4 * parameters(folder) * (job.rounds + 9) / 1e6:,.0f} MB"
+
 
 def plan(
     job: Job,
@@ -298,7 +418,16 @@ def plan(
         learned, near = trained_on(data, m)
         sizes = {t.name: counted(data, t) for t in learned}
         rows = sum(n for n, _ in sizes.values())
-        found.append({"training": m.title + f", seed {seed}" * (method.ensemble > 1), "tasks": ", ".join(sizes), "neighbour": near.name if near else "", "rows": rows,
-                      "steps": _steps(rows, possible(m, learned, near)[0], job), "rows from": ", ".join(dict.fromkeys(w for _, w in sizes.values())),
-                      "backbone": ("" if local_backbone(job.backbone) else "hub: ") + Path(job.backbone).name, "disk": _disk(job)})
+        found.append(
+            {
+                "training": m.title + f", seed {seed}" * (method.ensemble > 1),
+                "tasks": ", ".join(sizes),
+                "neighbour": near.name if near else "",
+                "rows": rows,
+                "steps": _steps(rows, possible(m, learned, near)[0], job),
+                "rows from": ", ".join(dict.fromkeys(w for _, w in sizes.values())),
+                "backbone": ("" if local_backbone(job.backbone) else "hub: ") + Path(job.backbone).name,
+                "disk": _disk(job),
+            }
+        )
     return found

@@ -6,7 +6,10 @@
 __all__ = ['Training', 'environment', 'loop_of', 'train', 'own_losses', 'there', 'waiting']
 
 # %% ../../nbs/train/11_stages.ipynb #71342afd
-import inspect, os, platform, time
+import inspect
+import os
+import platform
+import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from copy import deepcopy
@@ -20,23 +23,24 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
+from ..core import ParameterError, StorageError, key, resolve
+from ..data.tasks import Task
+from ..model.objective import terms
+from ..store import held, lock, read_json, verify, write_json
 from .build import build, build_net, text_of
 from .checkpoints import load_weights, remarks, seconds
-from ..core import ParameterError, StorageError, key, resolve
+from .config import beneath, training_key
 from .evaluate import Exam, accuracy, evaluate
 from .feed import Material, Recipe
 from .inputs import Data, digests, one_source, trained_on
 from .methods import Method
-from ..model.objective import terms
-from .config import beneath, training_key
-from ..store import held, lock, read_json, verify, write_json
-from ..data.tasks import Task
 from .trainer import Loop, fit
 
 # %% ../../nbs/train/11_stages.ipynb #42ec917c
 @dataclass
 class Training:
     "A row that was trained: where its weights are, and what is needed to use them"
+
     key: str
     row: Method
     folder: Path
@@ -50,12 +54,14 @@ class Training:
         return [*(self.shared.chain if self.shared else []), self]
 
     @cached_property
-    def record(self) -> dict: return read_json(self.folder / "training.json")
+    def record(self) -> dict:
+        return read_json(self.folder / "training.json")
 
     @property
     def best(self) -> int:  # a round, counted from 1
         "The round with the best mean accuracy on the source language's dev rows; the first of equals, the last where there are no dev rows"
-        if not self.record["rounds"][0]["dev"]: return len(self.record["rounds"])
+        if not self.record["rounds"][0]["dev"]:
+            return len(self.record["rounds"])
         means = [sum(r["dev"].values()) / len(r["dev"]) for r in self.record["rounds"]]
         return 1 + means.index(max(means))
 
@@ -66,7 +72,8 @@ class Training:
         return load_file(folder / "net.safetensors")
 
     @cached_property
-    def _net(self): return build_net(self.row, self.material, self.recipe)
+    def _net(self):
+        return build_net(self.row, self.material, self.recipe)
 
     def net(self, weights: dict):
         "The training's net with some weights, in evaluation mode; each call gives the same net other weights"
@@ -86,16 +93,28 @@ def environment(accelerator) -> dict:
     "What may differ between two runs of one job"
     names = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy")
     device = torch.cuda.get_device_name() if accelerator.device.type == "cuda" else "cpu"
-    return {"python": platform.python_version(), "platform": platform.platform(), "host": platform.node(), "device": device, "threads": torch.get_num_threads(),
-            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "versions": {n: version(n) for n in names}}
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "host": platform.node(),
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "versions": {n: version(n) for n in names},
+    }
 
 # %% ../../nbs/train/11_stages.ipynb #c8d21f57
 def loop_of(recipe: Recipe) -> Loop:
     "How a training is taken through its rounds on this machine"
     said = os.environ.get("MACULAR_CHECKPOINT", Loop.every)
-    try: seconds = float(said)
-    except ValueError: seconds = -1.0
-    if not 0 <= seconds < float("inf"): raise ParameterError(f"MACULAR_CHECKPOINT is {str(said)[:80]!r}; a number of seconds is needed, 0 or more, such as {Loop.every:.0f}")
+    try:
+        seconds = float(said)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise ParameterError(
+            f"MACULAR_CHECKPOINT is {str(said)[:80]!r}; a number of seconds is needed, 0 or more, such as {Loop.every:.0f}"
+        )
     return Loop(recipe.rounds, recipe.seed, every=seconds, exact=os.environ.get("MACULAR_INEXACT", "") in ("", "0"))
 
 # %% ../../nbs/train/11_stages.ipynb #1293f4a2
@@ -110,15 +129,43 @@ def train(
     shared = train(beneath(row, job), data, accelerator, watch) if row.shared else None
     learned, near = trained_on(data, row)
     everything = [*learned, *([near] if near else [])]
-    if row.augment or row.synonyms: one_source(everything)
-    material = Material(learned, {t.name: data.rows(t, "train") for t in everything}, AutoTokenizer.from_pretrained(data.backbone, trust_remote_code=False), data.backbone,
-                        data.lexicon if row.augment else {}, near, shared and deepcopy(shared.net(shared.weights(shared.best)).encoder), accelerator,
-                        data.neighbours if row.synonyms else {}, data.trees, data.teacher)
-    recipe = Recipe(job.seed, job.rounds, job.batch_size, job.learning_rate, job.discriminator_rate, alpha=job.alpha, max_length=job.max_length, pool=job.pool, accumulation=job.accumulation)
+    if row.augment or row.synonyms:
+        one_source(everything)
+    material = Material(
+        learned,
+        {t.name: data.rows(t, "train") for t in everything},
+        AutoTokenizer.from_pretrained(data.backbone, trust_remote_code=False),
+        data.backbone,
+        data.lexicon if row.augment else {},
+        near,
+        shared and deepcopy(shared.net(shared.weights(shared.best)).encoder),
+        accelerator,
+        data.neighbours if row.synonyms else {},
+        data.trees,
+        data.teacher,
+    )
+    recipe = Recipe(
+        job.seed,
+        job.rounds,
+        job.batch_size,
+        job.learning_rate,
+        job.discriminator_rate,
+        alpha=job.alpha,
+        max_length=job.max_length,
+        pool=job.pool,
+        accumulation=job.accumulation,
+    )
     dev = {t.name: data.rows(t, "dev") for t in learned if t.source_lang in data.langs(t, "dev")}
-    found = training_key(row, everything, job, digests(data, row, everything) | {"losses": own_losses(row)}, f"{shared.key}/{shared.best}" if shared else "")
+    found = training_key(
+        row,
+        everything,
+        job,
+        digests(data, row, everything) | {"losses": own_losses(row)},
+        f"{shared.key}/{shared.best}" if shared else "",
+    )
     training = Training(found, row, resolve(job.out) / "trainings" / found, material, recipe, shared)
-    if not there(training.folder / "training.json", watch, lambda: _make(training, dev, watch)): watch("found", {"row": row, "folder": training.folder})
+    if not there(training.folder / "training.json", watch, lambda: _make(training, dev, watch)):
+        watch("found", {"row": row, "folder": training.folder})
     return training
 
 # %% ../../nbs/train/11_stages.ipynb #760f4939
@@ -127,26 +174,34 @@ def own_losses(row: Method) -> dict:
     found = {name: terms[name].loss for name in row.active()}
     return {name: key(inspect.getsource(f)) for name, f in found.items() if not f.__module__.startswith("macular.")}
 
+
 def there(file: Path, watch: Callable, make: Callable) -> bool:  # whether it was made here
     "Have a file that is written last of all in its folder; where it is, nothing is touched"
-    if file.exists(): return False
+    if file.exists():
+        return False
     with waiting(file.parent, watch):
-        if file.exists(): return False
+        if file.exists():
+            return False
         make()
     return True
+
 
 @contextmanager
 def waiting(folder: Path, watch: Callable):
     "Hold a folder; where another process holds it, say so and wait"
     holding = lock(folder, wait=0.2)
-    try: holding.__enter__()
+    try:
+        holding.__enter__()
     except StorageError:
-        if not held(folder): raise
+        if not held(folder):
+            raise
         watch("waiting", {"folder": folder})
         holding = lock(folder, wait=-1)
         holding.__enter__()
-    try: yield
-    finally: holding.__exit__(None, None, None)
+    try:
+        yield
+    finally:
+        holding.__exit__(None, None, None)
 
 # %% ../../nbs/train/11_stages.ipynb #e5be0fdf
 def _make(training: Training, dev: dict, watch: Callable):
@@ -154,22 +209,52 @@ def _make(training: Training, dev: dict, watch: Callable):
     built = build(training.row, training.material, training.recipe)
     accelerator, material = training.material.accelerator, training.material
     total = training.recipe.rounds * sum(p.passes * p.steps for p in built.phases)
-    watch("start", {"row": training.row, "folder": training.folder, "steps": total, "rows": {n: len(r) for n, r in material.rows.items()},
-                    "phases": [(p.name, p.steps * p.passes) for p in built.phases], "notes": built.notes})
+    watch(
+        "start",
+        {
+            "row": training.row,
+            "folder": training.folder,
+            "steps": total,
+            "rows": {n: len(r) for n, r in material.rows.items()},
+            "phases": [(p.name, p.steps * p.passes) for p in built.phases],
+            "notes": built.notes,
+        },
+    )
 
     exams = {i: training.exam(t, {t.source_lang: dev[t.name]}) for i, t in enumerate(material.tasks) if t.name in dev}
 
     def on_round(round):
-        scores = {e.task.name: accuracy(evaluate(built.net, e, i, accelerator))[e.task.source_lang] for i, e in exams.items()}
+        scores = {
+            e.task.name: accuracy(evaluate(built.net, e, i, accelerator))[e.task.source_lang] for i, e in exams.items()
+        }
         watch("round", {"row": training.row, "round": round, "dev": scores})
         return {"dev": scores}
 
-    about = {"row": training.row.name, "title": training.row.title, "tasks": [t.name for t in material.tasks], "steps": total}
+    about = {
+        "row": training.row.name,
+        "title": training.row.title,
+        "tasks": [t.name for t in material.tasks],
+        "steps": total,
+    }
     before = environment(accelerator) | about
     write_json(training.folder / "environment.json", before)
-    rounds = fit(built.phases, loop_of(training.recipe), accelerator, training.folder, on_round, lambda line: watch("step", line | {"of": total}))
+    rounds = fit(
+        built.phases,
+        loop_of(training.recipe),
+        accelerator,
+        training.folder,
+        on_round,
+        lambda line: watch("step", line | {"of": total}),
+    )
     took = seconds(training.folder)
     write_json(training.folder / "environment.json", before | ({} if took is None else {"seconds": took}))
-    write_json(training.folder / "training.json", {
-        "row": asdict(training.row), "tasks": [t.name for t in material.tasks], "rounds": rounds, "notes": built.notes + remarks(training.folder),
-        "switch_rates": built.switch_rates(training.recipe.rounds - 1)})
+    write_json(
+        training.folder / "training.json",
+        {
+            "row": asdict(training.row),
+            "tasks": [t.name for t in material.tasks],
+            "rounds": rounds,
+            "notes": built.notes + remarks(training.folder),
+            "switch_rates": built.switch_rates(training.recipe.rounds - 1),
+        },
+    )

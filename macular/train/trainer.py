@@ -6,7 +6,8 @@
 __all__ = ['Phase', 'Loop', 'fit']
 
 # %% ../../nbs/train/07_trainer.ipynb #3c2b7a46
-import math, time
+import math
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -19,15 +20,16 @@ from accelerate.utils import send_to_device
 from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from .checkpoints import Checkpoints
 from ..core import EnvironmentProblem, NumericError, Stopped, StorageError, mix
 from ..interrupts import Listening
 from ..store import write_bytes, write_json
+from .checkpoints import Checkpoints
 
 # %% ../../nbs/train/07_trainer.ipynb #12f2b8fc
 @dataclass(frozen=True)
 class Phase:
     "Who learns, from what, by which loss"
+
     name: str
     trains: nn.Module  # its parameters that take gradients
     loss: Callable  # batch -> (scalar, {part: scalar})
@@ -38,9 +40,11 @@ class Phase:
     decay: bool = False  # the rate falls linearly to zero over all steps
     measure: Callable | None = None  # batches -> numbers to record at the end of the phase
 
+
 @dataclass(frozen=True)
 class Loop:
     "How often, and with what chance"
+
     rounds: int
     seed: int = 0
     clip: float = 1.0  # largest norm of a gradient
@@ -50,6 +54,7 @@ class Loop:
 # %% ../../nbs/train/07_trainer.ipynb #ddd0844e
 class _NotFinite(ArithmeticError):
     "What is not finite in a step -> its value"
+
 
 class _Learner:
     "A phase with its optimizer and schedule"
@@ -62,12 +67,16 @@ class _Learner:
         self.lr = lambda done: phase.lr * (max(0.0, 1 - done / total) if phase.decay else 1.0)
         self.prepared, self.done, self.at = accelerator.prepare(self.optimizer), 0, {}
 
-    def step(self, batch, *place) -> dict:  # the values of all loss parts; a batch may come in portions: (share of its items, batch)
+    def step(
+        self, batch, *place
+    ) -> dict:  # the values of all loss parts; a batch may come in portions: (share of its items, batch)
         torch.manual_seed(int(mix(*place) >> 1))
-        for group in self.optimizer.param_groups: group["lr"] = self.lr(self.done)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr(self.done)
         parts = Counter()
         for share, portion in batch if isinstance(batch, list) else [(1.0, batch)]:
-            with _memory(batch): parts.update({name: share * value for name, value in self._gradient(portion, share).items()})
+            with _memory(batch):
+                parts.update({name: share * value for name, value in self._gradient(portion, share).items()})
         self._cut()
         self.prepared.step()
         self.prepared.zero_grad()
@@ -76,7 +85,8 @@ class _Learner:
 
     def _gradient(self, batch, share):
         "Add the gradient of some items, by their share of the step's"
-        with self.accelerator.autocast(): loss, parts = self.phase.loss(send_to_device(batch, self.accelerator.device))
+        with self.accelerator.autocast():
+            loss, parts = self.phase.loss(send_to_device(batch, self.accelerator.device))
         parts = {name: value.item() for name, value in ({"loss": loss} | parts).items()}
         self._finite(parts)
         self.accelerator.backward(share * loss)
@@ -88,55 +98,86 @@ class _Learner:
         grads = {name: p.grad for name, p in self.params.items() if p.grad is not None}
         norm = get_total_norm(grads.values())
         if self.accelerator.scaler is None and not math.isfinite(norm.item()):  # fp16's scaler skips such a step itself
-            self._finite({"the gradient": norm.item()} | {f"the gradient of {name}": g.abs().sum().item() for name, g in grads.items()})
+            self._finite(
+                {"the gradient": norm.item()}
+                | {f"the gradient of {name}": g.abs().sum().item() for name, g in grads.items()}
+            )
         clip_grads_with_norm_(self.params.values(), self.clip, norm)
 
     def _finite(self, values):
         bad = {name: value for name, value in values.items() if not math.isfinite(value)}
-        if bad: raise _NotFinite(bad)
+        if bad:
+            raise _NotFinite(bad)
 
 # %% ../../nbs/train/07_trainer.ipynb #94bd43b0
 @contextmanager
 def _memory(batch):
     "Where memory runs out, say what takes less"
-    try: yield
+    try:
+        yield
     except RuntimeError as e:  # torch's own error on a GPU is one, too
-        if not isinstance(e, torch.OutOfMemoryError) and "allocate memory" not in str(e) and "not enough memory" not in str(e): raise
+        if (
+            not isinstance(e, torch.OutOfMemoryError)
+            and "allocate memory" not in str(e)
+            and "not enough memory" not in str(e)
+        ):
+            raise
         n = len(batch) if isinstance(batch, list) else 1
-        raise EnvironmentProblem(f"a step does not fit into memory {f'in {n} portions' if n > 1 else 'at once'}. Say accumulation={2 * n}: the same batch in {2 * n} portions, one after the "
-                                 "other, with the same mathematics, as their gradients are added up; only dropout falls elsewhere. Or take precision bf16, or a shorter max_length.") from e
+        raise EnvironmentProblem(
+            f"a step does not fit into memory {f'in {n} portions' if n > 1 else 'at once'}. Say accumulation={2 * n}: the same batch in {2 * n} portions, one after the "
+            "other, with the same mathematics, as their gradients are added up; only dropout falls elsewhere. Or take precision bf16, or a shorter max_length."
+        ) from e
+
 
 @contextmanager
 def _alone(active: _Learner, learners: list[_Learner]):
     "Only `active` takes gradients and trains; the others are frozen and evaluate"
     for l in learners:
-        for p in l.params.values(): p.requires_grad_(l is active)
+        for p in l.params.values():
+            p.requires_grad_(l is active)
         l.phase.trains.train(l is active)
-    try: yield
+    try:
+        yield
     finally:
         for l in learners:
-            for p in l.params.values(): p.requires_grad_(True)
+            for p in l.params.values():
+                p.requires_grad_(True)
             l.phase.trains.eval()
 
 # %% ../../nbs/train/07_trainer.ipynb #a3d7f1c2
 @contextmanager
 def _told(learner: _Learner, batches, loop: Loop, folder: Path | None):
     "Where a number is not finite, say of which step and items, and keep that"
-    try: yield
+    try:
+        yield
     except _NotFinite as e:
         bad, at = e.args[0], learner.at
         items = batches.named(at["batch"] - 1) if hasattr(batches, "named") else {}
         if folder:
             with suppress(StorageError):
-                write_json(folder / "nonfinite.json", at | {"seed": loop.seed, "not finite": {name: str(value) for name, value in bad.items()}, "items": items})
+                write_json(
+                    folder / "nonfinite.json",
+                    at
+                    | {
+                        "seed": loop.seed,
+                        "not finite": {name: str(value) for name, value in bad.items()},
+                        "items": items,
+                    },
+                )
         names = ", ".join(sorted(bad, key=("loss", "the gradient").__contains__)[:4])
-        raise NumericError(f"step {at['step']} (phase '{at['phase']}', round {at['round']}, batch {at['batch']}): {names[:200]} is not a finite number. "
-                           f"{_few(items)}No step was taken with it; the last checkpoint is kept{', and nonfinite.json says all of it' if folder else ''}. "
-                           "Try a smaller learning rate, or precision fp32.") from None
+        raise NumericError(
+            f"step {at['step']} (phase '{at['phase']}', round {at['round']}, batch {at['batch']}): {names[:200]} is not a finite number. "
+            f"{_few(items)}No step was taken with it; the last checkpoint is kept{', and nonfinite.json says all of it' if folder else ''}. "
+            "Try a smaller learning rate, or precision fp32."
+        ) from None
+
 
 def _few(items: dict) -> str:  # task -> ids
     "The first items of a batch, as a sentence"
-    named = [f"{name} {', '.join(str(x)[:40] for x in ids[:4])}{f' and {len(ids) - 4} more' if len(ids) > 4 else ''}" for name, ids in items.items()]
+    named = [
+        f"{name} {', '.join(str(x)[:40] for x in ids[:4])}{f' and {len(ids) - 4} more' if len(ids) > 4 else ''}"
+        for name, ids in items.items()
+    ]
     return f"Its items: {'; '.join(named)[:300]}. " if named else ""
 
 # %% ../../nbs/train/07_trainer.ipynb #ed006c89
@@ -149,19 +190,24 @@ class _Heard(Checkpoints):
 
     def end(self, where: str):
         "As the signal would have ended it, or as it was asked to"
-        if self.heard.number: self.heard.act()
+        if self.heard.number:
+            self.heard.act()
         raise Stopped(f"stopped in {where}; the same job goes on from there")
 
     @contextmanager
     def still(self, *place):  # step, rounds, record
         "While no step is taken, which may be long, a signal is answered at once"
         self.place = place
-        if self.heard.number: self._answer()
-        try: yield
-        finally: self.place = None
+        if self.heard.number:
+            self._answer()
+        try:
+            yield
+        finally:
+            self.place = None
 
     def _answer(self, number=None):
-        if self.place is None: return
+        if self.place is None:
+            return
         self.save(*self.place)
         self.heard.act()
 
@@ -170,24 +216,41 @@ class _Heard(Checkpoints):
         self.keep(len(rounds))
         self.note({"step": step, **rounds[-1]})
         self.save(step, rounds, {})
-        if self.heard.number: self.heard.act()
+        if self.heard.number:
+            self.heard.act()
 
 # %% ../../nbs/train/07_trainer.ipynb #496d29f2
 class _Nothing:
     "No folder: nothing is kept, and nothing is heard"
+
     heard = nullcontext()
-    def note(self, line): pass
-    def due(self): return False
-    def restore(self): return 0, [], {}
-    def asked(self, evaluate, *place): return False
-    def still(self, *place): return nullcontext()
-    def close(self, step, rounds): pass
+
+    def note(self, line):
+        pass
+
+    def due(self):
+        return False
+
+    def restore(self):
+        return 0, [], {}
+
+    def asked(self, evaluate, *place):
+        return False
+
+    def still(self, *place):
+        return nullcontext()
+
+    def close(self, step, rounds):
+        pass
 
 # %% ../../nbs/train/07_trainer.ipynb #d055e3be
 def _asked(path: Path) -> list[bytes]:  # of the file `control`
     "The words somebody left for a training"
-    try: return path.read_bytes().split()
-    except FileNotFoundError: return []
+    try:
+        return path.read_bytes().split()
+    except FileNotFoundError:
+        return []
+
 
 class _Kept(_Heard):
     "… and what somebody asks of it"
@@ -202,19 +265,26 @@ class _Kept(_Heard):
 
     def _go_on(self):
         "A pause is of the process that was paused"
-        if _asked(self.folder / "control") == [b"pause"]: (self.folder / "control").unlink(missing_ok=True)
+        if _asked(self.folder / "control") == [b"pause"]:
+            (self.folder / "control").unlink(missing_ok=True)
 
     def asked(self, evaluate: Callable, *place) -> bool:  # whether to stop; returns when a pause is over
         "Do what the words in `control` ask, between two steps; a pause saves first"
         path, words, since = self.folder / "control", [], None
         while not self.heard.number:
             words = _asked(path)
-            if words == [b"evaluate", b"pause"]: write_bytes(path, b"pause")
-            elif words in ([b"stop"], [b"evaluate"]): path.unlink(missing_ok=True)
-            if words in ([b"evaluate"], [b"evaluate", b"pause"]): self.note(evaluate())
-            elif words == [b"pause"]: since = self._wait(since, place)
-            else: break
-        if since: self.begun += time.monotonic() - since
+            if words == [b"evaluate", b"pause"]:
+                write_bytes(path, b"pause")
+            elif words in ([b"stop"], [b"evaluate"]):
+                path.unlink(missing_ok=True)
+            if words in ([b"evaluate"], [b"evaluate", b"pause"]):
+                self.note(evaluate())
+            elif words == [b"pause"]:
+                since = self._wait(since, place)
+            else:
+                break
+        if since:
+            self.begun += time.monotonic() - since
         return bool(self.heard.number) or words == [b"stop"]
 
     def _wait(self, since, place):
@@ -251,18 +321,25 @@ def fit(
         for round in range(len(rounds), loop.rounds):
             for l in learners:
                 start, step = step, step + l.phase.passes * l.phase.steps
-                if step < done or step == done and not l.phase.measure: continue
+                if step < done or step == done and not l.phase.measure:
+                    continue
                 with _alone(l, learners):
-                    with kept.still(max(start, done), rounds, record): batches = l.phase.data(round)
+                    with kept.still(max(start, done), rounds, record):
+                        batches = l.phase.data(round)
                     with _told(l, batches, loop, folder):
                         for now, line in _walk(l, batches, round, start, done, loop):
                             kept.note(line)
-                            if on_step: on_step(line)
+                            if on_step:
+                                on_step(line)
                             stop = kept.asked(lambda: _evaluate(l, on_round, now, now / whole), now, rounds, record)
-                            if stop or kept.due(): kept.save(now, rounds, record)
-                            if stop: kept.end(f"round {round + 1}, phase '{l.phase.name}', step {now}")
-                    with kept.still(step, rounds, record): record |= l.phase.measure(batches) if l.phase.measure else {}
-            with kept.still(step, rounds, record): found = {"round": round + 1} | record | (on_round(round + 1) if on_round else {})
+                            if stop or kept.due():
+                                kept.save(now, rounds, record)
+                            if stop:
+                                kept.end(f"round {round + 1}, phase '{l.phase.name}', step {now}")
+                    with kept.still(step, rounds, record):
+                        record |= l.phase.measure(batches) if l.phase.measure else {}
+            with kept.still(step, rounds, record):
+                found = {"round": round + 1} | record | (on_round(round + 1) if on_round else {})
             rounds.append(found)  # from here on the round counts as done, and a signal waits until its weights are kept
             record = {}
             kept.close(step, rounds)
@@ -275,7 +352,8 @@ def _walk(learner, batches: Sequence, round: int, step: int, done: int, loop: Lo
     for turn in range(phase.passes):
         for b in range(len(batches)):
             step += 1
-            if step <= done: continue
+            if step <= done:
+                continue
             learner.at = {"step": step, "round": round + 1, "phase": phase.name, "pass": turn + 1, "batch": b + 1}
             parts = learner.step(batches[b], loop.seed, phase.name, round, turn, b)
             yield step, learner.at | parts

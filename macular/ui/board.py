@@ -15,9 +15,9 @@ import numpy as np
 from markupsafe import Markup
 
 from ..core import ParameterError, unknown
+from ..results.compare import Comparison, compare
 from ..results.figures import label
 from ..results.predictions import read
-from ..results.compare import Comparison, compare
 from ..results.records import SELECTIONS, Record
 from ..results.statistics import by_seed, common, design, select
 from ..results.tables import SPREADS, Cell, Table, as_csv, beside_paper, languages, overview, rows_of, task_title
@@ -31,15 +31,23 @@ def records_of(
     what,  # records, or a path that `macular.results.predictions.read` reads
 ) -> list[Record]:
     "Records, wherever they are"
-    found = [what] if isinstance(what, Record) else read(what) if isinstance(what, str) or hasattr(what, "exists") else list(what)
-    if not found: raise ParameterError("there are no records to show; does select(…) leave any?")
+    found = (
+        [what]
+        if isinstance(what, Record)
+        else read(what)
+        if isinstance(what, str) or hasattr(what, "exists")
+        else list(what)
+    )
+    if not found:
+        raise ParameterError("there are no records to show; does select(…) leave any?")
     return found
 
 # %% ../../nbs/ui/03_board.ipynb #f1c5bbba
 def varying(records: Iterable[Record]) -> tuple:
     "The parameters and tags in which runs of one method on one task differ"
     kinds = {}
-    for r in records: kinds.setdefault((r.method, r.task), []).append(design(r))
+    for r in records:
+        kinds.setdefault((r.method, r.task), []).append(design(r))
     names = dict.fromkeys(name for found in kinds.values() for d in found for name in d)
     return tuple(n for n in names if any(len({str(d.get(n)) for d in found}) > 1 for found in kinds.values()))
 
@@ -50,42 +58,80 @@ def ordered(
     contains: str = "",  # only rows with this in a text
 ) -> Table:
     "A table with some of its rows, in another order"
-    if sort and sort not in table.columns: raise ParameterError(unknown("column", sort, table.columns))
-    def rank(c): return (0, -c.value, "") if isinstance(c, Cell) else (1, 0.0, str(c).lower())
-    rows = [r for r in table.rows if not contains or any(contains.lower() in c.lower() for c in r if isinstance(c, str))]
+    if sort and sort not in table.columns:
+        raise ParameterError(unknown("column", sort, table.columns))
+
+    def rank(c):
+        return (0, -c.value, "") if isinstance(c, Cell) else (1, 0.0, str(c).lower())
+
+    rows = [
+        r for r in table.rows if not contains or any(contains.lower() in c.lower() for c in r if isinstance(c, str))
+    ]
     return replace(table, rows=sorted(rows, key=lambda r: rank(r[table.columns.index(sort)])) if sort else rows)
 
 # %% ../../nbs/ui/03_board.ipynb #643631b6
 def links(table: Table) -> Markup:
     "A table to take along: in three formats, each a link"
     link = Markup('<a download="{}" href="data:{};base64,{}">{}</a>')
-    formats = (("table.md", "text/markdown", table.markdown()), ("table.tex", "text/x-tex", table.latex()), ("table.csv", "text/csv", as_csv(table)))
-    return Markup(" · ").join(link.format(name, kind, base64.b64encode(text.encode()).decode(), name) for name, kind, text in formats)
+    formats = (
+        ("table.md", "text/markdown", table.markdown()),
+        ("table.tex", "text/x-tex", table.latex()),
+        ("table.csv", "text/csv", as_csv(table)),
+    )
+    return Markup(" · ").join(
+        link.format(name, kind, base64.b64encode(text.encode()).decode(), name) for name, kind, text in formats
+    )
+
 
 def page(table: Table) -> Markup:
     "A table, what must be known of it, and its links"
     number = Markup('<span style="white-space:nowrap;font-weight:{}">{}</span>')
-    def cell(c): return number.format("bold" if c.best else "normal", c.text()) if isinstance(c, Cell) else c
-    told = Markup("").join(Markup("<p><small>{}</small></p>").format(safe(n)) for n in (table.caption, *table.notes) if n)
-    return grid(table.columns, [[cell(c) for c in row] for row in table.rows]) + told + Markup("<p>{}</p>").format(links(table))
+
+    def cell(c):
+        return number.format("bold" if c.best else "normal", c.text()) if isinstance(c, Cell) else c
+
+    told = Markup("").join(
+        Markup("<p><small>{}</small></p>").format(safe(n)) for n in (table.caption, *table.notes) if n
+    )
+    return (
+        grid(table.columns, [[cell(c) for c in row] for row in table.rows])
+        + told
+        + Markup("<p>{}</p>").format(links(table))
+    )
 
 # %% ../../nbs/ui/03_board.ipynb #837f99af
 SHOWN = ("languages", "tasks", "beside paper", "selections")
-MINI = Markup("<p><small>The mini world: a positive control, no evidence about real languages; the paper's numbers are of another world.</small></p>")
+MINI = Markup(
+    "<p><small>The mini world: a positive control, no evidence about real languages; the paper's numbers are of another world.</small></p>"
+)
+
 
 def _table(records, show, task, choice):
-    if show == "languages": return languages(select(records, task=task), choice)
-    if show == "tasks": return overview(records, choice)
-    if show == "beside paper": return beside_paper(records, choice)
-    if show == "selections": return by_selection(records, choice)
+    if show == "languages":
+        return languages(select(records, task=task), choice)
+    if show == "tasks":
+        return overview(records, choice)
+    if show == "beside paper":
+        return beside_paper(records, choice)
+    if show == "selections":
+        return by_selection(records, choice)
     raise ParameterError(unknown("table", show, SHOWN))
+
 
 def _named(view, options):
     "A dropdown for each value that has options, a field for each other"
     import ipywidgets as w
-    def one(name, value): return w.Dropdown(options=options[name], value=value, description=name) if name in options else w.Text(value, description=name, continuous_update=True)
+
+    def one(name, value):
+        return (
+            w.Dropdown(options=options[name], value=value, description=name)
+            if name in options
+            else w.Text(value, description=name, continuous_update=True)
+        )
+
     named = {name: one(name, value) for name, value in view.values.items()}
     return named, [w.Box([*named.values()], layout=w.Layout(flex_flow="row wrap"))]
+
 
 def board(
     records,  # or a path
@@ -94,20 +140,37 @@ def board(
     "Methods in a table: choose, sort, filter, export"
     records = records_of(records)
     rows, mini = varying(records), any(r.backbone.startswith("mini-") for r in records)
+
     def draw(show, task, against, spread, selection, sort, contains):
         found = _table(records, show, task, Choice(against, spread, selection, rows=rows))
         return page(ordered(found, sort if sort in found.columns else "", contains)) + MINI * mini
+
     there, named = dict.fromkeys(r.task for r in records), dict.fromkeys(r.method for r in records)
     langs = dict.fromkeys(x for r in records for x in r.langs)
-    options = {"show": SHOWN, "task": [*there], "against": ["", *named], "spread": [*SPREADS], "selection": SELECTIONS,
-               "sort": ["", "method", "mean", *there, *langs, "ours", "difference"]}
-    first = dict(show="languages", task=next(iter(there)), against="", spread="interval", selection="en_dev", sort="", contains="")
+    options = {
+        "show": SHOWN,
+        "task": [*there],
+        "against": ["", *named],
+        "spread": [*SPREADS],
+        "selection": SELECTIONS,
+        "sort": ["", "method", "mean", *there, *langs, "ours", "difference"],
+    }
+    first = dict(
+        show="languages",
+        task=next(iter(there)),
+        against="",
+        spread="interval",
+        selection="en_dev",
+        sort="",
+        contains="",
+    )
     return View(draw, lambda view: _named(view, options), **first).change(**start)
 
 # %% ../../nbs/ui/03_board.ipynb #328f932b
 def _forest(found: Comparison):
     "Differences by language"
     from matplotlib.figure import Figure
+
     rows = sorted(found.languages.rows, key=lambda r: r[3].value)
     figure = Figure(figsize=(5, 0.26 * len(rows) + 0.8), dpi=85)
     ax = figure.subplots()
@@ -116,15 +179,26 @@ def _forest(found: Comparison):
         ax.plot([0, r[3].value], [i, i], color="grey", lw=1)
         ax.plot(r[3].value, i, "o", color="#0072b2", markerfacecolor="#0072b2" if separable else "white")
     ax.axvline(0, color="black", lw=0.8)
-    ax.set(yticks=range(len(rows)), yticklabels=[label(r[0]) for r in rows], xlabel=label(f"{found.names[0]} − {found.names[1]}, points"))
+    ax.set(
+        yticks=range(len(rows)),
+        yticklabels=[label(r[0]) for r in rows],
+        xlabel=label(f"{found.names[0]} − {found.names[1]}, points"),
+    )
     ax.grid(axis="x", alpha=0.3)
     return figure
 
+
 def told(found: Comparison) -> Markup:
     "A comparison on a page"
-    made = grid(("made with", *found.names), [(k, *map(str, pair)) for k, pair in found.settings.items()]) if found.settings else Markup("<p>Made alike.</p>")
+    made = (
+        grid(("made with", *found.names), [(k, *map(str, pair)) for k, pair in found.settings.items()])
+        if found.settings
+        else Markup("<p>Made alike.</p>")
+    )
     notes = Markup("").join(Markup("<p>{}</p>").format(safe(n)) for n in found.notes)
-    side = Markup('<div style="display:flex;flex-wrap:wrap;gap:2em;align-items:flex-start"><div>{}</div><div>{}</div></div>')
+    side = Markup(
+        '<div style="display:flex;flex-wrap:wrap;gap:2em;align-items:flex-start"><div>{}</div><div>{}</div></div>'
+    )
     head = Markup("<p><b>{} − {}</b>: {}</p>").format(*found.names, str(found.effect))
     return head + made + side.format(page(found.languages), picture(_forest(found), "differences by language")) + notes
 
@@ -138,11 +212,14 @@ def versus(
     there = [*dict.fromkeys(r.task for r in records)]
     first, by = {"task": start.get("task", there[0])}, varying(records)
     rows = [*rows_of(select(records, task=first["task"]), by)]
+
     def draw(task, a, b):
         found = rows_of(select(records, task=task), by)
         for name in (a, b):
-            if name not in found: raise ParameterError(unknown(f"row of {task_title(task)}", name, found))
+            if name not in found:
+                raise ParameterError(unknown(f"row of {task_title(task)}", name, found))
         return told(compare(found[a], found[b]))
+
     options = {"task": there, "a": [*rows_of(records, by)], "b": [*rows_of(records, by)]}
     return View(draw, lambda view: _named(view, options), **first, a=rows[-1], b=rows[0]).change(**start)
 
@@ -153,12 +230,20 @@ def means(
 ):  # a data frame, rows by languages
     "Mean accuracy over seeds, by row and language"
     import pandas as pd
+
     rows = rows_of(records, varying(records))
     langs = dict.fromkeys(x for r in records for x in r.langs)
-    found = pd.DataFrame({name: {x: by_seed(own, [x]).mean() if x in common(own) else np.nan for x in langs} for name, own in rows.items()}).T
-    if not against: return found
+    found = pd.DataFrame(
+        {
+            name: {x: by_seed(own, [x]).mean() if x in common(own) else np.nan for x in langs}
+            for name, own in rows.items()
+        }
+    ).T
+    if not against:
+        return found
     base = [name for name, own in rows.items() if own[0].method == against]
-    if len(base) != 1: raise ParameterError(f"against='{against}': {len(base)} rows are of that method")
+    if len(base) != 1:
+        raise ParameterError(f"against='{against}': {len(base)} rows are of that method")
     return (found - found.loc[base[0]]).drop(index=base)
 
 # %% ../../nbs/ui/03_board.ipynb #405fb9c7
@@ -170,10 +255,19 @@ def heat(
     "A figure of rows by languages"
     import seaborn as sns
     from matplotlib.figure import Figure
+
     figure = Figure(figsize=(0.62 * len(table.columns) + 3, 0.36 * len(table) + 1.1), dpi=85)
     colours = dict(cmap="PuOr_r", center=0) if difference else dict(cmap="cividis")
-    ax = sns.heatmap(table.rename(index=label, columns=label), ax=figure.subplots(), annot=True, fmt="+.1f" if difference else ".1f", annot_kws={"size": 8}, linewidths=0.5,
-                     cbar_kws={"label": "points" if difference else "%"}, **colours)
+    ax = sns.heatmap(
+        table.rename(index=label, columns=label),
+        ax=figure.subplots(),
+        annot=True,
+        fmt="+.1f" if difference else ".1f",
+        annot_kws={"size": 8},
+        linewidths=0.5,
+        cbar_kws={"label": "points" if difference else "%"},
+        **colours,
+    )
     ax.set(title=label(title), xlabel="", ylabel="")
     return figure
 
@@ -185,12 +279,17 @@ def heat_map(
     "Languages as colours"
     records = records_of(records)
     there, named = [*dict.fromkeys(r.task for r in records)], [*dict.fromkeys(r.method for r in records)]
+
     def draw(task, against, order):
         own = select(records, task=task)
         table = means(own, against)
-        if order in table.index: table = table[table.loc[order].sort_values(ascending=False).index]
+        if order in table.index:
+            table = table[table.loc[order].sort_values(ascending=False).index]
         seeds = len({r.seed for r in own})
         title = f"{task_title(task)}, {f'less {name_of(against)}, points' if against else 'accuracy, %'}; mean of {seeds} seed{'s' * (seeds != 1)}"
         return picture(heat(table, title, bool(against)), title)
+
     options = {"task": there, "against": ["", *named], "order": ["as the task", *rows_of(records, varying(records))]}
-    return View(draw, lambda view: _named(view, options), task=there[0], against="", order="as the task").change(**start)
+    return View(draw, lambda view: _named(view, options), task=there[0], against="", order="as the task").change(
+        **start
+    )

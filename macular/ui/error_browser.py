@@ -14,17 +14,19 @@ from functools import cache
 from markupsafe import Markup
 
 from ..core import DataError, ParameterError, resolve, unknown
-from ..train.inputs import Data
 from ..data.lexicon import CHUNK, split
 from ..store import read_json
+from ..train.inputs import Data
 from .views import View, bar, data_of, grid, safe
 
 # %% ../../nbs/ui/04_error_browser.ipynb #1e219107
 KINDS = ("flipped", "wrong in both", "confident and wrong", "right in both", "only the other is right", "all")
 
+
 @dataclass(frozen=True)
 class Answers:
     "What a run answered, and the rows it was asked"
+
     data: Data
     split: str
     predictions: object  # the data frame of predictions.parquet
@@ -36,40 +38,61 @@ class Answers:
 
     def pairs(self, lang: str):
         "Items with both answers: a data frame with the columns of each twice, `_src` the source language's"
-        if lang not in self.langs: raise ParameterError(unknown("language of the run", lang, self.langs))
+        if lang not in self.langs:
+            raise ParameterError(unknown("language of the run", lang, self.langs))
         side = {x: self.predictions[self.predictions["language"] == x] for x in (self.data.target.source_lang, lang)}
         both = side[self.data.target.source_lang].merge(side[lang], on="item", suffixes=("_src", ""))
         names = [c for c in self.predictions if c.startswith("p_")]
-        return both.assign(sure=both[names].max(axis=1), right_src=both["label_src"] == both["prediction_src"], right=both["label"] == both["prediction"])
+        return both.assign(
+            sure=both[names].max(axis=1),
+            right_src=both["label_src"] == both["prediction_src"],
+            right=both["label"] == both["prediction"],
+        )
+
 
 def answers(run) -> Answers:  # of a finished run's folder
     "A run's predictions beside the texts"
     import pandas as pd
+
     folder, data = resolve(run), data_of(run=run)
     found = pd.read_parquet(folder / "predictions.parquet")
-    if set(found["language"]) <= {data.target.source_lang}: raise DataError(f"{folder.name} was scored in {data.target.source_lang} only; there is no other language to compare with")
+    if set(found["language"]) <= {data.target.source_lang}:
+        raise DataError(
+            f"{folder.name} was scored in {data.target.source_lang} only; there is no other language to compare with"
+        )
     return Answers(data, read_json(folder / "result.json")["split"], found)
 
 # %% ../../nbs/ui/04_error_browser.ipynb #3dd0c646
 SURE = 0.9  # from which probability on an answer is confident
+
 
 def of_kind(
     both,  # from `Answers.pairs`
     kind: str,
 ):
     "The items of a kind, the surest answers first"
-    if kind not in KINDS: raise ParameterError(unknown("kind", kind, KINDS))
+    if kind not in KINDS:
+        raise ParameterError(unknown("kind", kind, KINDS))
     a, b = both["right_src"], both["right"]
-    chosen = {"flipped": a & ~b, "wrong in both": ~a & ~b, "confident and wrong": ~b & (both["sure"] >= SURE), "right in both": a & b,
-              "only the other is right": ~a & b, "all": a | ~a}[kind]
+    chosen = {
+        "flipped": a & ~b,
+        "wrong in both": ~a & ~b,
+        "confident and wrong": ~b & (both["sure"] >= SURE),
+        "right in both": a & b,
+        "only the other is right": ~a & b,
+        "all": a | ~a,
+    }[kind]
     return both[chosen].sort_values("sure", ascending=False, kind="stable")
 
 # %% ../../nbs/ui/04_error_browser.ipynb #f6ceaecb
 UNSPACED = ("zh", "ja", "th")  # written without blanks between words
 
+
 def _stands(translation, text, lang):
-    if lang in UNSPACED: return translation in text
+    if lang in UNSPACED:
+        return translation in text
     return re.search(rf"(?<!\w){re.escape(translation.lower())}(?!\w)", text.lower()) is not None
+
 
 def taught(
     source: Iterable[str],  # the texts in the source language
@@ -87,16 +110,27 @@ def share(found: list) -> float:  # from `taught`
     "The share of an item's words that could have been taught"
     return sum(t is not None for _, _, t in found) / max(1, len(found))
 
+
 def shares(answers: Answers, lang: str) -> dict:
     "The mean share by what became of the item"
     import pandas as pd
+
     both, texts = answers.pairs(lang), {x: _texts(answers, x) for x in (answers.data.target.source_lang, lang)}
     words = _dictionary(answers, lang)
-    values = [share(taught(texts[answers.data.target.source_lang][i], texts[lang][i], words, lang)) for i in both["item"]]
-    state = both["right_src"].map({True: "right", False: "wrong"}) + " → " + both["right"].map({True: "right", False: "wrong"})
+    values = [
+        share(taught(texts[answers.data.target.source_lang][i], texts[lang][i], words, lang)) for i in both["item"]
+    ]
+    state = (
+        both["right_src"].map({True: "right", False: "wrong"})
+        + " → "
+        + both["right"].map({True: "right", False: "wrong"})
+    )
     return pd.Series(values).groupby(state.to_numpy()).agg(["size", "mean"]).to_dict("index")
 
-def _dictionary(answers, lang): return answers.data.lexicon[lang] if lang in answers.data.lexicon else {}
+
+def _dictionary(answers, lang):
+    return answers.data.lexicon[lang] if lang in answers.data.lexicon else {}
+
 
 def _texts(answers, lang):
     rows = answers.data.rows(answers.data.target, answers.split, lang)
@@ -109,9 +143,16 @@ def _answer(row, end, names):
     odds = Markup("<br>").join(Markup("{} {}").format(bar(row[f"p_{n}{end}"], 3), n) for n in names)
     return Markup("{} <b>{}</b><br>{}").format("✓ right:" if right else "✗ wrong:", row[f"prediction{end}"], odds)
 
+
 def _word(w, translations, found):
-    if found: return (w, Markup("<b><bdi>{}</bdi></b>").format(found), "in the text: could have been taught")
-    return (w, Markup("<bdi>{}</bdi>").format(", ".join(translations)), "the text says it differently" if translations else "no entry")
+    if found:
+        return (w, Markup("<b><bdi>{}</bdi></b>").format(found), "in the text: could have been taught")
+    return (
+        w,
+        Markup("<bdi>{}</bdi>").format(", ".join(translations)),
+        "the text says it differently" if translations else "no entry",
+    )
+
 
 def item_page(
     answers: Answers,
@@ -121,17 +162,37 @@ def item_page(
     "An item in both languages, the answers, the words"
     source, names = answers.data.target.source_lang, answers.data.target.labels
     texts = {x: _texts(answers, x)[row["item"]] for x in (source, lang)}
-    sides = [(x, *(Markup('<bdi style="white-space:pre-wrap">{}</bdi>').format(safe(t)) for t in texts[x]), _answer(row, end, names)) for x, end in ((source, "_src"), (lang, ""))]
+    sides = [
+        (
+            x,
+            *(Markup('<bdi style="white-space:pre-wrap">{}</bdi>').format(safe(t)) for t in texts[x]),
+            _answer(row, end, names),
+        )
+        for x, end in ((source, "_src"), (lang, ""))
+    ]
     words = taught(texts[source], texts[lang], _dictionary(answers, lang), lang)
-    table = grid((source, lang, ""), [_word(*w) for w in words]) if lang in answers.data.lexicon else Markup("<p>There is no dictionary for {}.</p>").format(lang)
+    table = (
+        grid((source, lang, ""), [_word(*w) for w in words])
+        if lang in answers.data.lexicon
+        else Markup("<p>There is no dictionary for {}.</p>").format(lang)
+    )
     head = Markup("<p>item <code>{}</code>, label <b>{}</b></p>").format(row["item"], row["label"])
     return head + grid(("", *answers.data.target.fields, "answer"), sides) + table
 
 # %% ../../nbs/ui/04_error_browser.ipynb #8cda3d32
 def _overview(answers, both, found, lang, kind):
-    counts = grid(("kind", "items"), [(Markup("<b>{}</b>" if k == kind else "{}").format(k), len(of_kind(both, k))) for k in KINDS])
-    words = grid((f"{answers.data.target.source_lang} → {lang}", "items", "words a dictionary could have taught"), [(k, v["size"], bar(v["mean"])) for k, v in found.items()])
-    return Markup('<div style="display:flex;flex-wrap:wrap;gap:0 2.5em;align-items:flex-start">{}{}</div>').format(counts, words)
+    counts = grid(
+        ("kind", "items"),
+        [(Markup("<b>{}</b>" if k == kind else "{}").format(k), len(of_kind(both, k))) for k in KINDS],
+    )
+    words = grid(
+        (f"{answers.data.target.source_lang} → {lang}", "items", "words a dictionary could have taught"),
+        [(k, v["size"], bar(v["mean"])) for k, v in found.items()],
+    )
+    return Markup('<div style="display:flex;flex-wrap:wrap;gap:0 2.5em;align-items:flex-start">{}{}</div>').format(
+        counts, words
+    )
+
 
 def errors(
     run,  # folder of a finished run
@@ -140,17 +201,37 @@ def errors(
     "English against another language, item by item"
     found = answers(run)
     pairs, words = cache(found.pairs), cache(lambda lang: shares(found, lang))
+
     def draw(lang, kind, number):
         items = of_kind(pairs(lang), kind)
-        page = item_page(found, items.iloc[number % len(items)], lang) if len(items) else Markup("<p>There is none of this kind.</p>")
-        return Markup("<p><b>{}</b> in {}: {} of {}</p>").format(kind, lang, number % max(1, len(items)) + bool(len(items)), len(items)) + page + _overview(found, pairs(lang), words(lang), lang, kind)
+        page = (
+            item_page(found, items.iloc[number % len(items)], lang)
+            if len(items)
+            else Markup("<p>There is none of this kind.</p>")
+        )
+        return (
+            Markup("<p><b>{}</b> in {}: {} of {}</p>").format(
+                kind, lang, number % max(1, len(items)) + bool(len(items)), len(items)
+            )
+            + page
+            + _overview(found, pairs(lang), words(lang), lang, kind)
+        )
+
     def controls(view):
         import ipywidgets as w
-        named = {"lang": w.Dropdown(options=found.langs, value=view.values["lang"], description="language"),
-                 "kind": w.Dropdown(options=KINDS, value=view.values["kind"], description="kind"),
-                 "number": w.BoundedIntText(view.values["number"], 0, 10**6, description="number")}
-        steps = [(w.Button(description=name, tooltip=f"the {name} item"), by) for name, by in (("previous", -1), ("next", 1))]
-        for button, by in steps: button.on_click(lambda _, by=by: view.change(number=max(0, view.values["number"] + by)))
-        for name in ("lang", "kind"): named[name].observe(lambda _: view.change(number=0), "value")
+
+        named = {
+            "lang": w.Dropdown(options=found.langs, value=view.values["lang"], description="language"),
+            "kind": w.Dropdown(options=KINDS, value=view.values["kind"], description="kind"),
+            "number": w.BoundedIntText(view.values["number"], 0, 10**6, description="number"),
+        }
+        steps = [
+            (w.Button(description=name, tooltip=f"the {name} item"), by) for name, by in (("previous", -1), ("next", 1))
+        ]
+        for button, by in steps:
+            button.on_click(lambda _, by=by: view.change(number=max(0, view.values["number"] + by)))
+        for name in ("lang", "kind"):
+            named[name].observe(lambda _: view.change(number=0), "value")
         return named, [w.HBox([*named.values(), *(b for b, _ in steps)])]
+
     return View(draw, controls, lang=found.langs[0], kind="flipped", number=0).change(**start)

@@ -6,7 +6,8 @@
 __all__ = ['WORDS', 'NEWEST', 'trainings', 'Status', 'status', 'ask', 'begin', 'wait_for', 'told', 'training_page', 'live']
 
 # %% ../../nbs/ui/05_live.ipynb #76c120e8
-import threading, time
+import threading
+import time
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -16,8 +17,8 @@ from markupsafe import Markup
 from ..core import ParameterError, resolve, unknown
 from ..jobs.engines import attempt
 from ..results.figures import curves, history, rounds_of
-from ..train.config import Job
 from ..store import held, read_json, write_bytes
+from ..train.config import Job
 from .views import View, picture
 
 # %% ../../nbs/ui/05_live.ipynb #1d4ab4a8
@@ -26,9 +27,13 @@ def trainings(
 ) -> dict:  # name -> folder; the newest first among results
     "The trainings in a folder"
     folder = resolve(folder)
-    if (folder / "environment.json").is_file() and not (folder / "config.json").is_file(): return {folder.name: folder}
+    if (folder / "environment.json").is_file() and not (folder / "config.json").is_file():
+        return {folder.name: folder}
     if (folder / "result.json").is_file():
-        return {name: folder.parent / "trainings" / t["key"] for name, t in read_json(folder / "result.json")["trainings"].items()}
+        return {
+            name: folder.parent / "trainings" / t["key"]
+            for name, t in read_json(folder / "result.json")["trainings"].items()
+        }
     begun = sorted((folder / "trainings").glob("*/environment.json"), key=lambda p: -p.stat().st_mtime_ns)
     return {p.parent.name: p.parent for p in begun}
 
@@ -36,6 +41,7 @@ def trainings(
 @dataclass(frozen=True)
 class Status:
     "Where a training stands"
+
     title: str
     state: str  # running, paused, stopped (also killed) or finished
     step: int = 0
@@ -45,39 +51,64 @@ class Status:
     best: int = 0  # round, counted from 1; 0: none is done
     dev: float = float("nan")  # percent, of the best round: the mean over its tasks
 
+
 def _state(folder):
-    if (folder / "training.json").is_file(): return "finished"
-    if not held(folder): return "stopped"
+    if (folder / "training.json").is_file():
+        return "finished"
+    if not held(folder):
+        return "stopped"
     return "paused" if _control(folder).endswith(b"pause") else "running"
 
+
 def _control(folder):
-    try: return (folder / "control").read_bytes().strip()
-    except FileNotFoundError: return b""
+    try:
+        return (folder / "control").read_bytes().strip()
+    except FileNotFoundError:
+        return b""
+
 
 def status(
     folder: Path,  # of a training
 ) -> Status:
     "Read how far a training is"
     about, steps = read_json(folder / "environment.json"), history(folder)
-    dev = {r["round"]: sum(r["dev"].values()) / len(r["dev"]) for r in rounds_of(folder) if "asked" not in r and r.get("dev")}
+    dev = {
+        r["round"]: sum(r["dev"].values()) / len(r["dev"])
+        for r in rounds_of(folder)
+        if "asked" not in r and r.get("dev")
+    }
     best = max(dev, key=dev.get, default=0)
     last = steps.iloc[-1] if len(steps) else {"step": 0, "round": 0, "phase": ""}
     title = " on ".join(filter(None, [about.get("title", folder.name), ", ".join(about.get("tasks", ()))]))
-    return Status(title, _state(folder), int(last["step"]), about.get("steps", 0), int(last["round"]), last["phase"], best, dev.get(best, float("nan")))
+    return Status(
+        title,
+        _state(folder),
+        int(last["step"]),
+        about.get("steps", 0),
+        int(last["round"]),
+        last["phase"],
+        best,
+        dev.get(best, float("nan")),
+    )
 
 # %% ../../nbs/ui/05_live.ipynb #2a5364ee
 WORDS = ("stop", "pause", "go on", "evaluate")
+
 
 def ask(
     folder: Path,  # of a training
     word: str,
 ) -> str:  # what was asked, in words
     "Leave a word for a training"
-    if word not in WORDS: raise ParameterError(unknown("word for a training", word, WORDS))
+    if word not in WORDS:
+        raise ParameterError(unknown("word for a training", word, WORDS))
     state = _state(folder)
-    if state not in ("running", "paused"): return f"it is {state}: nothing was asked"
-    if word == "go on": (folder / "control").unlink(missing_ok=True)
-    else: write_bytes(folder / "control", b"evaluate pause" if (word, state) == ("evaluate", "paused") else word.encode())
+    if state not in ("running", "paused"):
+        return f"it is {state}: nothing was asked"
+    if word == "go on":
+        (folder / "control").unlink(missing_ok=True)
+    else:
+        write_bytes(folder / "control", b"evaluate pause" if (word, state) == ("evaluate", "paused") else word.encode())
     return f"asked to {word}"
 
 # %% ../../nbs/ui/05_live.ipynb #18fcd8ae
@@ -87,6 +118,7 @@ def begin(job: Job):
     process.start()
     return process
 
+
 def wait_for(
     folder,  # as for `trainings`
     when,  # Status -> bool
@@ -95,53 +127,87 @@ def wait_for(
     "Wait until the newest training is so far"
     for _ in range(int(seconds / 0.05)):
         for found in list(trainings(folder).values())[:1]:
-            if when(status(found)): return found
+            if when(status(found)):
+                return found
         threading.Event().wait(0.05)
     raise ParameterError(f"within {seconds} s it did not come so far")
 
 # %% ../../nbs/ui/05_live.ipynb #afddda96
-_SAID = {"running": "▶ running", "paused": "⏸ paused", "stopped": "⏹ stopped; the same job goes on from here", "finished": "✓ finished"}
+_SAID = {
+    "running": "▶ running",
+    "paused": "⏸ paused",
+    "stopped": "⏹ stopped; the same job goes on from here",
+    "finished": "✓ finished",
+}
+
 
 def told(s: Status) -> Markup:
     "A status on a page"
     bar = Markup('<progress value="{}" max="{}"></progress> ').format(s.step, s.steps) if s.steps else ""
-    where = f"step {s.step:,}{f' of {s.steps:,}' if s.steps else ''}" + (f", round {s.round}, phase {s.phase}" if s.state != "finished" and s.phase else "")
-    best = f"; best round{' so far' * (s.state != 'finished')} {s.best}, {s.dev:.1f} % on dev, its weights are kept" if s.best else ""
+    where = f"step {s.step:,}{f' of {s.steps:,}' if s.steps else ''}" + (
+        f", round {s.round}, phase {s.phase}" if s.state != "finished" and s.phase else ""
+    )
+    best = (
+        f"; best round{' so far' * (s.state != 'finished')} {s.best}, {s.dev:.1f} % on dev, its weights are kept"
+        if s.best
+        else ""
+    )
     return Markup("<p><b>{}</b><br>{}{}: {}{}</p>").format(s.title, bar, _SAID[s.state], where, best)
+
 
 def training_page(folder: Path) -> Markup:
     "A training's status and curves"
     from matplotlib.figure import Figure
+
     s = status(folder)
-    if not s.step: return told(s)
-    return told(s) + picture(curves(folder, figure=Figure(figsize=(9.6, 2.9), dpi=80)), f"losses, discriminators and dev accuracy of {s.title}")
+    if not s.step:
+        return told(s)
+    return told(s) + picture(
+        curves(folder, figure=Figure(figsize=(9.6, 2.9), dpi=80)),
+        f"losses, discriminators and dev accuracy of {s.title}",
+    )
 
 # %% ../../nbs/ui/05_live.ipynb #5b0985f4
 NEWEST = "the newest"
 
+
 def _chosen(folder, training):
     found = trainings(folder)
-    if training == "all": return list(found.values())
-    if training != NEWEST and training not in found: raise ParameterError(unknown("training", training, found))
+    if training == "all":
+        return list(found.values())
+    if training != NEWEST and training not in found:
+        raise ParameterError(unknown("training", training, found))
     return [found[training]] if training in found else list(found.values())[:1]
+
 
 def _seen(folders):
     "What changes when a training goes on"
-    def stamp(path): return path.stat().st_mtime_ns if path.exists() else 0
-    return [(f, *(stamp(f / name) for name in ("history.jsonl", "training.json", "control")), _state(f)) for f in folders]
+
+    def stamp(path):
+        return path.stat().st_mtime_ns if path.exists() else 0
+
+    return [
+        (f, *(stamp(f / name) for name in ("history.jsonl", "training.json", "control")), _state(f)) for f in folders
+    ]
+
 
 def _follow(view, folder, seconds):
     "Draw again whenever something changed, until the view is closed; three quarters of the time it rests"
     done, seen, took = threading.Event(), None, 0.0
     view.closing.append(done.set)
+
     def watch():
         nonlocal seen, took
         while not done.wait(max(seconds, 3 * took)):
-            try: now = _seen(_chosen(folder, view.values["training"]))
-            except (OSError, ValueError): continue  # a folder that comes or goes
+            try:
+                now = _seen(_chosen(folder, view.values["training"]))
+            except (OSError, ValueError):
+                continue  # a folder that comes or goes
             started = time.monotonic()
-            if now != seen: view.refresh()
+            if now != seen:
+                view.refresh()
             seen, took = now, time.monotonic() - started
+
     threading.Thread(target=watch, name="macular-live", daemon=True).start()
 
 # %% ../../nbs/ui/05_live.ipynb #0a42ba1d
@@ -152,16 +218,34 @@ def live(
 ) -> View:
     "A training while it runs, or afterwards"
     one_run = (resolve(folder) / "result.json").is_file()
+
     def draw(training, said):
         found = _chosen(folder, training)
-        pages = Markup("").join(map(training_page, found)) if found else Markup("<p>No training has begun in {} yet.</p>").format(resolve(folder).name)
+        pages = (
+            Markup("").join(map(training_page, found))
+            if found
+            else Markup("<p>No training has begun in {} yet.</p>").format(resolve(folder).name)
+        )
         return pages + (Markup('<p role="status">{}</p>').format(said) if said else "")
+
     def controls(view):
         import ipywidgets as w
-        named = {"training": w.Dropdown(options=[NEWEST, "all", *trainings(folder)], value=view.values["training"], description="training")}
-        def press(word): return lambda _: view.change(said="; ".join(ask(f, word) for f in _chosen(folder, view.values["training"])))
-        buttons = [w.Button(description=word, icon=icon) for word, icon in zip(WORDS, ("stop", "pause", "play", "check"))]
-        for button, word in zip(buttons, WORDS): button.on_click(press(word))
+
+        named = {
+            "training": w.Dropdown(
+                options=[NEWEST, "all", *trainings(folder)], value=view.values["training"], description="training"
+            )
+        }
+
+        def press(word):
+            return lambda _: view.change(said="; ".join(ask(f, word) for f in _chosen(folder, view.values["training"])))
+
+        buttons = [
+            w.Button(description=word, icon=icon) for word, icon in zip(WORDS, ("stop", "pause", "play", "check"))
+        ]
+        for button, word in zip(buttons, WORDS):
+            button.on_click(press(word))
         _follow(view, folder, seconds)
         return named, [w.HBox([*named.values(), *buttons])]
+
     return View(draw, controls, training="all" if one_run else NEWEST, said="").change(**start)

@@ -12,13 +12,13 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from ..text.code_switch import COLOURS, CodeSwitch, Place, Switched, rates, tally
-from ..data.backbones import local_backbone
 from ..core import permutation
-from ..train.inputs import Data
+from ..data.backbones import local_backbone
 from ..data.lexicon import Lexicon, count_words
-from ..train.config import row
 from ..data.tasks import tasks
+from ..text.code_switch import COLOURS, CodeSwitch, Place, Switched, rates, tally
+from ..train.config import row
+from ..train.inputs import Data
 from .views import View, bar, data_of, grid, safe
 
 # %% ../../nbs/ui/02_playground.ipynb #0ce2ec15
@@ -30,13 +30,20 @@ def switch_pair(
     seed: int = 0,
 ) -> list[Switched]:
     "Both texts of a pair, code-switched as in training"
-    if not switch.langs: switch = CodeSwitch(data.lexicon.langs, word=0.0)
-    return [switch([text], [item], data.lexicon, Place(seed, data.target.name, field))[0] for field, text in enumerate(texts)]
+    if not switch.langs:
+        switch = CodeSwitch(data.lexicon.langs, word=0.0)
+    return [
+        switch([text], [item], data.lexicon, Place(seed, data.target.name, field))[0]
+        for field, text in enumerate(texts)
+    ]
 
 # %% ../../nbs/ui/02_playground.ipynb #7dec7cfd
 def _tag(lang, text):
     "A text on its language's colour; the language stands beside it in any case"
-    return Markup('<span style="background:{};color:#111;border-radius:3px;padding:0 3px">{}</span>').format(COLOURS.get(lang, "#d5dbe1"), text)
+    return Markup('<span style="background:{};color:#111;border-radius:3px;padding:0 3px">{}</span>').format(
+        COLOURS.get(lang, "#d5dbe1"), text
+    )
+
 
 def entries(
     switched: Iterable[Switched],
@@ -44,8 +51,18 @@ def entries(
 ) -> Markup:
     "The dictionary entries behind exchanged words"
     found = dict.fromkeys(p for s in switched for p in s.pieces if p.lang)
-    def options(p): return Markup(", ").join(Markup("<b><bdi>{}</bdi></b>" if t == p.after else "<bdi>{}</bdi>").format(t) for t in lexicon[p.lang][p.before.lower()])
-    return grid(("word", "", "its dictionary entry"), [(p.before, _tag(p.lang, p.lang), options(p)) for p in found]) if found else Markup("<p>No word was exchanged.</p>")
+
+    def options(p):
+        return Markup(", ").join(
+            Markup("<b><bdi>{}</bdi></b>" if t == p.after else "<bdi>{}</bdi>").format(t)
+            for t in lexicon[p.lang][p.before.lower()]
+        )
+
+    return (
+        grid(("word", "", "its dictionary entry"), [(p.before, _tag(p.lang, p.lang), options(p)) for p in found])
+        if found
+        else Markup("<p>No word was exchanged.</p>")
+    )
 
 # %% ../../nbs/ui/02_playground.ipynb #0bb8eea7
 def coverage(
@@ -62,47 +79,83 @@ def coverage(
 @cache
 def _tokenizer(folder: Path):
     from tokenizers import Tokenizer
+
     found = Tokenizer.from_file(str(folder / "tokenizer.json"))
     found.encode_special_tokens = True
     return found
+
 
 def _as_trained(tokenizer, encoding):
     "Tokens and ids; a special one that came out of a text is an unknown word, as in `macular.text.batches`"
     special = {i: t.content for i, t in tokenizer.get_added_tokens_decoder().items() if t.special}
     unknown = next(i for i, t in special.items() if "unk" in t.lower())
-    return [(t, i) if added or i not in special else (special[unknown], unknown) for t, i, added in zip(encoding.tokens, encoding.ids, encoding.special_tokens_mask)]
+    return [
+        (t, i) if added or i not in special else (special[unknown], unknown)
+        for t, i, added in zip(encoding.tokens, encoding.ids, encoding.special_tokens_mask)
+    ]
+
 
 def _spans(s: Switched):
     "Where the exchanged words of a text stand, and their languages"
     at = 0
     for p in s.pieces:
-        if p.lang: yield at, at + len(p.after), p.lang
+        if p.lang:
+            yield at, at + len(p.after), p.lang
         at += len(p.after)
+
 
 def token_ids(
     switched: list[Switched],  # the two texts
     folder: Path | None,  # of the encoder; None: it is not here
 ) -> Markup:
     "Tokens and their ids"
-    if folder is None or not (folder / "tokenizer.json").is_file(): return Markup("<p>The encoder of this run is not on this machine, so there are no token ids to show.</p>")
+    if folder is None or not (folder / "tokenizer.json").is_file():
+        return Markup("<p>The encoder of this run is not on this machine, so there are no token ids to show.</p>")
     found, spans = _tokenizer(folder).encode(*(s.text for s in switched)), [list(_spans(s)) for s in switched]
-    def lang(text, at): return next((x for a, b, x in spans[text] if at[0] < b and a < at[1]), None) if text is not None else None
-    box = Markup('<span style="display:inline-block;text-align:center;margin:1px;border:1px solid rgba(128,128,128,.4);border-radius:3px;padding:0 3px">{}<br><small>{}</small></span>')
-    parts = [(t, i, lang(text, at)) for (t, i), text, at in zip(_as_trained(_tokenizer(folder), found), found.sequence_ids, found.offsets)]
+
+    def lang(text, at):
+        return next((x for a, b, x in spans[text] if at[0] < b and a < at[1]), None) if text is not None else None
+
+    box = Markup(
+        '<span style="display:inline-block;text-align:center;margin:1px;border:1px solid rgba(128,128,128,.4);border-radius:3px;padding:0 3px">{}<br><small>{}</small></span>'
+    )
+    parts = [
+        (t, i, lang(text, at))
+        for (t, i), text, at in zip(_as_trained(_tokenizer(folder), found), found.sequence_ids, found.offsets)
+    ]
     return Markup("").join(box.format(_tag(x, t) if x else safe(t), i) for t, i, x in parts)
 
 # %% ../../nbs/ui/02_playground.ipynb #3851a8f3
 def _counts(switched, switch):
     "What was asked, and what became of it"
     told = rates(tally(switched), switch)
-    steps = [("nominal", "asked for: word rate × sentence rate"), ("attempted", "tried"), ("found", "… and in the dictionary drawn"), ("realised", "… and changed by it")]
-    return grid(("", "share of the words"), [(Markup("<b>{}</b> {}").format(name, what), bar(told[name])) for name, what in steps])
+    steps = [
+        ("nominal", "asked for: word rate × sentence rate"),
+        ("attempted", "tried"),
+        ("found", "… and in the dictionary drawn"),
+        ("realised", "… and changed by it"),
+    ]
+    return grid(
+        ("", "share of the words"),
+        [(Markup("<b>{}</b> {}").format(name, what), bar(told[name])) for name, what in steps],
+    )
+
 
 def _covered(texts, data, langs):
-    known = coverage(texts, data.lexicon, [x for x in dict.fromkeys([*data.target.langs, *langs]) if x != data.target.source_lang])
+    known = coverage(
+        texts, data.lexicon, [x for x in dict.fromkeys([*data.target.langs, *langs]) if x != data.target.source_lang]
+    )
     one = Markup('<span style="display:inline-block;white-space:nowrap;width:11em;margin:.15em 0">{} {}</span>')
-    def told(x, share): return Markup("{}{}").format("no dictionary" if share is None else bar(share, 3), "" if x in langs or share is None else " off")
-    return Markup("<p>Words of this pair that each dictionary knows:<br>{}</p>").format(Markup("").join(one.format(_tag(x, x), told(x, v)) for x, v in known.items()))
+
+    def told(x, share):
+        return Markup("{}{}").format(
+            "no dictionary" if share is None else bar(share, 3), "" if x in langs or share is None else " off"
+        )
+
+    return Markup("<p>Words of this pair that each dictionary knows:<br>{}</p>").format(
+        Markup("").join(one.format(_tag(x, x), told(x, v)) for x, v in known.items())
+    )
+
 
 def switched_page(
     texts: tuple,
@@ -113,10 +166,16 @@ def switched_page(
 ) -> Markup:
     "A pair before and after, the entries, the rates, the ids"
     switched, folder = switch_pair(texts, data, switch, item, seed), local_backbone(data.job.backbone)
-    both = grid(("", "before, and after"), [(name, Markup(s._repr_html_())) for name, s in zip(data.target.fields, switched)])
+    both = grid(
+        ("", "before, and after"), [(name, Markup(s._repr_html_())) for name, s in zip(data.target.fields, switched)]
+    )
     side = Markup('<div style="display:flex;flex-wrap:wrap;gap:0 2.5em;align-items:flex-start">{}{}</div>{}')
-    tables = side.format(entries(switched, data.lexicon), _counts(switched, switch), _covered(texts, data, switch.langs))
-    ids = Markup("<details open><summary>what the encoder reads: token ids</summary>{}</details>").format(token_ids(switched, folder))
+    tables = side.format(
+        entries(switched, data.lexicon), _counts(switched, switch), _covered(texts, data, switch.langs)
+    )
+    ids = Markup("<details open><summary>what the encoder reads: token ids</summary>{}</details>").format(
+        token_ids(switched, folder)
+    )
     return both + tables + ids
 
 # %% ../../nbs/ui/02_playground.ipynb #f4cc459b
@@ -145,7 +204,11 @@ class World:
     def pair(self, task: str, item: int) -> dict:
         "The texts of a pair, and the languages it may be switched into"
         found, data = self.rows(task)[item], self.data(task)
-        return {"text_a": found["text_a"], "text_b": found["text_b"], "langs": tuple(x for x in data.target.langs if x in data.lexicon)}
+        return {
+            "text_a": found["text_a"],
+            "text_b": found["text_b"],
+            "langs": tuple(x for x in data.target.langs if x in data.lexicon),
+        }
 
     def draw(self, task, item, text_a, text_b, langs, word, sentence, seed) -> Markup:
         "The page of a pair"
@@ -156,27 +219,44 @@ class World:
 def _controls(world, view):
     "Sliders, fields and buttons of a playground"
     import ipywidgets as w
+
     now, wide = view.values, w.Layout(width="48%", height="4.5em")
     slow = {"style": {"description_width": "8em"}, "layout": w.Layout(width="26em")}
-    named = {"task": w.Dropdown(options=world.tasks, value=now["task"], description="task", **slow),
-             "item": w.IntSlider(now["item"], 0, len(world.rows(now["task"])) - 1, description="pair", **slow),
-             "text_a": w.Textarea(now["text_a"], layout=wide, continuous_update=True), "text_b": w.Textarea(now["text_b"], layout=wide),
-             "langs": [w.ToggleButton(x in now["langs"], description=x, tooltip=f"switch into {x}", layout=w.Layout(width="3.4em")) for x in world.data(now["task"]).lexicon.langs],
-             "word": w.FloatSlider(now["word"], min=0, max=1, step=0.05, description="word rate", **slow),
-             "sentence": w.FloatSlider(now["sentence"], min=0, max=1, step=0.05, description="sentence rate", **slow),
-             "seed": w.IntSlider(now["seed"], 0, 99, description="seed", **slow)}
+    named = {
+        "task": w.Dropdown(options=world.tasks, value=now["task"], description="task", **slow),
+        "item": w.IntSlider(now["item"], 0, len(world.rows(now["task"])) - 1, description="pair", **slow),
+        "text_a": w.Textarea(now["text_a"], layout=wide, continuous_update=True),
+        "text_b": w.Textarea(now["text_b"], layout=wide),
+        "langs": [
+            w.ToggleButton(x in now["langs"], description=x, tooltip=f"switch into {x}", layout=w.Layout(width="3.4em"))
+            for x in world.data(now["task"]).lexicon.langs
+        ],
+        "word": w.FloatSlider(now["word"], min=0, max=1, step=0.05, description="word rate", **slow),
+        "sentence": w.FloatSlider(now["sentence"], min=0, max=1, step=0.05, description="sentence rate", **slow),
+        "seed": w.IntSlider(now["seed"], 0, 99, description="seed", **slow),
+    }
     again = w.Button(description="draw again", tooltip="the next seed", icon="refresh")
     again.on_click(lambda _: view.change(seed=(view.values["seed"] + 1) % 100))
     _link(world, view, named)
-    return named, [w.HBox([named["task"], named["item"]]), w.HBox([named["text_a"], named["text_b"]]), w.HBox([named["word"], named["sentence"]]),
-                   w.HBox([named["seed"], again]), w.Box(named["langs"], layout=w.Layout(flex_flow="row wrap"))]
+    return named, [
+        w.HBox([named["task"], named["item"]]),
+        w.HBox([named["text_a"], named["text_b"]]),
+        w.HBox([named["word"], named["sentence"]]),
+        w.HBox([named["seed"], again]),
+        w.Box(named["langs"], layout=w.Layout(flex_flow="row wrap")),
+    ]
+
 
 def _link(world, view, named):
     "Another pair brings other texts, another task other pairs and languages"
-    def other_pair(change): view.change(**{k: v for k, v in world.pair(named["task"].value, change["new"]).items() if k != "langs"})
+
+    def other_pair(change):
+        view.change(**{k: v for k, v in world.pair(named["task"].value, change["new"]).items() if k != "langs"})
+
     def other_task(change):
         named["item"].max = len(world.rows(change["new"])) - 1
         view.change(task=change["new"], item=0, **world.pair(change["new"], 0))
+
     named["item"].observe(other_pair, "value")
     named["task"].observe(other_task, "value")
 
@@ -210,7 +290,14 @@ def batch_rows(
         pair, switched = rows[i], switch_pair((rows[i]["text_a"], rows[i]["text_b"]), data, switch, rows[i]["id"], seed)
         found.append((_tag("", target.labels[pair["label"]]), target.source_lang, pair["text_a"], pair["text_b"]))
         found.append(("", "switched", *(Markup("").join(Markup(p.html()) for p in s.pieces) for s in switched)))
-        if pair["id"] in where: found.append(("", lang, *(Markup("<bdi>{}</bdi>").format(safe(other[where[pair["id"]]][c])) for c in ("text_a", "text_b"))))
+        if pair["id"] in where:
+            found.append(
+                (
+                    "",
+                    lang,
+                    *(Markup("<bdi>{}</bdi>").format(safe(other[where[pair["id"]]][c])) for c in ("text_a", "text_b")),
+                )
+            )
     return found
 
 # %% ../../nbs/ui/02_playground.ipynb #8f5cd827
@@ -224,12 +311,19 @@ def show_batch(
     world = World(task, run)
     data = world.data(world.first)
     switch = world.augment.over(data.target.langs, data.lexicon)
+
     def draw(lang, seed, split):
         items = permutation(len(data.rows(data.target, split)), seed, "show_batch")[:n]
         return grid(("label", "language", *data.target.fields), batch_rows(data, items, switch, seed, lang, split))
+
     def controls(view):
         import ipywidgets as w
+
         langs = ("", *(x for x in data.langs(data.target, "dev") if x != data.target.source_lang))
-        named = {"lang": w.Dropdown(options=langs, value=view.values["lang"], description="beside it"), "seed": w.IntSlider(view.values["seed"], 0, 99, description="seed")}
+        named = {
+            "lang": w.Dropdown(options=langs, value=view.values["lang"], description="beside it"),
+            "seed": w.IntSlider(view.values["seed"], 0, 99, description="seed"),
+        }
         return named, [w.HBox([*named.values()])]
+
     return View(draw, controls, lang="", seed=0, split="dev").change(**start)

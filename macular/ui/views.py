@@ -6,7 +6,9 @@
 __all__ = ['LINE', 'safe', 'grid', 'bar', 'picture', 'cell', 'keep', 'Picture', 'View', 'data_of']
 
 # %% ../../nbs/ui/01_views.ipynb #5a1825bc
-import base64, sys, threading
+import base64
+import sys
+import threading
 from collections.abc import Callable, Iterable
 from functools import cached_property, lru_cache
 from io import BytesIO
@@ -14,9 +16,9 @@ from io import BytesIO
 from markupsafe import Markup, escape
 
 from ..core import MacularError, ParameterError, resolve, visible
-from ..train.inputs import Data
 from ..jobs.plan import job_of
 from ..train.config import Job, check, fill
+from ..train.inputs import Data
 
 # %% ../../nbs/ui/01_views.ipynb #9c433b0f
 def safe(text) -> Markup:
@@ -26,15 +28,22 @@ def safe(text) -> Markup:
 # %% ../../nbs/ui/01_views.ipynb #ac2ab8a4
 LINE = "border-bottom:1px solid rgba(128,128,128,.35)"
 
+
 def grid(
     columns: Iterable,
     rows: Iterable,  # of cells: texts, numbers or markup
 ) -> Markup:
     "A table"
+
     def cell(c):
         side = "right" if isinstance(c, (int, float)) else "left"
-        return Markup('<td style="text-align:{};padding:.2em .7em;vertical-align:top;{}">{}</td>').format(side, LINE, safe(c))
-    head = Markup("").join(Markup('<th style="text-align:left;padding:.2em .7em;{}">{}</th>').format(LINE, safe(c)) for c in columns)
+        return Markup('<td style="text-align:{};padding:.2em .7em;vertical-align:top;{}">{}</td>').format(
+            side, LINE, safe(c)
+        )
+
+    head = Markup("").join(
+        Markup('<th style="text-align:left;padding:.2em .7em;{}">{}</th>').format(LINE, safe(c)) for c in columns
+    )
     body = Markup("").join(Markup("<tr>{}</tr>").format(Markup("").join(map(cell, row))) for row in rows)
     table = '<table style="border-collapse:collapse;margin:.4em 0"><thead><tr>{}</tr></thead><tbody>{}</tbody></table>'
     return Markup(f'<div style="overflow-x:auto">{table}</div>').format(head, body)
@@ -45,7 +54,10 @@ def bar(
     width: float = 6,  # in letters
 ) -> Markup:
     "A share as a bar with its number"
-    return Markup('<span style="display:inline-block;width:{:.2f}em;height:.7em;background:#4c8fbd;border-radius:2px"></span> {:.0%}').format(width * share, share)
+    return Markup(
+        '<span style="display:inline-block;width:{:.2f}em;height:.7em;background:#4c8fbd;border-radius:2px"></span> {:.0%}'
+    ).format(width * share, share)
+
 
 def picture(
     figure,  # a matplotlib Figure
@@ -54,7 +66,9 @@ def picture(
     "A figure as part of a page"
     out = BytesIO()
     figure.savefig(out, format="png", bbox_inches="tight", facecolor="white")
-    return Markup('<img alt="{}" style="max-width:100%" src="data:image/png;base64,{}">').format(safe(told), base64.b64encode(out.getvalue()).decode())
+    return Markup('<img alt="{}" style="max-width:100%" src="data:image/png;base64,{}">').format(
+        safe(told), base64.b64encode(out.getvalue()).decode()
+    )
 
 # %% ../../nbs/ui/01_views.ipynb #fbae1edd
 def cell() -> tuple | None:  # the cell's identity, and that of its execution; None: nobody looks
@@ -67,13 +81,16 @@ def cell() -> tuple | None:  # the cell's identity, and that of its execution; N
 # %% ../../nbs/ui/01_views.ipynb #4659ab19
 _open = {}  # cell -> (its execution, the views it made)
 
+
 def keep(view):
     "Remember a view by its cell, and close those that an earlier execution of the cell made"
     where, execution = cell() or (None, None)
-    if where is None: return
+    if where is None:
+        return
     before, views = _open.get(where, (execution, []))
     if before != execution:
-        for old in views: old.close()
+        for old in views:
+            old.close()
         views = []
     _open[where] = execution, [*views, view]
 
@@ -81,15 +98,20 @@ def keep(view):
 def _value(control):  # a list of buttons stands for the names of those that are pressed
     return tuple(b.description for b in control if b.value) if isinstance(control, list) else control.value
 
+
 def _set(control, value):
     if isinstance(control, list):
-        for b in control: b.value = b.description in value
-    else: control.value = value
+        for b in control:
+            b.value = b.description in value
+    else:
+        control.value = value
+
 
 def _shut(widget):
     "Close a widget and all it consists of"
     for part in (*getattr(widget, "children", ()), getattr(widget, "layout", None), getattr(widget, "style", None)):
-        if part is not None: _shut(part)
+        if part is not None:
+            _shut(part)
     widget.unobserve_all()
     widget.close()
 
@@ -97,16 +119,22 @@ def _shut(widget):
 class Picture:
     "What is drawn of some values"
 
-    def __init__(self, draw: Callable, **values): self.draw, self.values = draw, values
+    def __init__(self, draw: Callable, **values):
+        self.draw, self.values = draw, values
 
     def html(self) -> Markup:
         "The picture as it is now; what goes wrong on purpose is told in its place"
-        try: body = self.draw(**self.values)
-        except MacularError as e: body = Markup('<p role="alert">⚠ {}</p>').format(safe(e))
+        try:
+            body = self.draw(**self.values)
+        except MacularError as e:
+            body = Markup('<p role="alert">⚠ {}</p>').format(safe(e))
         return Markup('<div style="line-height:1.5;max-width:70em">{}</div>').format(Markup(visible(body)))
 
-    def _repr_html_(self): return str(self.html())
-    def __repr__(self): return f"a view of {', '.join(self.values) or 'nothing'}"
+    def _repr_html_(self):
+        return str(self.html())
+
+    def __repr__(self):
+        return f"a view of {', '.join(self.values) or 'nothing'}"
 
 # %% ../../nbs/ui/01_views.ipynb #52f6c42d
 class View(Picture):
@@ -121,36 +149,46 @@ class View(Picture):
     def box(self):
         "Controls and picture, as a widget"
         import ipywidgets
+
         self.named, arranged = self.controls(self) if self.controls else ({}, [])
         self.output = ipywidgets.HTML(str(self.html()))
-        for control in (c for found in self.named.values() for c in (found if isinstance(found, list) else [found])): control.observe(self._moved, "value")
+        for control in (c for found in self.named.values() for c in (found if isinstance(found, list) else [found])):
+            control.observe(self._moved, "value")
         keep(self)
         return ipywidgets.VBox([*arranged, self.output])
 
     def _moved(self, change=None):
-        if not self._held: self._draw({name: _value(c) for name, c in self.named.items()})
+        if not self._held:
+            self._draw({name: _value(c) for name, c in self.named.items()})
 
     def _draw(self, values):
         with self._lock:
             self.values |= values
-            if "box" in self.__dict__: self.output.value = str(self.html())
+            if "box" in self.__dict__:
+                self.output.value = str(self.html())
 
-    def refresh(self): self._draw({})  # what is drawn has changed, not how
+    def refresh(self):
+        self._draw({})  # what is drawn has changed, not how
 
     def change(self, **values):
         "Take other values, as by the controls"
-        if odd := [n for n in values if n not in self.values]: raise ParameterError(f"this view has no {', '.join(odd)}; it has {', '.join(self.values)}")
+        if odd := [n for n in values if n not in self.values]:
+            raise ParameterError(f"this view has no {', '.join(odd)}; it has {', '.join(self.values)}")
         self._held = True
         try:
-            for name in values.keys() & self.named.keys(): _set(self.named[name], values[name])
-        finally: self._held = False
+            for name in values.keys() & self.named.keys():
+                _set(self.named[name], values[name])
+        finally:
+            self._held = False
         self._draw(values)
         return self
 
     def close(self):
         "End it: its widgets, listeners and whatever runs for it"
-        for end in self.closing: end()
-        if "box" in self.__dict__: _shut(self.__dict__.pop("box"))
+        for end in self.closing:
+            end()
+        if "box" in self.__dict__:
+            _shut(self.__dict__.pop("box"))
         self.named, self.closing = {}, []
 
     def _repr_mimebundle_(self, include=None, exclude=None):
@@ -158,23 +196,41 @@ class View(Picture):
         return bundle | self.box._repr_mimebundle_() if cell() else bundle
 
 # %% ../../nbs/ui/01_views.ipynb #564fb5b2
-def _once(job: Job): return _read(job, _files(job))
+def _once(job: Job):
+    return _read(job, _files(job))
+
 
 @lru_cache(4)  # dictionaries are large
-def _read(job, files): return Data(job)
+def _read(job, files):
+    return Data(job)
+
 
 def _files(job):
     "The files a job names, and when each was changed"
-    named = [resolve(p) for p in (job.task, job.data_dir, job.lexicon_dir or "data/dictionaries", job.synonyms, job.tree_dir, *job.extensions) if p]
+    named = [
+        resolve(p)
+        for p in (
+            job.task,
+            job.data_dir,
+            job.lexicon_dir or "data/dictionaries",
+            job.synonyms,
+            job.tree_dir,
+            *job.extensions,
+        )
+        if p
+    ]
     found = sorted(f for p in named for f in (p.rglob("*") if p.is_dir() else [p]) if f.is_file())
     return tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in found)
+
 
 def data_of(
     task: str = "xnli",
     run=None,  # folder of a finished run; None: the mini world
 ) -> Data:
     "The rows, dictionaries and backbone a view shows"
-    if run is None: return _once(fill(check({"task": task, "preset": "mini"})))
+    if run is None:
+        return _once(fill(check({"task": task, "preset": "mini"})))
     folder = resolve(run)
-    if not (folder / "result.json").is_file(): raise ParameterError(f"there is no finished run in {folder.name}: a run's folder holds result.json")
+    if not (folder / "result.json").is_file():
+        raise ParameterError(f"there is no finished run in {folder.name}: a run's folder holds result.json")
     return _once(fill(job_of(folder)))
