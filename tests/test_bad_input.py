@@ -1160,7 +1160,7 @@ def test_what_is_odd_is_kept_with_the_result(tmp_path):
 
 
 def test_a_file_nobody_may_read(tmp_path, monkeypatch):
-    from macular import readers
+    from macular.data import readers
 
     path = tmp_path / "own.tsv"
     path.write_text("x")

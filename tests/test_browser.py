@@ -16,7 +16,7 @@ from urllib.request import urlopen
 import nbformat
 import pytest
 from conftest import copy_project
-from payloads import PAYLOADS
+from xss_payloads import PAYLOADS
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -312,9 +312,9 @@ def test_buttons_reach_a_training_elsewhere(lab, browser):
 
 def test_text_of_others_runs_nowhere(lab, browser):
     "Twelve payloads in every view, in a page that would run them"
-    shutil.copy(lab.nbs.parent / "tests" / "payloads.py", lab.nbs / "payloads.py")
+    shutil.copy(lab.nbs.parent / "tests" / "xss_payloads.py", lab.nbs / "xss_payloads.py")
     cells = ["import tempfile\nfrom payloads import views\nmade = views(tempfile.mkdtemp())\nlist(made)"]
-    from payloads import VIEWS
+    from xss_payloads import VIEWS
 
     page = opened(lab, browser, write(lab, "payloads.ipynb", *cells, *(f"made[{name!r}]" for name in VIEWS)))
     run_all(page, 300)

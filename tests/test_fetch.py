@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
-import hub
+import fake_hub
 import pytest
 from conftest import ROOT
 
-from macular import fetch as module
+from macular.data import download as module
 from macular.cli import main
 from macular.core import DataError, EnvironmentProblem, ParameterError, StorageError
 from macular.data.download import Download, check, downloads, fetch, unpack
@@ -337,7 +337,7 @@ def test_the_copy_on_the_hub(tmp_path):
         "fetch('qadsm', 'DIR', yes=True); f = Folder('DIR')\n"
         "print(json.dumps([f.langs(tasks['qadsm'], 'test'), load('qadsm', 'dev', 'fr', f).to_dict() == load('qadsm', 'dev', 'fr', Hub()).to_dict()]))"
     )
-    with hub.serve(hub.fill(tmp_path / "hub")) as served_hub:
+    with fake_hub.serve(fake_hub.fill(tmp_path / "hub")) as served_hub:
         env = os.environ | {"HF_ENDPOINT": served_hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
         done = subprocess.run(
             [sys.executable, "-c", code.replace("DIR", str(tmp_path / "data"))],
@@ -350,7 +350,7 @@ def test_the_copy_on_the_hub(tmp_path):
     assert json.loads(done.stdout.splitlines()[-1]) == [["en", "de", "fr"], True], done.stderr[-2000:]
     files = json.loads((tmp_path / "data/fetched.json").read_text())["files"]
     assert len(files) == 7 and all(
-        f["source"] == f"hub:hgissbkh/xglue@{hub.COMMIT}" and f["noncommercial"] for f in files.values()
+        f["source"] == f"hub:hgissbkh/xglue@{fake_hub.COMMIT}" and f["noncommercial"] for f in files.values()
     )
 
 

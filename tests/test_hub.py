@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 
-import hub
+import fake_hub
 import pytest
 from conftest import ROOT
 
@@ -25,7 +25,7 @@ json.dump(found, sys.stdout)
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
-    return hub.fill(tmp_path_factory.mktemp("hub"))
+    return fake_hub.fill(tmp_path_factory.mktemp("hub"))
 
 
 def python(code, home, url, offline="0"):
@@ -40,7 +40,7 @@ def python(code, home, url, offline="0"):
 
 
 def test_all_four_tasks(published, tmp_path):
-    with hub.serve(published) as served:
+    with fake_hub.serve(published) as served:
         done = python(READ, tmp_path, served.url)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout)
@@ -65,10 +65,10 @@ def test_all_four_tasks(published, tmp_path):
         ["Bad", "Good", "Bad"],
     ]
     assert (
-        found["provenance"][0]["source"] == f"facebook/xnli@{hub.COMMIT}"
+        found["provenance"][0]["source"] == f"facebook/xnli@{fake_hub.COMMIT}"
         and found["provenance"][0]["file"] == "ur/validation-00000-of-00001.parquet"
     )
-    files = {path.split(f"/{hub.COMMIT}/")[1] for path in served.asked if "/resolve/" in path}
+    files = {path.split(f"/{fake_hub.COMMIT}/")[1] for path in served.asked if "/resolve/" in path}
     assert len(files) == 11 and [f for f in files if "train" in f and not f.startswith(("en/", "qam/", "qadsm/"))] == []
 
     again = python(READ, tmp_path, "http://127.0.0.1:9", offline="1")  # from the cache alone
@@ -77,7 +77,7 @@ def test_all_four_tasks(published, tmp_path):
 
 def test_a_training_split_that_is_machine_translated_is_never_asked_for(published, tmp_path):
     code = "from dataclasses import replace\nfrom macular.data.tasks import load, tasks\nload(replace(tasks['xnli'], source_lang='de'), 'train')"
-    with hub.serve(published) as served:
+    with fake_hub.serve(published) as served:
         done = python(code, tmp_path, served.url)
     assert "in 'en' only, not in 'de'" in done.stderr and served.asked == []
 
@@ -95,13 +95,13 @@ def test_a_revision_that_has_no_such_file(published, tmp_path):
     gone = tmp_path / "datasets" / "hgissbkh" / "xglue" / "nc"
     gone.mkdir(parents=True)
     (gone / "train-00000-of-00001.parquet").write_bytes(b"")
-    with hub.serve(tmp_path) as served:
+    with fake_hub.serve(tmp_path) as served:
         done = python("from macular.data.tasks import load\nload('qam', 'train')", tmp_path / "home", served.url)
     assert "hgissbkh/xglue has no file qam/train-*.parquet in this revision" in done.stderr
 
 
 def test_a_pinned_revision_is_asked_for(published, tmp_path):
-    with hub.serve(published) as served:
+    with fake_hub.serve(published) as served:
         done = python(
             "from macular.data.tasks import Hub, load\nload('xnli', 'dev', 'sw', Hub({'facebook/xnli': 'v1'}))",
             tmp_path,
@@ -115,6 +115,6 @@ def test_the_model(published, tmp_path):
         "from transformers import AutoModel, AutoTokenizer\nname = 'google-bert/bert-base-multilingual-cased'\n"
         "print(AutoModel.from_pretrained(name).config.hidden_size, AutoTokenizer.from_pretrained(name)('the yes')['input_ids'])"
     )
-    with hub.serve(published) as served:
+    with fake_hub.serve(published) as served:
         done = python(code, tmp_path, served.url)
     assert done.stdout == "32 [2, 5, 8, 3]\n", done.stderr[-2000:]

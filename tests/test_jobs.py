@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-import pretend
+import fake_jobs
 import pytest
 from conftest import ROOT
 
@@ -31,7 +31,7 @@ def many(out, n, **more):
 
 def done_once(jobs, out):
     "Every job has its result, and no job was done twice"
-    counts = Counter(line["job"] for line in pretend.logged(out, "done"))
+    counts = Counter(line["job"] for line in fake_jobs.logged(out, "done"))
     return (
         {s["state"] for s in jobs.states} == {"done"}
         and set(counts) <= {identity(j) for j in jobs}
@@ -275,9 +275,9 @@ def test_states(tmp_path):
     holder.kill()
     holder.wait()
     assert state(job)["state"] == "waiting"
-    ended = attempt(job, pretend.wait)
+    ended = attempt(job, fake_jobs.wait)
     assert ended["state"] == state(job)["state"] == "done" and ended["attempts"] == 2
-    (pretend.result(job) / "result.json").unlink()
+    (fake_jobs.result(job) / "result.json").unlink()
     assert state(job) == {"state": "waiting"}, "a result that was deleted is not there"
 
 
@@ -322,7 +322,7 @@ def test_the_time_is_known_only_from_the_same_size(tmp_path):
 
 def test_what_failed_is_written_down_and_the_rest_goes_on(tmp_path):
     jobs, told = many(tmp_path, 5), []
-    sweep(jobs, do=pretend.refused, say=told.append)
+    sweep(jobs, do=fake_jobs.refused, say=told.append)
     assert [s["state"] for s in jobs.states] == ["done", "failed", "failed", "failed", "done"]
     assert [s.get("exit_code") for s in jobs.states] == [None, 3, 2, 1, None] and [
         s["attempts"] for s in jobs.states
@@ -332,7 +332,7 @@ def test_what_failed_is_written_down_and_the_rest_goes_on(tmp_path):
         len(told) == 5 and all("\n" not in line for line in told) and "failed, DataError: there are no rows" in told[1]
     )
     assert "left" in told[0] and "left" not in told[-1] and "DataError: there are no rows |" in str(jobs)
-    sweep(jobs, do=pretend.wait, say=told.append)
+    sweep(jobs, do=fake_jobs.wait, say=told.append)
     assert (
         done_once(jobs, tmp_path)
         and [s["attempts"] for s in jobs.states] == [1, 2, 2, 2, 1]
@@ -343,14 +343,14 @@ def test_what_failed_is_written_down_and_the_rest_goes_on(tmp_path):
 def test_again_asks_the_store(tmp_path):
     jobs = many(tmp_path, 3)
     for again in (False, True, False):
-        sweep(jobs, do=pretend.wait, again=again, say=print)
-    assert len(pretend.logged(tmp_path, "asked")) == 6 and done_once(jobs, tmp_path)
+        sweep(jobs, do=fake_jobs.wait, again=again, say=print)
+    assert len(fake_jobs.logged(tmp_path, "asked")) == 6 and done_once(jobs, tmp_path)
 
 
 def test_a_state_that_cannot_be_written_is_an_error_of_its_own(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot write"):
-        sweep(many(tmp_path / "file" / "runs", 1), do=pretend.wait)
+        sweep(many(tmp_path / "file" / "runs", 1), do=fake_jobs.wait)
 
 
 @pytest.mark.parametrize("engine", [Here(), Processes(1)], ids=["here", "processes"])
@@ -358,8 +358,8 @@ def test_a_storage_error_of_a_worker_keeps_its_class(tmp_path, engine, capfd):
     "It is neither tried again nor taken for a death"
     jobs = many(tmp_path, 2)
     with pytest.raises(StorageError, match="cannot write"):
-        sweep(jobs, engine, do=pretend.blocked)
-    assert len(pretend.logged(tmp_path, "asked")) == 1 and "Traceback" not in capfd.readouterr().err
+        sweep(jobs, engine, do=fake_jobs.blocked)
+    assert len(fake_jobs.logged(tmp_path, "asked")) == 1 and "Traceback" not in capfd.readouterr().err
 
 
 def test_whoever_looks_leaves_no_trace(tmp_path):
@@ -375,9 +375,9 @@ def test_whoever_looks_leaves_no_trace(tmp_path):
 
 def test_processes_do_each_job_once_though_one_is_killed(tmp_path):
     jobs = many(tmp_path, 12)
-    sweep(jobs, Processes(3), do=pretend.killed_once, say=print)
+    sweep(jobs, Processes(3), do=fake_jobs.killed_once, say=print)
     assert done_once(jobs, tmp_path) and [s["attempts"] for s in jobs.states] == [1, 1, 2] + [1] * 9
-    asked = pretend.logged(tmp_path, "asked")
+    asked = fake_jobs.logged(tmp_path, "asked")
     assert (
         os.getpid() not in {line["pid"] for line in asked}
         and len({line["pid"] for line in asked}) >= 3
@@ -387,7 +387,7 @@ def test_processes_do_each_job_once_though_one_is_killed(tmp_path):
 
 def test_a_job_that_is_killed_every_time_is_given_up(tmp_path):
     jobs = many(tmp_path, 4)
-    sweep(jobs, Processes(2), do=pretend.killed_always, retries=1, say=print)
+    sweep(jobs, Processes(2), do=fake_jobs.killed_always, retries=1, say=print)
     assert [s["state"] for s in jobs.states] == ["done", "done", "failed", "done"]
     assert (
         jobs.states[2]["attempts"] == 2 and jobs.states[2]["error"] == "Died" and "2 times" in jobs.states[2]["message"]
@@ -396,8 +396,8 @@ def test_a_job_that_is_killed_every_time_is_given_up(tmp_path):
 
 def test_processes_do_not_retry_what_was_refused(tmp_path):
     jobs = many(tmp_path, 5)
-    sweep(jobs, Processes(2), do=pretend.refused, say=print)
-    assert Counter(line["seed"] for line in pretend.logged(tmp_path, "asked") if line["seed"] in (1, 2, 3)) == {
+    sweep(jobs, Processes(2), do=fake_jobs.refused, say=print)
+    assert Counter(line["seed"] for line in fake_jobs.logged(tmp_path, "asked") if line["seed"] in (1, 2, 3)) == {
         1: 1,
         2: 1,
         3: 1,
@@ -408,8 +408,8 @@ def test_processes_do_not_retry_what_was_refused(tmp_path):
 SWEEP = """
 import sys
 sys.path.insert(0, {tests!r})
-from test_jobs import many, pretend, sweep, Here, Processes
-if __name__ == "__main__": sweep(many({out!r}, {n}), {engine}, do=pretend.wait)
+from test_jobs import many, fake_jobs, sweep, Here, Processes
+if __name__ == "__main__": sweep(many({out!r}, {n}), {engine}, do=fake_jobs.wait)
 """
 
 
@@ -425,9 +425,9 @@ def test_a_plan_whose_parent_is_killed_goes_on(tmp_path):
     "In one process; test_load.py kills the parent of several"
     engine = "Here()"
     n, rng, killed = 120, random.Random(engine), 0
-    while len(pretend.logged(tmp_path, "done")) < 0.7 * n:
-        parent, before = sweeper(tmp_path, engine, n), len(pretend.logged(tmp_path, "done"))
-        while parent.poll() is None and len(pretend.logged(tmp_path, "done")) < before + 10:
+    while len(fake_jobs.logged(tmp_path, "done")) < 0.7 * n:
+        parent, before = sweeper(tmp_path, engine, n), len(fake_jobs.logged(tmp_path, "done"))
+        while parent.poll() is None and len(fake_jobs.logged(tmp_path, "done")) < before + 10:
             time.sleep(0.01)
         time.sleep(rng.random() * 0.2)
         parent.kill()
@@ -444,8 +444,8 @@ def test_two_sweeps_of_one_plan_at_once(tmp_path):
     both = [sweeper(tmp_path, engine, 60) for engine in ("Here()", "Processes(2)")]
     assert [p.wait(60) for p in both] == [0, 0]
     jobs = many(tmp_path, 60)
-    assert done_once(jobs, tmp_path) and len(pretend.logged(tmp_path, "done")) == 60 == len(
-        pretend.logged(tmp_path, "asked")
+    assert done_once(jobs, tmp_path) and len(fake_jobs.logged(tmp_path, "done")) == 60 == len(
+        fake_jobs.logged(tmp_path, "asked")
     )
 
 
@@ -489,15 +489,15 @@ def cluster():
 
 def test_ray_does_each_job_once_though_a_worker_is_killed(cluster, tmp_path):
     jobs = many(tmp_path, 20)
-    sweep(jobs, Ray(gpus=0), do=pretend.killed_once, say=print)
+    sweep(jobs, Ray(gpus=0), do=fake_jobs.killed_once, say=print)
     assert done_once(jobs, tmp_path) and [s["attempts"] for s in jobs.states] == [1, 1, 2] + [1] * 17
-    pids = {line["pid"] for line in pretend.logged(tmp_path, "asked")}
+    pids = {line["pid"] for line in fake_jobs.logged(tmp_path, "asked")}
     assert len(pids) >= 3 and os.getpid() not in pids
 
 
 def test_ray_does_not_retry_what_was_refused(cluster, tmp_path):
     jobs = many(tmp_path, 5)
-    sweep(jobs, Ray(gpus=0), do=pretend.refused, say=print)
+    sweep(jobs, Ray(gpus=0), do=fake_jobs.refused, say=print)
     assert [s["state"] for s in jobs.states] == ["done", "failed", "failed", "failed", "done"] and [
         s["attempts"] for s in jobs.states
     ] == [1] * 5
@@ -505,27 +505,27 @@ def test_ray_does_not_retry_what_was_refused(cluster, tmp_path):
 
 def test_ray_gives_up_what_dies_every_time(cluster, tmp_path):
     jobs = many(tmp_path, 3)
-    sweep(jobs, Ray(gpus=0), do=pretend.killed_always, retries=1, say=print)
+    sweep(jobs, Ray(gpus=0), do=fake_jobs.killed_always, retries=1, say=print)
     assert [(s["state"], s["attempts"]) for s in jobs.states] == [("done", 1), ("done", 1), ("failed", 2)]
 
 
 def test_ray_puts_two_jobs_on_a_card(cluster, tmp_path):
     "Two cards that are only said to be there, jobs that take half of one"
     jobs = many(tmp_path, 4)
-    sweep(jobs, Ray(cpus=0.5, gpus=0.5), do=pretend.wait_long, say=print)
-    assert Counter(line["gpu"] for line in pretend.logged(tmp_path, "done")) == {"0": 2, "1": 2}
+    sweep(jobs, Ray(cpus=0.5, gpus=0.5), do=fake_jobs.wait_long, say=print)
+    assert Counter(line["gpu"] for line in fake_jobs.logged(tmp_path, "done")) == {"0": 2, "1": 2}
 
 
 def test_ray_refuses_what_would_wait_for_ever(cluster, tmp_path):
     with pytest.raises(EnvironmentProblem, match="3 GPU, and the cluster has 2"):
-        sweep(many(tmp_path, 1), Ray(gpus=3), do=pretend.wait)
+        sweep(many(tmp_path, 1), Ray(gpus=3), do=fake_jobs.wait)
     with pytest.raises(EnvironmentProblem, match="64 CPU"):
-        sweep(many(tmp_path, 1), Ray(cpus=64, gpus=0), do=pretend.wait)
+        sweep(many(tmp_path, 1), Ray(cpus=64, gpus=0), do=fake_jobs.wait)
 
 
 def test_a_real_job_killed_on_ray_ends_in_the_same_bytes(cluster, tmp_path):
     "Its process dies in the middle of the training; another takes it up. An undisturbed one beside it"
-    for out, do in (("killed", pretend.train_killed_once), ("whole", None)):
+    for out, do in (("killed", fake_jobs.train_killed_once), ("whole", None)):
         jobs = many(tmp_path / out, 1, max_train=160)
         sweep(jobs, Ray(gpus=0) if do else Here(), **({"do": do} if do else {}), say=print)
         assert jobs.states[0]["state"] == "done" and jobs.states[0]["attempts"] == (2 if do else 1)
@@ -541,14 +541,14 @@ def test_a_cluster_that_is_not_there_is_told_at_once(tmp_path):
     pytest.importorskip("ray", reason="Ray is not installed: the extra `cluster`")
     started = time.monotonic()
     with pytest.raises(EnvironmentProblem, match="cannot reach a Ray cluster"):
-        sweep(many(tmp_path, 1), Ray(address="127.0.0.1:1"), do=pretend.wait)
+        sweep(many(tmp_path, 1), Ray(address="127.0.0.1:1"), do=fake_jobs.wait)
     assert time.monotonic() - started < 20
 
 
 def test_without_ray_the_command_for_it_is_told(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(EnvironmentProblem, match=r"pip install .*\[cluster\]"):
-        sweep(many(tmp_path, 1), Ray(), do=pretend.wait)
+        sweep(many(tmp_path, 1), Ray(), do=fake_jobs.wait)
 
 
 # a staged search
@@ -559,7 +559,7 @@ def by_hand(job, dev, test):
 
     def do(job):
         write_json(
-            pretend.result(job) / "result.json",
+            fake_jobs.result(job) / "result.json",
             {
                 "config": {"task": job.task},
                 "accuracy": {job.task: {"en": test}},
@@ -569,7 +569,7 @@ def by_hand(job, dev, test):
                 },
             },
         )
-        return pretend.result(job)
+        return fake_jobs.result(job)
 
     assert attempt(job, do)["state"] == "done"
 

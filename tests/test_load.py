@@ -23,12 +23,14 @@ from types import SimpleNamespace
 
 import nbformat
 import numpy as np
-import pretend
+import fake_jobs
 import pytest
 from conftest import ROOT
 from test_jobs import TESTS, done_once, many
 
-from macular import cli, plots, workbench
+from macular import cli
+from macular.results import figures
+from macular.ui import views as notebook_views
 from macular.results.timing import fresh
 from macular.core import DataError
 from macular.jobs.engines import compute
@@ -230,12 +232,12 @@ def test_a_million_steps_are_read_in_little_memory(tmp_path, monkeypatch):
     folder = write_history(tmp_path / "long", n)
     with allocated() as held:
         steps, rounds = history(folder), rounds_of(folder)
-    assert plots.MOST / 2 <= len(steps) <= plots.MOST + 1 and held.peak < 60
+    assert figures.MOST / 2 <= len(steps) <= figures.MOST + 1 and held.peak < 60
     assert [r["round"] for r in rounds] == list(range(1, 11)) and rounds[-1]["dev"] == {"xnli": 59.0}
-    assert steps["step"].is_monotonic_increasing and steps["step"].iloc[-1] > n - n / plots.MOST
+    assert steps["step"].is_monotonic_increasing and steps["step"].iloc[-1] > n - n / figures.MOST
     share = steps.groupby("round")["phase"].value_counts(normalize=True)
     assert len(share) == 20 and abs(share - 0.5).max() < 0.01, "every phase of every round is seen as long as it is"
-    monkeypatch.setattr(plots, "MOST", n)
+    monkeypatch.setattr(figures, "MOST", n)
     short = write_history(tmp_path / "short", 100_000)
     with allocated() as held:
         assert len(history(short)) == 100_000
@@ -243,8 +245,8 @@ def test_a_million_steps_are_read_in_little_memory(tmp_path, monkeypatch):
 
 
 def test_a_short_history_is_read_whole(tmp_path):
-    folder = write_history(tmp_path, plots.MOST - 12)
-    assert list(history(folder)["step"]) == list(range(1, plots.MOST - 11))
+    folder = write_history(tmp_path, figures.MOST - 12)
+    assert list(history(folder)["step"]) == list(range(1, figures.MOST - 11))
     with open(folder / "history.jsonl", "a") as f:
         f.write('\n{"step": 7, "round": 1, "phase": "net", "loss": 9.0}\n')
     assert history(folder).set_index("step")["loss"][7] == 9.0, (
@@ -450,8 +452,8 @@ def world(tmp_path_factory):
 def cell(monkeypatch):
     "A cell somebody looks at; each call runs it again"
     runs = [0]
-    monkeypatch.setattr(workbench, "cell", lambda: ("a", runs[0]))
-    monkeypatch.setattr(workbench, "_open", {})
+    monkeypatch.setattr(notebook_views, "cell", lambda: ("a", runs[0]))
+    monkeypatch.setattr(notebook_views, "_open", {})
 
     def again(make):
         runs[0] += 1
@@ -492,7 +494,7 @@ def test_a_cell_that_is_run_again_and_again_leaves_what_once_leaves(world, cell,
     memory = resident()
     for _ in range(times - 5):
         view = cell(make)
-    assert len(workbench._open) == 1 and resident() - memory < 20e6
+    assert len(notebook_views._open) == 1 and resident() - memory < 20e6
     view.close()
     for _ in range(100):
         if here() == before:
@@ -503,9 +505,10 @@ def test_a_cell_that_is_run_again_and_again_leaves_what_once_leaves(world, cell,
 
 def test_a_run_is_read_once_however_often_its_cell_is_run(world, cell, monkeypatch):
     "Dictionaries, rows and tokenizer; and anew where a file has changed"
-    from macular import inputs, playground
+    from macular.train import inputs
+    from macular.ui import playground
 
-    workbench._read.cache_clear()
+    notebook_views._read.cache_clear()
     playground._tokenizer.cache_clear()
     read = Counter()
 
@@ -541,8 +544,8 @@ def test_a_figure_that_cannot_be_drawn_leaves_none(tmp_path):
 SWEEP = """
 import sys
 sys.path.insert(0, {tests!r})
-from test_jobs import many, pretend, sweep, Processes
-if __name__ == "__main__": sweep(many({out!r}, {n}), Processes(2), do=pretend.{do})
+from test_jobs import many, fake_jobs, sweep, Processes
+if __name__ == "__main__": sweep(many({out!r}, {n}), Processes(2), do=fake_jobs.{do})
 """
 
 
@@ -594,7 +597,7 @@ def kill(parent):
 
 def test_a_plan_whose_parent_is_killed_twenty_times(tmp_path):
     "200 jobs in two processes: each done once, and nobody left after any kill"
-    n, rng, done = 200, random.Random(5), lambda: len(pretend.logged(tmp_path, "done"))
+    n, rng, done = 200, random.Random(5), lambda: len(fake_jobs.logged(tmp_path, "done"))
     for k in range(20):
         parent, wanted = sweeper(tmp_path, n, "wait"), done() + rng.randrange(1, 9)
         assert until(lambda: done() >= wanted, 60), parent.communicate()[1]
@@ -610,7 +613,7 @@ def test_a_plan_whose_parent_is_killed_twenty_times(tmp_path):
 
 def test_workers_in_the_middle_of_a_job_go_with_their_parent(tmp_path):
     parent = sweeper(tmp_path, 2, "hang")
-    assert until(lambda: len(pretend.logged(tmp_path, "asked")) == 2, 60)
+    assert until(lambda: len(fake_jobs.logged(tmp_path, "asked")) == 2, 60)
     assert len(alive(family(parent.pid))) >= 2 and kill(parent)
 
 
@@ -632,7 +635,7 @@ def test_a_worker_that_is_stopped_is_shown_as_silent(tmp_path, monkeypatch, caps
 
     parent = sweeper(tmp_path, 2, "hang")
     try:
-        assert until(lambda: len(pretend.logged(tmp_path, "asked")) == 2, 60)
+        assert until(lambda: len(fake_jobs.logged(tmp_path, "asked")) == 2, 60)
         assert "2 running" in told() and "silent" not in told(), "less than a minute"
         first = many(tmp_path, 2)[0]
         os.kill(read_json(place(first) / "state.json")["pid"], signal.SIGSTOP)

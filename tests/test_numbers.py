@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import toy
-from macular import views
+from macular.text import encode
 from macular.core import NumericError
 from macular.train.evaluate import Exam, evaluate
 from macular.train.inputs import Data, trained_on
@@ -344,7 +344,7 @@ def test_scores_do_not_depend_on_order_or_batch(monkeypatch):
     whole = asked(rows)
     tables = [asked(mixed)]
     for tokens in (1, 64):
-        monkeypatch.setitem(views.TOKENS, "cpu", tokens)
+        monkeypatch.setitem(encode.TOKENS, "cpu", tokens)
         tables.append(asked(mixed))
     columns = [c for c in whole if c.startswith("p_")]
     top = np.sort(whole[columns].to_numpy(), 1)

@@ -8,7 +8,7 @@ import nbformat
 import papermill
 import pytest
 from conftest import copy_project
-from hub import fill, serve
+from fake_hub import fill, serve
 
 from macular.train.config import Job, Preset
 

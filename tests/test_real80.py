@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT
-from hub import fill, serve
+from fake_hub import fill, serve
 
 from macular.core import DataError, EnvironmentProblem, NumericError, ParameterError, number
 from macular.results.simulate import simulate
@@ -341,7 +341,7 @@ def test_no_seed_and_failed_jobs_are_told(real, tmp_path):
 
 @pytest.fixture(scope="module")
 def check():
-    return definitions("acceptance")
+    return definitions("benchmarks/acceptance")
 
 
 def results(check, accuracy=None, split="test", langs=None):
@@ -419,7 +419,7 @@ def test_the_notebook_ends_with_the_error(monkeypatch):
     monkeypatch.setenv("IN_TEST", "1")
     names = {}
     with pytest.raises(NumericError, match="checks failed"):
-        for source in code("acceptance"):
+        for source in code("benchmarks/acceptance"):
             exec(source, names)
             if names.get("plan") is plan:
                 names["plan"] = lambda rows: plan([r | {"max_train": 32, "rounds": 1} for r in rows])
@@ -445,7 +445,7 @@ def test_the_hubs_rows_go_through_it(tmp_path):
             "IN_TEST": "1",
         }
         done = subprocess.run(
-            [sys.executable, "-c", STAND_IN, str(ROOT / "nbs" / "acceptance.ipynb")],
+            [sys.executable, "-c", STAND_IN, str(ROOT / "nbs" / "benchmarks" / "acceptance.ipynb")],
             cwd=ROOT,
             env=env,
             capture_output=True,

@@ -70,7 +70,9 @@ def points():
     import torch
     from accelerate import Accelerator
     from accelerate.optimizer import AcceleratedOptimizer
-    from macular import checkpoints, feed, store, trainer, training, views
+    from macular import store
+    from macular.text import encode
+    from macular.train import checkpoints, feed, stages, trainer
 
     run = sys.modules["macular.train.run"]
 
@@ -106,11 +108,11 @@ def points():
         return Path(path).name.startswith("state-")
 
     return {
-        "augmentation, before": Point(views.Views, "_tokens", 1, "before", aug),
+        "augmentation, before": Point(encode.Views, "_tokens", 1, "before", aug),
         "augmentation, between two tasks": Point(
-            views.Views, "_part", 1, "after", lambda self, task, s, *_: s == "_aug"
+            encode.Views, "_part", 1, "after", lambda self, task, s, *_: s == "_aug"
         ),
-        "augmentation, stage 2": Point(views.Views, "_part", 3, "after", lambda self, task, s, *_: s == "_aug"),
+        "augmentation, stage 2": Point(encode.Views, "_part", 3, "after", lambda self, task, s, *_: s == "_aug"),
         "features for D": Point(sys.modules["macular.train.build"], "features", 1, "after"),
         **{
             f"D, {name} batch, stage {stage}": step("discriminator", stage, n)
@@ -126,7 +128,7 @@ def points():
         "net, stage 2": step("net", 2, 3),
         "net, last step": step("net", 1, 8),
         "a line of the history half written": Point(checkpoints, "append", 15, torn_line),
-        "dev, between two tasks": Point(training, "evaluate", 1, "after"),
+        "dev, between two tasks": Point(stages, "evaluate", 1, "after"),
         "end of round, weights being written": Point(
             checkpoints, "save_file", 1, torn, lambda _, path: ".round-" in str(path)
         ),
@@ -143,9 +145,9 @@ def points():
         "a checkpoint, renamed": Point(os, "rename", 3, "after", to("state-")),
         "a checkpoint, an older one half removed": Point(shutil, "rmtree", 1, pruned, state),
         "between the last state and the training's record": Point(
-            training, "write_json", 1, "before", named("training.json")
+            stages, "write_json", 1, "before", named("training.json")
         ),
-        "stage 1 done, stage 2 not begun": Point(training, "write_json", 1, "after", named("training.json")),
+        "stage 1 done, stage 2 not begun": Point(stages, "write_json", 1, "after", named("training.json")),
         "stage 2's record half written": Point(store, "write_bytes", 2, half, named("training.json")),
         "scoring, before": Point(run, "evaluate", 1),
         "scoring, between two rounds": Point(run, "evaluate", 2),
@@ -165,7 +167,7 @@ def die():
 # ------------------------------------------------------------------ what an attempt forgets (negative controls) or meets
 def forget(what):
     "A resume that leaves something out"
-    from macular import checkpoints, trainer
+    from macular.train import checkpoints, trainer
 
     def without(restore):
         def patched(kept, state):
@@ -198,7 +200,7 @@ def disturb(*_):
 
 
 def elsewhere():
-    from macular import checkpoints
+    from macular.train import checkpoints
 
     machine = checkpoints._machine
     checkpoints._machine = lambda accelerator: machine(accelerator) | {"threads": 2}
@@ -207,7 +209,7 @@ def elsewhere():
 def setup():
     "What every attempt needs, made before the first fork"
     import toy
-    from macular import checkpoints, inputs, trainer
+    from macular.train import checkpoints, inputs, trainer
     from macular.data.mini_world import Mini
 
     @dataclass(frozen=True)
@@ -690,7 +692,7 @@ def test_a_damaged_state_gives_way_to_the_one_before_and_two_to_the_beginning(tm
 @pytest.mark.parametrize("before", [0, 1, 2, 3])
 def test_never_less_than_one_whole_state(tmp_path, monkeypatch, before):
     "At every removal there is a newer state that is what was written"
-    from macular import checkpoints
+    from macular.train import checkpoints
 
     seen, remove = [], shutil.rmtree
 
@@ -757,7 +759,7 @@ def test_a_state_of_an_older_version_is_read(tmp_path):
 
 def test_no_room(tmp_path, monkeypatch):
     "Told before the first step, with both numbers; what is there already is not counted again"
-    from macular import checkpoints
+    from macular.train import checkpoints
     from macular.core import StorageError
 
     usage = shutil.disk_usage(tmp_path)
@@ -780,7 +782,7 @@ def test_no_room(tmp_path, monkeypatch):
     "said,problem", [("soon", "a number of seconds"), ("-1", "0 or more"), ("nan", "0 or more"), ("inf", "0 or more")]
 )
 def test_the_environment_is_checked_first(tmp_path, monkeypatch, said, problem):
-    from macular import inputs
+    from macular.train import inputs
     from macular.core import ParameterError
     from macular.train.run import run
     from macular.train.config import Job

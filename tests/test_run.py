@@ -301,6 +301,7 @@ def test_missing_data_names_the_command(tmp_path):
 
 
 def test_a_job_is_known_by_both_names():
-    from macular import jobs, settings
+    from macular.jobs import plan
+    from macular.train import config
 
-    assert jobs.Job is settings.Job and replace(Job(), seed=1) == check({"seed": 1})
+    assert plan.Job is config.Job and replace(Job(), seed=1) == check({"seed": 1})

@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from payloads import HIDDEN, PAYLOADS, reprs
+from xss_payloads import HIDDEN, PAYLOADS, reprs
 from test_layers import MODULES, module, offences
 from test_notebooks import NOTEBOOKS, cells, named, of_all
 
@@ -452,7 +452,7 @@ def test_figures_of_names_with_formulas(tmp_path):
 def test_tables_for_latex_and_spreadsheets(shown):
     from macular.results.tables import as_csv
 
-    latex, lines = shown["tables.Table"].latex(), as_csv(shown["tables.Table"])
+    latex, lines = shown["results.tables.Table"].latex(), as_csv(shown["results.tables.Table"])
     assert r"\frac" not in latex.replace(r"\textbackslash{}", "") and not re.search(
         r"(?<!\\)\$(?!\^|\\)", latex.replace(r"\$", "")
     )

@@ -506,7 +506,7 @@ def test_a_damaged_checkpoint_is_told_and_an_earlier_one_found(tmp_path):
 
 def test_a_checkpoint_of_the_first_format(tmp_path):
     "Kept for ever: it verifies, its training goes on, and ends where one that was never stopped does"
-    import early
+    import tiny_training
     import torch
 
     assert (
@@ -516,8 +516,8 @@ def test_a_checkpoint_of_the_first_format(tmp_path):
     shutil.copytree(EARLY, tmp_path / "old")
     assert newest(tmp_path / "old", "state").name == "state-7" and verify(tmp_path / "old" / "round-1")
     steps = []
-    records, nets = early.train(tmp_path / "old", on_step=lambda line: steps.append(line["step"]))
-    wanted, whole = early.train(tmp_path / "new")
+    records, nets = tiny_training.train(tmp_path / "old", on_step=lambda line: steps.append(line["step"]))
+    wanted, whole = tiny_training.train(tmp_path / "new")
     assert steps == [8, 9, 10, 11, 12] and records == wanted == [{"round": n, "so far": n} for n in (1, 2, 3)]
     for name, net in whole.items():
         for a, b in zip(net.parameters(), nets[name].parameters(), strict=True):

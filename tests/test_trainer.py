@@ -20,7 +20,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import toy
-from macular import checkpoints, trainer
+from macular.train import checkpoints, trainer
 from macular.core import NumericError
 from macular.train.methods import methods
 from macular.store import newest, read_lines, sha256, verify

@@ -15,9 +15,9 @@ import numpy as np
 import papermill
 import pytest
 from conftest import ROOT
-from payloads import HIDDEN, PAYLOADS, VIEWS, views
+from xss_payloads import HIDDEN, PAYLOADS, VIEWS, views
 
-from macular import workbench
+from macular.ui import views as notebook_views
 from macular.text.code_switch import COLOURS, CodeSwitch, Piece, Place, Switched
 from macular.ui.board import board, heat_map, means, varying, versus
 from macular.core import DataError, ParameterError
@@ -141,13 +141,13 @@ def test_markup_is_made_of_constants():
     "What is called Markup is written in the source, apart from the escaping forms of `Switched` and the frame of a view"
     found = {
         (name, call)
-        for name in ("workbench", "playground", "board", "errors", "live")
-        for call in widgets_of_html((ROOT / "macular" / f"{name}.py").read_text("utf-8"))
+        for name in ("views", "playground", "board", "error_browser", "live")
+        for call in widgets_of_html((ROOT / "macular" / "ui" / f"{name}.py").read_text("utf-8"))
     }
     assert found == {
-        ("workbench", "ipywidgets.HTML(str(self.html()))"),
-        ("workbench", "Markup(visible(body))"),
-        ("workbench", "Markup(f'<div style=\"overflow-x:auto\">{table}</div>')"),
+        ("views", "ipywidgets.HTML(str(self.html()))"),
+        ("views", "Markup(visible(body))"),
+        ("views", "Markup(f'<div style=\"overflow-x:auto\">{table}</div>')"),
         ("playground", "Markup(s._repr_html_())"),
         ("playground", "Markup(p.html())"),
     }
@@ -211,8 +211,8 @@ def test_colour_is_never_the_only_sign():
 def cell(monkeypatch):
     "A cell somebody looks at; call it to run it again"
     now = SimpleNamespace(runs=0, id="a")
-    monkeypatch.setattr(workbench, "cell", lambda: (now.id, now.runs))
-    monkeypatch.setattr(workbench, "_open", {})
+    monkeypatch.setattr(notebook_views, "cell", lambda: (now.id, now.runs))
+    monkeypatch.setattr(notebook_views, "_open", {})
 
     def run(make, id="a"):
         now.runs, now.id = now.runs + 1, id
@@ -447,7 +447,7 @@ def test_words_a_dictionary_could_have_taught(source, other, lang, wanted):
 
 
 def test_kinds_of_errors(odd, tmp_path):
-    from payloads import a_run
+    from xss_payloads import a_run
 
     found = answers(a_run(tmp_path))
     both = found.pairs("de")

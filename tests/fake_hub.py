@@ -1,6 +1,7 @@
 """A stand-in of the Hugging Face hub: four data sets in their published layout and a small random mBERT, served from a folder.
 
-`fill(folder)` writes them; `with serve(folder) as hub:` serves them at `hub.url` (for HF_ENDPOINT) and keeps the paths asked for in `hub.asked`.
+`fill(folder)` writes them; `with serve(folder) as hub:` serves them at `hub.url` (for HF_ENDPOINT) and keeps the
+paths asked for in `hub.asked`.
 """
 
 import hashlib, json, re, threading

@@ -167,7 +167,10 @@ def reprs() -> dict:
     "One of every class that shows itself in a notebook, of payloads wherever it takes a text; its markup by class"
     from dataclasses import replace
 
-    from macular import distill, fetch, lexicon, plots, reports, rerun
+    from macular.data import download, lexicon
+    from macular.deploy import distill
+    from macular.jobs import rerun
+    from macular.results import compare, figures
     from macular.text.code_switch import CodeSwitch, Place
     from macular.core import DataError, Difference, diff
     from macular.jobs.plan import plan
@@ -186,7 +189,7 @@ def reprs() -> dict:
     every = {p: (p, p) for p in PAYLOADS}
     rows = [{p: p for p in PAYLOADS}, dict.fromkeys(PAYLOADS, " ".join(PAYLOADS))]
     table = Table(PAYLOADS, [list(PAYLOADS), [Cell(1.0, best=True), *PAYLOADS[1:]]], " ".join(PAYLOADS), PAYLOADS)
-    progress = plots.Progress()
+    progress = figures.Progress()
     progress.start({"row": replace(macular, title=one), "steps": 9, "phases": [(other, 9)]})
     progress.take(
         {"step": 1, "phase": other, "round": 1, "pass": 1, "batch": 1, "loss": 1.0} | dict.fromkeys(PAYLOADS, 1.0)
@@ -195,13 +198,13 @@ def reprs() -> dict:
     parameters = {name: other for name in ("data_dir", "lexicon_dir", "synonyms", "tree_dir")}
     shown = [
         diff(dict(zip("abcdefghijkl", PAYLOADS)), dict(zip("abcdefghijkl", PAYLOADS[::-1]))),
-        fetch.Report(rows, rows, list(PAYLOADS)),
+        download.Report(rows, rows, list(PAYLOADS)),
         lexicon.Report(rows),
         lexicon.Lexicon({"de": {"dog": PLAIN}}),
         plan([parameters | {"preset": "mini", "task": "xnli", "method": m} for m in ("finetune", "syn")]),
         replace(macular, title=" ".join(PAYLOADS)),
         progress,
-        reports.Comparison((one, other), Effect(1.0, 0.5, 1.5, 0.01, " ".join(PAYLOADS)), table, every, PAYLOADS),
+        compare.Comparison((one, other), Effect(1.0, 0.5, 1.5, 0.01, " ".join(PAYLOADS)), table, every, PAYLOADS),
         rerun.Comparison((one, other), (1, 2), False, Difference(every), Difference(every)),
         records()[0],
         Search({"task": "xnli", "preset": "mini", "method": "finetune"}, ({p: [p] for p in PAYLOADS},)),
