@@ -30,7 +30,8 @@ def on_files(files, config):
     "Add what is not a file in docs/"
     for name in nbs.notebooks():
         page = nbs.Page(name, lambda link, name=name: target(link, name, files, config))
-        add(files, config, home_of(name), front(nbs.heading(name)[1]) + page.markdown())
+        boost = 8 if name.startswith("howto/") else None  # the search finds what to do before how it is built
+        add(files, config, home_of(name), front(nbs.heading(name)[1], boost) + page.markdown())
         raw.update(page.raw)
         for file, data in page.files.items():
             add(files, config, f"{dirname(home_of(name)) or 'nbs'}/{file}", data)
