@@ -1051,8 +1051,8 @@ def test_E07_memory_that_runs_out_names_the_setting(tmp_path, monkeypatch, error
         "python": MemoryError(),
     }
 
-    def train(row, data, accelerator, watch):
-        watch("start", {"row": row, "folder": tmp_path, "steps": 1, "rows": {}, "phases": [], "notes": []})
+    def train(stage, data, accelerator, watch, below):
+        watch("start", {"row": stage.method, "folder": tmp_path, "steps": 1, "rows": {}, "phases": [], "notes": []})
         raise kinds[error]
 
     monkeypatch.setattr(macular.train.run, "train", train)

@@ -19,7 +19,7 @@ from .engines import compute
 from .plan import asked
 from ..results.records import located
 from ..store import read_json
-from ..train.config import beneath, check, row
+from ..train.config import beneath, check, row, seeds
 from ..train.inputs import Data, plant
 
 # %% ../../nbs/jobs/04_rerun.ipynb #36295e8a
@@ -132,8 +132,6 @@ def reopen(
     accelerator=None,  # where it computes; None: on the processor, in single precision
 ) -> tuple:  # its `Data`, and its `Training`: several where a row averages their probabilities
     "A finished run, ready to be asked"
-    from macular.train.run import members
-
     folder = finished(folder)
     refuse_student(folder)
     job, result = check(asked(folder)), read_json(folder / "result.json")
@@ -142,7 +140,8 @@ def reopen(
         raise DataError(
             f"the backbone '{job.backbone}' is not the one that {folder.name} was trained from; its files differ"
         )
-    for i, member in enumerate(members(data, method)):
+    for i, seed in enumerate(seeds(job, method)):
+        member = Data(replace(job, seed=seed), trees=data.trees)
         training = None
         for m in [*([beneath(method, job)] if method.shared else []), method]:
             made = result["trainings"][m.name + f" {i + 1}" * (i > 0)]
