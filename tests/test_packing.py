@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, ModernBertConfig, ModernBertModel
 
 import toy
-from macular import packing
+from macular.text import packing
 from macular.text.batches import Tokens, cut
 from macular.train.methods import methods
 from macular.model.modules import load_encoder
@@ -261,7 +261,7 @@ GROW = """
 import resource, sys
 import numpy as np, torch
 from transformers import BertConfig, BertModel
-from macular import modules
+from macular.model import modules
 from macular.model.modules import Encoder, _FirstToken
 torch.set_num_threads(1)
 model = BertModel(BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64))
