@@ -70,7 +70,10 @@ def points():
     import torch
     from accelerate import Accelerator
     from accelerate.optimizer import AcceleratedOptimizer
-    from macular import checkpoints, feed, store, trainer, training, views
+    from macular import store
+    from macular.text import encode as views
+    from macular.train import checkpoints, feed, trainer
+    from macular.train import stages as training
 
     run = sys.modules["macular.train.run"]
 
@@ -165,7 +168,7 @@ def die():
 # ------------------------------------------------------------------ what an attempt forgets (negative controls) or meets
 def forget(what):
     "A resume that leaves something out"
-    from macular import checkpoints, trainer
+    from macular.train import checkpoints, trainer
 
     def without(restore):
         def patched(kept, state):
@@ -185,7 +188,7 @@ def forget(what):
         count = iter(range(10**6))
         trainer.mix = lambda *place: next(count)  # as a generator that nobody restored
     else:
-        checkpoints._restore = without(checkpoints._restore)
+        checkpoints._read_state = without(checkpoints._read_state)
 
 
 def disturb(*_):
@@ -198,7 +201,7 @@ def disturb(*_):
 
 
 def elsewhere():
-    from macular import checkpoints
+    from macular.train import checkpoints
 
     machine = checkpoints._machine
     checkpoints._machine = lambda accelerator: machine(accelerator) | {"threads": 2}
@@ -207,7 +210,7 @@ def elsewhere():
 def setup():
     "What every attempt needs, made before the first fork"
     import toy
-    from macular import checkpoints, inputs, trainer
+    from macular.train import checkpoints, inputs, trainer
     from macular.data.mini_world import Mini
 
     @dataclass(frozen=True)
@@ -575,7 +578,7 @@ def test_another_machine_is_refused_unless_asked_for(legs):
     assert "threads 1, here 2" in said and "MACULAR_INEXACT=1" in said and "step 21" in said and len(said) <= 1000
     [result] = (legs / "elsewhere").glob("*/result.json")
     assert any(
-        "Macular-NoTS: gone on with at step 21 elsewhere (threads 1, here 2): not bit for bit" in note
+        "Macular-NoTS: resumed at step 21 elsewhere (threads 1, here 2): not bit for bit" in note
         for note in read_json(result)["notes"]
     )
 
@@ -690,7 +693,7 @@ def test_a_damaged_state_gives_way_to_the_one_before_and_two_to_the_beginning(tm
 @pytest.mark.parametrize("before", [0, 1, 2, 3])
 def test_never_less_than_one_whole_state(tmp_path, monkeypatch, before):
     "At every removal there is a newer state that is what was written"
-    from macular import checkpoints
+    from macular.train import checkpoints
 
     seen, remove = [], shutil.rmtree
 
@@ -731,7 +734,7 @@ def test_another_number_of_threads(tmp_path):
     finally:
         torch.set_num_threads(threads)
     trained(tmp_path, exact=False)
-    assert [r[:26] for r in remarks(tmp_path)] == ["gone on with at step 8 els", "gone on with at step 12 el"]
+    assert [r[:26] for r in remarks(tmp_path)] == ["resumed at step 8 elsewher", "resumed at step 12 elsewhe"]
 
 
 def test_a_state_of_an_older_version_is_read(tmp_path):
@@ -757,7 +760,7 @@ def test_a_state_of_an_older_version_is_read(tmp_path):
 
 def test_no_room(tmp_path, monkeypatch):
     "Told before the first step, with both numbers; what is there already is not counted again"
-    from macular import checkpoints
+    from macular.train import checkpoints
     from macular.core import StorageError
 
     usage = shutil.disk_usage(tmp_path)
@@ -780,7 +783,7 @@ def test_no_room(tmp_path, monkeypatch):
     "said,problem", [("soon", "a number of seconds"), ("-1", "0 or more"), ("nan", "0 or more"), ("inf", "0 or more")]
 )
 def test_the_environment_is_checked_first(tmp_path, monkeypatch, said, problem):
-    from macular import inputs
+    from macular.train import inputs
     from macular.core import ParameterError
     from macular.train.run import run
     from macular.train.config import Job
