@@ -1076,10 +1076,10 @@ def test_E07_memory_that_runs_out_names_the_setting(tmp_path, monkeypatch, error
 
 def test_E06_memory_in_a_step_names_the_portions():
     import torch
-    from macular.train.trainer import _memory
+    from macular.train.trainer import _memory_errors
 
     with pytest.raises(EnvironmentProblem, match="accumulation=2.*same mathematics"):
-        with _memory({}):
+        with _memory_errors(1):
             raise torch.OutOfMemoryError("CUDA out of memory")
 
 

@@ -187,7 +187,7 @@ def forget(what):
         count = iter(range(10**6))
         trainer.mix = lambda *place: next(count)  # as a generator that nobody restored
     else:
-        checkpoints._restore = without(checkpoints._restore)
+        checkpoints._read_state = without(checkpoints._read_state)
 
 
 def disturb(*_):
@@ -577,7 +577,7 @@ def test_another_machine_is_refused_unless_asked_for(legs):
     assert "threads 1, here 2" in said and "MACULAR_INEXACT=1" in said and "step 21" in said and len(said) <= 1000
     [result] = (legs / "elsewhere").glob("*/result.json")
     assert any(
-        "Macular-NoTS: gone on with at step 21 elsewhere (threads 1, here 2): not bit for bit" in note
+        "Macular-NoTS: resumed at step 21 elsewhere (threads 1, here 2): not bit for bit" in note
         for note in read_json(result)["notes"]
     )
 
@@ -733,7 +733,7 @@ def test_another_number_of_threads(tmp_path):
     finally:
         torch.set_num_threads(threads)
     trained(tmp_path, exact=False)
-    assert [r[:26] for r in remarks(tmp_path)] == ["gone on with at step 8 els", "gone on with at step 12 el"]
+    assert [r[:26] for r in remarks(tmp_path)] == ["resumed at step 8 elsewher", "resumed at step 12 elsewhe"]
 
 
 def test_a_state_of_an_older_version_is_read(tmp_path):

@@ -329,13 +329,13 @@ def test_a_state_is_never_without_its_time(tmp_path, monkeypatch):
     class Killed(Exception):
         pass
 
-    save = checkpoints._save
+    save = checkpoints._write_state
 
     def killed(*given):
         save(*given)
         raise Killed
 
-    monkeypatch.setattr(checkpoints, "_save", killed)
+    monkeypatch.setattr(checkpoints, "_write_state", killed)
     built, numbers = ready(rounds=1)
     with pytest.raises(Killed):
         run(tmp_path, built, numbers)
@@ -366,10 +366,11 @@ def test_a_signal_at_the_end_of_a_round_finds_the_round_kept(legs, tmp_path, whe
         with pytest.raises(Ended):
             run(tmp_path, on_round=on_round)
     else:
+        keep = checkpoints.Checkpoints.keep
         monkeypatch.setattr(
-            trainer._Kept,
+            checkpoints.Checkpoints,
             "keep",
-            lambda self, round: (signal.raise_signal(signal.SIGTERM), checkpoints.Checkpoints.keep(self, round)),
+            lambda self, round: (signal.raise_signal(signal.SIGTERM), keep(self, round)),
         )
         with pytest.raises(Ended):
             run(tmp_path)
@@ -421,11 +422,7 @@ def test_evaluated_on_the_way(legs, tmp_path):
 
 
 def test_negative_control_evaluation_mode_left_on(legs, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        trainer,
-        "_evaluate",
-        lambda learner, on_round, step, rounds: {"step": step, "round": rounds, "asked": True} | on_round(rounds),
-    )
+    monkeypatch.setattr(trainer._Session, "_evaluate", lambda self, learner: self.on_round(self.step))
     evaluated_everywhere(tmp_path)
     assert files(tmp_path) != files(legs[0] / "whole")
 
