@@ -29,6 +29,7 @@ TORCH_FREE = {
     "data.lexicon",
     "data.mini_world",
     "data.download",
+    "data.check",
     "text.code_switch",
     "text.chunks",
     "text.chunk_table",

@@ -11,7 +11,7 @@ from conftest import ROOT
 
 from macular.cli import main
 from macular.core import DataError, ParameterError
-from macular.data.download import check as check_data
+from macular.data.check import check as check_data
 from macular.data.mini_world import Mini, lexicon
 from macular.train.run import plan, run
 from macular.train.config import check
