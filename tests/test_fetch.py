@@ -22,7 +22,8 @@ from macular.data import check as check_module
 from macular.data import download as module
 from macular.data.check import check
 from macular.data.download import Download, downloads, fetch, unpack
-from macular.data.tasks import Folder, load, tasks
+from macular.data.sources import Folder
+from macular.data.tasks import load, tasks
 
 DATA = ROOT.parent / "shared" / "data"
 real = pytest.mark.skipif(not DATA.is_dir(), reason="the real files in ../shared/data are not here")
@@ -335,7 +336,8 @@ def test_a_bomb_is_stopped(tmp_path):
 
 def test_the_copy_on_the_hub(tmp_path):
     code = (
-        "import json; from macular.data.download import fetch; from macular.data.tasks import *\n"
+        "import json; from macular.data.download import fetch; from macular.data.sources import *; "
+        "from macular.data.tasks import *\n"
         "fetch('qadsm', 'DIR', yes=True); f = Folder('DIR')\n"
         "print(json.dumps([f.langs(tasks['qadsm'], 'test'), load('qadsm', 'dev', 'fr', f).to_dict() == load('qadsm', 'dev', 'fr', Hub()).to_dict()]))"
     )

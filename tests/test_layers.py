@@ -25,7 +25,7 @@ TORCH_FREE = {
     "store",
     "data.readers",
     "data.tasks",
-    "data.dev_split",
+    "data.sources",
     "data.lexicon",
     "data.mini_world",
     "data.download",

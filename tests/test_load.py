@@ -148,7 +148,8 @@ import numpy as np
 from macular.text.code_switch import CodeSwitch
 from macular.train.inputs import digest
 from macular.data.mini_world import backbone, lexicon
-from macular.data.tasks import File, Task, load
+from macular.data.sources import File
+from macular.data.tasks import Task, load
 from macular.text.encode import Text, Views
 words, tokenizer = lexicon(), AutoTokenizer.from_pretrained(backbone("mini-xlmr"))
 before = int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6

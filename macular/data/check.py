@@ -14,7 +14,8 @@ from ..core import MacularError, literal, resolve, table
 from .download import downloads, licence_label, licensed
 from .lexicon import Lexicon
 from .readers import splits
-from .tasks import Folder, archives, facts, find, load, tasks
+from .sources import Folder, archives
+from .tasks import facts, find, load, tasks
 
 # %% ../../nbs/data/09_check.ipynb #8355ee5c
 @dataclass(frozen=True)

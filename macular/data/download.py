@@ -21,7 +21,8 @@ from pathlib import Path, PurePosixPath
 from ..core import DataError, EnvironmentProblem, MacularError, ParameterError, StorageError, resolve, unknown
 from .lexicon import MUSE, Lexicon, read_pairs
 from .readers import read_columns, splits
-from .tasks import Folder, Hub, load, tasks
+from .sources import Folder, Hub
+from .tasks import load, tasks
 from ..store import lock, put, read_json, sha256, write_bytes, write_json
 
 # %% ../../nbs/data/08_download.ipynb #1e498392

@@ -26,7 +26,8 @@ from ..core import DataError, resolve
 from ..data.backbones import backbone_origin, local_backbone, parameters
 from ..data.mini_world import Mini
 from ..data.readers import splits
-from ..data.tasks import File, Task, load
+from ..data.sources import File
+from ..data.tasks import Task, load
 from ..model.objective import terms
 from ..store import clear, read_json, write_bytes, write_json
 from .build import possible
