@@ -17,7 +17,8 @@ from typer import Argument, Exit, Option, Typer
 
 from .core import MacularError, ParameterError, key, resolve, root, table, unknown
 from .jobs.engines import Here, Processes, Ray, compute, report as as_report, run_notebook, sweep as do_sweep
-from .data.download import check as check_data, fetch as fetch_data
+from .data.check import check as check_data
+from .data.download import fetch as fetch_data
 from .jobs.plan import Plan, command, plan as plan_jobs, typed
 from .train.methods import methods
 from .jobs.rerun import rerun as do_rerun

@@ -5,7 +5,7 @@ import signal
 import time
 
 from macular.core import DataError, ParameterError, resolve
-from macular.jobs.plan import identity, place
+from macular.train.failures import identity, place
 from macular.store import append, lock, read_lines, write_json
 
 

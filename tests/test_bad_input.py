@@ -1024,7 +1024,8 @@ def test_E02_half_of_the_shards_of_a_backbone(outcome, cached):
 
 
 def test_E02_half_of_the_rows_in_the_cache(cached):
-    from macular.data.tasks import Hub, load
+    from macular.data.sources import Hub
+    from macular.data.tasks import load
 
     path = cached / "facebook--xnli" / "0123" / "en"
     path.mkdir(parents=True)

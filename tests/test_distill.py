@@ -38,7 +38,7 @@ from macular.results.statistics import alike, resampled
 from macular.store import read_json, read_lines, write_json
 from macular.results.tables import languages
 from macular.data.tasks import load
-from macular.train.trainer import Stopped
+from macular.core import Stopped
 from macular.text.encode import Views, features
 from macular.ui.views import data_of
 

@@ -236,7 +236,7 @@ def test_a_place_that_cannot_be_written_hides_no_error(tmp_path):
 
 
 def test_a_stopped_job_has_not_failed(job):
-    from macular.train.trainer import Stopped
+    from macular.core import Stopped
 
     with pytest.raises(Stopped):
         doing(Stopped("stopped in round 1"))(job)

@@ -16,11 +16,14 @@ import fake_hub
 import pytest
 from conftest import ROOT
 
-from macular.data import download as module
 from macular.cli import main
 from macular.core import DataError, EnvironmentProblem, ParameterError, StorageError
-from macular.data.download import Download, check, downloads, fetch, unpack
-from macular.data.tasks import Folder, load, tasks
+from macular.data import check as check_module
+from macular.data import download as module
+from macular.data.check import check
+from macular.data.download import Download, downloads, fetch, unpack
+from macular.data.sources import Folder
+from macular.data.tasks import load, tasks
 
 DATA = ROOT.parent / "shared" / "data"
 real = pytest.mark.skipif(not DATA.is_dir(), reason="the real files in ../shared/data are not here")
@@ -333,7 +336,8 @@ def test_a_bomb_is_stopped(tmp_path):
 
 def test_the_copy_on_the_hub(tmp_path):
     code = (
-        "import json; from macular.data.download import fetch; from macular.data.tasks import *\n"
+        "import json; from macular.data.download import fetch; from macular.data.sources import *; "
+        "from macular.data.tasks import *\n"
         "fetch('qadsm', 'DIR', yes=True); f = Folder('DIR')\n"
         "print(json.dumps([f.langs(tasks['qadsm'], 'test'), load('qadsm', 'dev', 'fr', f).to_dict() == load('qadsm', 'dev', 'fr', Hub()).to_dict()]))"
     )
@@ -412,19 +416,18 @@ def test_a_damaged_file_ends_with_the_code_of_data(tmp_path, capsys, monkeypatch
     )
     assert main(["data", "check", "--data-dir", str(tmp_path), "--lexicon-dir", str(tmp_path)]) == 3
     assert said in (told := capsys.readouterr().out) and "Everything is here" not in told and "problem" not in told
-    monkeypatch.setattr(module, "_dictionary_rows", lambda *a: ([], [], ""))
-    monkeypatch.setattr(
-        module,
-        "_data_rows",
-        lambda *a: ([{"task": "pawsx", "split": "dev", "rows": "unusable", "problem": ("de", "damaged")}], ["text"]),
-    )
+    row = {"task": "pawsx", "split": "dev", "rows": "unusable"}
+    data = check_module._Data([check_module._Split(row, "damaged", "de")], ["text"])
+    monkeypatch.setattr(check_module, "_read_dictionaries", lambda *a: check_module._Dictionaries([], []))
+    monkeypatch.setattr(check_module, "_read_data", lambda *a: data)
     report = check(tmp_path, tmp_path)
     assert report.problems == ["pawsx dev in 'de': damaged"] and report.todo == []
 
 
 def test_a_licence_is_known_by_what_a_file_holds_and_not_by_its_name(site, tmp_path, offer):
+    from macular.train.config import check as check_job
+    from macular.train.config import fill
     from macular.train.inputs import Data
-    from macular.train.config import check as check_job, fill
 
     for lang in ("de", "fr"):
         (site / f"en-{lang}.txt").write_text("".join(f"word{i} {lang}{i}\n" for i in range(12_000)))

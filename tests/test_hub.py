@@ -12,7 +12,8 @@ from conftest import ROOT
 
 READ = """
 import json, sys
-from macular.data.tasks import Hub, load, tasks
+from macular.data.sources import Hub
+from macular.data.tasks import load, tasks
 found = {}
 for name, lang in (("xnli", "ur"), ("pawsx", "ko"), ("qam", "fr"), ("qadsm", "de")):
     for split in ("train", "dev", "test"):
@@ -103,7 +104,7 @@ def test_a_revision_that_has_no_such_file(published, tmp_path):
 def test_a_pinned_revision_is_asked_for(published, tmp_path):
     with fake_hub.serve(published) as served:
         done = python(
-            "from macular.data.tasks import Hub, load\nload('xnli', 'dev', 'sw', Hub({'facebook/xnli': 'v1'}))",
+            "from macular.data.sources import Hub\nfrom macular.data.tasks import load\nload('xnli', 'dev', 'sw', Hub({'facebook/xnli': 'v1'}))",
             tmp_path,
             served.url,
         )

@@ -15,7 +15,8 @@ from conftest import ROOT
 
 from macular.core import DataError, EnvironmentProblem, ParameterError, StorageError
 from macular.jobs.engines import Here, Processes, Ray, attempt, found, sweep
-from macular.jobs.plan import Plan, asked, identity, leaders, place, plan, remaining, rows, stages, state, summary
+from macular.jobs.plan import Plan, asked, leaders, plan, remaining, rows, stages, state, summary
+from macular.train.failures import identity, place
 from macular.jobs.rerun import compare_runs, rerun
 from macular.jobs.search import GRIDS, best, dev_accuracy, paper_search, read_search
 from macular.train.config import check, fill

@@ -34,7 +34,8 @@ from macular.ui import views as notebook_views
 from macular.results.timing import fresh
 from macular.core import DataError
 from macular.jobs.engines import compute
-from macular.jobs.plan import place, silence
+from macular.train.failures import place
+from macular.jobs.plan import silence
 from macular.data.mini_world import Mini
 from macular.results.figures import curves, history, rounds_of
 from macular.train.run import run
@@ -150,7 +151,8 @@ import numpy as np
 from macular.text.code_switch import CodeSwitch
 from macular.train.inputs import digest
 from macular.data.mini_world import backbone, lexicon
-from macular.data.tasks import File, Task, load
+from macular.data.sources import File
+from macular.data.tasks import Task, load
 from macular.text.encode import Text, Views
 words, tokenizer = lexicon(), AutoTokenizer.from_pretrained(backbone("mini-xlmr"))
 before = int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6

@@ -11,11 +11,11 @@ from conftest import ROOT
 
 from macular.cli import main
 from macular.core import DataError, ParameterError
-from macular.data.download import check as check_data
+from macular.data.check import check as check_data
 from macular.data.mini_world import Mini, lexicon
-from macular.train.run import plan, run
-from macular.train.config import check
 from macular.data.tasks import find, load
+from macular.train.config import check
+from macular.train.run import plan, run
 
 RECORD = """
 name = "shop"
@@ -294,7 +294,8 @@ def test_semicolons_are_recognised(shop):
 
 def test_german_questions_and_english_ones(shared):
     "The real files: training rows in German, test rows in English, of two sources with the same form"
-    from macular.data.tasks import File, Task
+    from macular.data.sources import File
+    from macular.data.tasks import Task
 
     source = File(
         {"train": "qam.train.de.tsv", "test": "qnli.dev.{lang}.tsv"},

@@ -18,7 +18,7 @@ from fake_hub import fill, serve
 
 from macular.core import DataError, EnvironmentProblem, NumericError, ParameterError, number
 from macular.results.simulate import simulate
-from macular.data.dev_split import Halved, scored_half
+from macular.data.sources import Halved, scored_half
 from macular.jobs.plan import plan
 from macular.data.mini_world import Mini
 from macular.results.compare import above, gate
@@ -26,7 +26,8 @@ from macular.results.records import Record, from_lines, record
 from macular.train.run import run
 from macular.train.config import ALGORITHM, Job
 from macular.results.tables import languages
-from macular.data.tasks import Folder, load, tasks
+from macular.data.sources import Folder
+from macular.data.tasks import load, tasks
 
 RECORDS = sorted((ROOT / "nbs" / "records" / "real80").glob("*.jsonl"))
 SMALL = Mini(train=48, dev=40, test=8)

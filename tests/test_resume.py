@@ -641,7 +641,8 @@ def test_started_again_after_the_end_changes_nothing(legs):
 def trained(folder, stop=None, rounds=2, **loop):
     "A small training in this process, stopped after a step; the steps it took"
     from test_trainer import ready
-    from macular.train.trainer import Loop, Stopped, fit
+    from macular.train.trainer import Loop, fit
+    from macular.core import Stopped
 
     built, numbers = ready()
     steps = []

@@ -11,7 +11,7 @@ from macular.train.inputs import Data, digests, trained_on
 from macular.jobs.plan import plan
 from macular.results.compare import USUAL, ablation, compared, reading, sides, study, verdicts
 from macular.results.records import from_lines
-from macular.train.run import settle
+from macular.train.resolve import settle
 from macular.train.config import ALGORITHM, check, row, training_key
 from macular.train.stages import own_losses
 

@@ -711,7 +711,7 @@ def test_one_that_slips_through_is_noticed(monkeypatch):
 # ------------------------------------------------------------------ real rows, real dictionaries
 def test_multinli_with_the_muse_dictionaries(mbert, shared):
     "Every twentieth row of the sample, 14 languages, two rounds"
-    from macular.data.tasks import Folder
+    from macular.data.sources import Folder
 
     langs = "ar bg de el es fr hi ja ko ru th tr vi zh".split()
     words, data = Lexicon.read(shared / "dictionaries", langs), load(tasks["xnli"], "train", source=Folder(shared))

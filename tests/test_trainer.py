@@ -24,7 +24,8 @@ from macular.train import checkpoints, trainer
 from macular.core import NumericError
 from macular.train.methods import methods
 from macular.store import newest, read_lines, sha256, verify
-from macular.train.trainer import Loop, Phase, Stopped, fit
+from macular.train.trainer import Loop, Phase, fit
+from macular.core import Stopped
 
 # with ten rows a round of "macular" is D 1-6 (two passes of three batches) and the net 7-9; the second one 10-15 and 16-18
 LAST, D_ENDS, ROUND_ENDS = 18, (6, 15), (9, 18)

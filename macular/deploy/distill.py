@@ -32,7 +32,8 @@ from ..train.build import text_of
 from ..train.config import Job, check
 from ..train.inputs import Data, plant
 from ..train.methods import Method
-from ..train.run import Result, carry_out, say, settle
+from ..train.run import Result, carry_out, say
+from ..train.resolve import settle
 
 # %% ../../nbs/deploy/03_distill.ipynb #07a84da2
 def teacher_loss(

@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from ..core import DataError, ParameterError, resolve, unknown
-from ..data.tasks import archives, find, tasks
+from ..data.sources import archives
+from ..data.tasks import find, tasks
 from .records import Record, from_lines, marked, record
 
 # %% ../../nbs/results/03_predictions.ipynb #e3a7ba1a

@@ -18,7 +18,8 @@ from pathlib import Path
 from ..core import DataError, EnvironmentProblem, first_line, shown
 from ..data.lexicon import count_words
 from ..data.readers import SEEN, splits
-from ..data.tasks import File, load
+from ..data.sources import File
+from ..data.tasks import load
 from ..model.objective import terms
 from .inputs import Data, dictionaries, one_source, read_lexicon, read_neighbours, resources
 from .resolve import ResolvedJob

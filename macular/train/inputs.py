@@ -21,7 +21,8 @@ from ..data.lexicon import Lexicon, read_file
 from ..data.mini_world import Mini
 from ..data.mini_world import lexicon as mini_lexicon
 from ..data.mini_world import neighbours as mini_neighbours
-from ..data.tasks import Folder, Hub, Task, find, load, tasks
+from ..data.sources import Folder, Hub
+from ..data.tasks import Task, find, load, tasks
 from ..store import sha256
 from .config import Job, extend, presets
 from .methods import Method

@@ -23,7 +23,8 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from ..core import resolve
 from ..data.backbones import backbone_origin, local_backbone, parameters
 from ..data.mini_world import Mini
-from ..data.tasks import File, Task
+from ..data.sources import File
+from ..data.tasks import Task
 from ..store import clear, read_json, write_bytes, write_json
 from .build import possible
 from .checks import judge, refuse
