@@ -1131,6 +1131,7 @@ def test_P47_a_notebook_that_lost_its_parameters_tag(tmp_path):
             assert readable(str(raised.value))
 
 
+@pytest.mark.slow
 def test_what_is_odd_is_kept_with_the_result(tmp_path):
     "A job that trains; its mark of one class, too"
     from macular.train.run import run

@@ -16,6 +16,8 @@ from macular.model.modules import MultiTask, load_encoder
 from macular.results.schedules import Cost, bare, cost, literal, naive, sizes, views
 from macular.store import read_json
 
+pytestmark = pytest.mark.slow
+
 SCHEDULES = {"shared": lambda built, numbers: built.phases, "literal": literal, "naive": naive}
 
 

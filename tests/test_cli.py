@@ -87,6 +87,7 @@ def test_every_command_says_what_it_does():
             assert option.name == "help" or getattr(option, "help", None), (path, option.name)
 
 
+@pytest.mark.slow
 def test_help_tells_the_exit_codes_and_fits_a_terminal():
     said = shell("--help")
     assert said.returncode == 0 and re.search(
@@ -214,6 +215,7 @@ def test_only_declared_parameters_reach_papermill(tmp_path, monkeypatch):
     assert set(parameters) <= set(declared)
 
 
+@pytest.mark.slow
 def test_a_value_that_is_code_stays_a_text(tmp_path):
     "papermill escapes values; the cell it would write is read back"
     from papermill.translators import translate_parameters
@@ -308,6 +310,7 @@ def test_a_students_rival_is_looked_up_before_it_is_trained(monkeypatch, capsys)
     )
 
 
+@pytest.mark.slow
 def test_slurms_form_does_one_job(tmp_path):
     "The script of the notebook, with the variables an array sets"
     import nbformat

@@ -42,6 +42,8 @@ from macular.train.trainer import Stopped
 from macular.text.encode import Views, features
 from macular.ui.views import data_of
 
+pytestmark = pytest.mark.slow
+
 SMALL = dict(
     preset="mini", max_train=48, rounds=2, langs="de", task="pawsx", max_length=32, backbone=str(toy.backbone("xlmr"))
 )

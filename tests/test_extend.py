@@ -8,6 +8,8 @@ import pytest
 
 from macular.core import ParameterError, Registry
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 
 

@@ -10,6 +10,8 @@ import fake_hub
 import pytest
 from conftest import ROOT
 
+pytestmark = pytest.mark.slow
+
 READ = """
 import json, sys
 from macular.data.tasks import Hub, load, tasks

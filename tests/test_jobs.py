@@ -145,6 +145,7 @@ def test_a_name_that_is_code_is_no_parameter():
             plan({name: 1, "preset": "mini"})
 
 
+@pytest.mark.slow
 def test_a_thousand_jobs_are_planned_in_a_moment(tmp_path):
     started = time.process_time()
     jobs = plan(
@@ -373,6 +374,7 @@ def test_whoever_looks_leaves_no_trace(tmp_path):
     assert not held(tmp_path / "job") and (tmp_path / "job" / ".x.0123456789abcdef.tmp").exists()
 
 
+@pytest.mark.slow
 def test_processes_do_each_job_once_though_one_is_killed(tmp_path):
     jobs = many(tmp_path, 12)
     sweep(jobs, Processes(3), do=fake_jobs.killed_once, say=print)
@@ -385,6 +387,7 @@ def test_processes_do_each_job_once_though_one_is_killed(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_job_that_is_killed_every_time_is_given_up(tmp_path):
     jobs = many(tmp_path, 4)
     sweep(jobs, Processes(2), do=fake_jobs.killed_always, retries=1, say=print)
@@ -394,6 +397,7 @@ def test_a_job_that_is_killed_every_time_is_given_up(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_processes_do_not_retry_what_was_refused(tmp_path):
     jobs = many(tmp_path, 5)
     sweep(jobs, Processes(2), do=fake_jobs.refused, say=print)
@@ -421,6 +425,7 @@ def sweeper(out, engine, n):
     )
 
 
+@pytest.mark.slow
 def test_a_plan_whose_parent_is_killed_goes_on(tmp_path):
     "In one process; test_load.py kills the parent of several"
     engine = "Here()"
@@ -440,6 +445,7 @@ def test_a_plan_whose_parent_is_killed_goes_on(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_two_sweeps_of_one_plan_at_once(tmp_path):
     both = [sweeper(tmp_path, engine, 60) for engine in ("Here()", "Processes(2)")]
     assert [p.wait(60) for p in both] == [0, 0]
@@ -449,6 +455,7 @@ def test_two_sweeps_of_one_plan_at_once(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_report_whose_kernel_is_killed_is_tried_again(tmp_path):
     "papermill calls such a notebook completed"
     extension, once = tmp_path / "killer.py", tmp_path / "once"
@@ -537,6 +544,7 @@ def test_a_real_job_killed_on_ray_ends_in_the_same_bytes(cluster, tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_a_cluster_that_is_not_there_is_told_at_once(tmp_path):
     pytest.importorskip("ray", reason="Ray is not installed: the extra `cluster`")
     started = time.monotonic()
@@ -612,6 +620,7 @@ def test_the_papers_search_is_33_settings_a_task(tmp_path):
     assert len({identity(j) for p in seen for j in p}) == 32, "the one at the preset's alpha is in both stages"
 
 
+@pytest.mark.slow
 def test_a_search_from_a_file_goes_on(tmp_path):
     path = tmp_path / "search.toml"
     path.write_text(

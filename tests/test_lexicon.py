@@ -307,6 +307,7 @@ def test_imports_nothing_heavy():
 
 
 # ------------------------------------------------------------------ the published files
+@pytest.mark.slow
 @real
 def test_published_files():
     start = time.process_time()

@@ -41,9 +41,13 @@ from macular.train.run import run
 from macular.train.config import check
 from macular.store import read_json
 
-pytestmark = pytest.mark.skipif(
-    not Path("/proc/self/statm").exists(), reason="memory, handles and processes are counted in /proc, which is Linux's"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not Path("/proc/self/statm").exists(),
+        reason="memory, handles and processes are counted in /proc, which is Linux's",
+    ),
+]
 
 
 # ------------------------------------------------------------------ memory of a training

@@ -243,6 +243,7 @@ def test_rows_are_parallel_and_well_formed(name):
     assert len(load(name, "train", source=SMALL)) == 120
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS)
 def test_more_rows_begin_with_the_same_rows(name):
     few, many = (Mini(train=n).read(tasks[name], "train", "en") for n in (10, 30))
@@ -261,6 +262,7 @@ def statements(name, split, world=Mini(train=800, dev=200, test=200)):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS)
 def test_no_statement_is_in_two_splits(name):
     train, dev, test = (statements(name, split) for split in ("train", "dev", "test"))
@@ -289,6 +291,7 @@ def what(name, world):
     }
 
 
+@pytest.mark.slow
 def test_unrelated_tasks_are_about_different_things():
     apart, together = ({name: what(name, Mini(train=800, related=r)) for name in TASKS} for r in (0.0, 1.0))
     for a, b in combinations(TASKS, 2):
@@ -361,6 +364,7 @@ print(hashlib.sha256(repr((rows, lexicon().digest, list(text("ja", 50)))).encode
 """
 
 
+@pytest.mark.slow
 def test_equal_in_every_process_and_light():
     runs = [
         subprocess.run(
@@ -425,6 +429,7 @@ def test_english_argues_and_the_others_do_not():
     } & joins
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("joined", [1.0, 0.0])
 @pytest.mark.parametrize("name", TASKS)
 def test_text_says_nothing_that_test_rows_say(name, joined):
@@ -443,6 +448,7 @@ def test_text_says_nothing_that_test_rows_say(name, joined):
 # --- encoders ---------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mini-bert", "mini-xlmr"])
 def test_backbone(name):
     from transformers import AutoModelForMaskedLM, AutoTokenizer
@@ -462,6 +468,7 @@ def test_backbone(name):
     assert not any(str(ROOT) in p.read_text() or "/work" in p.read_text() for p in folder.glob("*.json"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lang", ["en", "fr", "sw", "tr"])
 @pytest.mark.parametrize("name", ["mini-bert", "mini-xlmr"])
 def test_backbone_knows_the_world(name, lang):
@@ -486,6 +493,7 @@ def test_backbone_knows_the_world(name, lang):
     assert places > 100 and right / places > 0.5, right / places
 
 
+@pytest.mark.slow
 def test_pretraining_on_a_folder_of_text(tmp_path, monkeypatch):
     papermill = pytest.importorskip("papermill")
     monkeypatch.setenv("IN_TEST", "1")

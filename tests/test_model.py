@@ -32,6 +32,8 @@ from macular.train.config import check
 from macular.store import read_json, verify, write_json
 from macular.data.tasks import load
 
+pytestmark = pytest.mark.slow
+
 SMALL = dict(preset="mini", max_train=48, rounds=2, langs="de", stage1="pawsx,xnli", task="pawsx")
 ONE_ENCODER = ("finetune", "cosda_ml", "rs_da", "xtune", "mtl_ft", "macular_nots")
 TWO_ENCODERS = ("macular", "macular_grl")

@@ -79,6 +79,7 @@ def pairs(name):
             yield part, phase, net, D
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name,part",
     [

@@ -17,6 +17,8 @@ from macular.train.run import plan, run
 from macular.train.config import check
 from macular.data.tasks import find, load
 
+pytestmark = pytest.mark.slow
+
 RECORD = """
 name = "shop"
 labels = ["misses", "fits"]

@@ -12,6 +12,8 @@ from fake_hub import fill, serve
 
 from macular.train.config import Job, Preset
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = "-p task pawsx -p method finetune -p preset mini -p max_train 48 -p rounds 1 -p langs en,de"
 

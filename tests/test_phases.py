@@ -312,6 +312,7 @@ def test_views_get_dropout_of_their_own():
 
 
 # ------------------------------------------------------------------ every backbone, every row
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", toy.KINDS)
 @pytest.mark.parametrize("name", ["finetune", "macular_nots", "macular"])
 def test_backbones_build_and_step(name, kind):
@@ -332,6 +333,7 @@ def test_backbones_build_and_step(name, kind):
     assert sum("drawn from the seed" in note for note in built.notes) == made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [m for m in methods if methods[m].tasks in ("own", "near", "all")])
 def test_every_row_of_the_paper_steps(name):
     row, numbers = methods[name], toy.recipe(batch_size=8)
@@ -346,6 +348,7 @@ def test_every_row_of_the_paper_steps(name):
         assert line["loss"] == pytest.approx(sum(weights.get(p, 1.0) * line[p] for p in parts if p in line), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_eight_rows_can_be_learned_by_heart():
     "The smallest sign that gradients point the right way"
     for name in ("macular_nots", "macular"):

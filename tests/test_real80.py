@@ -28,6 +28,8 @@ from macular.train.config import ALGORITHM, Job
 from macular.results.tables import languages
 from macular.data.tasks import Folder, load, tasks
 
+pytestmark = pytest.mark.slow
+
 RECORDS = sorted((ROOT / "nbs" / "records" / "real80").glob("*.jsonl"))
 SMALL = Mini(train=48, dev=40, test=8)
 

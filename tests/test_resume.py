@@ -24,6 +24,8 @@ import pytest
 
 from macular.store import newest, read_json, read_lines, sha256, verify
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 EVERY = 3  # steps between two checkpoints
 ROUND = {1: 12, 2: 6}  # steps of a round in stage 1, two tasks, and in stage 2

@@ -250,6 +250,7 @@ def test_the_precision_is_that_of_the_device_a_job_computes_on(monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_a_callers_accelerator_and_settings_survive_a_job():
     import torch
     from accelerate import Accelerator

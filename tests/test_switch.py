@@ -316,23 +316,28 @@ def few(n, gaps=tuple(GAPS)):
     return corpus(gaps, n)
 
 
+@pytest.mark.slow
 def test_100_000_sentences_wordpiece_mbert(mbert):
     all_equal(mbert, corpus())
 
 
+@pytest.mark.slow
 def test_100_000_sentences_unigram_xlmr():
     all_equal(unigram(), corpus())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mini-bert", "mini-xlmr"])
 def test_6_000_sentences_of_the_package(name):
     all_equal(mini(name), few(3000))
 
 
+@pytest.mark.slow
 def test_6_000_sentences_lower_case_without_accents():
     all_equal(lower(), few(3000))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["byte", "prefix", "always", "first"])
 def test_6_000_sentences_where_a_token_holds_the_blank(kind):
     all_equal(bpe(kind), few(3000, (" ",)), whole=0.1)
@@ -559,6 +564,7 @@ def precompiled():
     return tokenizer
 
 
+@pytest.mark.slow
 def test_6_000_sentences_with_a_precompiled_normaliser():
     assert [s["type"] for s in steps(precompiled().backend_tokenizer.normalizer)] == ["Precompiled"]
     chunked = all_equal(precompiled(), few(3000), whole=0.9)
@@ -709,6 +715,7 @@ def test_one_that_slips_through_is_noticed(monkeypatch):
 
 
 # ------------------------------------------------------------------ real rows, real dictionaries
+@pytest.mark.slow
 def test_multinli_with_the_muse_dictionaries(mbert, shared):
     "Every twentieth row of the sample, 14 languages, two rounds"
     from macular.data.tasks import Folder
