@@ -41,7 +41,8 @@ def copies(dataset, row, seed, round):
 
 
 def naive(name, views, loss, rounds=4):
-    "One encoder, one head, one step a batch; the states after the library's training and after this one, and before both"
+    """One encoder, one head, one step a batch; the states after the library's training and after this one, and before
+    both"""
     row, stuff, numbers = methods[name], toy.for_row(methods[name], n=7), toy.recipe(rounds=rounds)
     built = toy.made(row, stuff, numbers)
     second, before = deepcopy(built.net).eval().requires_grad_(True), toy.state(built.net)
@@ -326,13 +327,16 @@ def test_switched_text_keeps_its_tree():
             assert len(where) == len(s.text) + 1 and (np.diff(where) >= 0).all()
             kept = [
                 (c, s.original[w])
-                for c, w, p in zip(s.text, where, [p for p in s.pieces for _ in p.after])
+                for c, w, p in zip(s.text, where, [p for p in s.pieces for _ in p.after], strict=False)
                 if p.lang is None
             ]
             assert all(a == b for a, b in kept)
 
 
-CONLLU = "# text = Du vin\n1-2\tDu\t_\t_\t_\t_\t_\t_\t_\t_\n1\tDe\tde\tADP\t_\t_\t3\tcase\t_\t_\n2\tle\tle\tDET\t_\t_\t3\tdet\t_\t_\n3\tvin\tvin\tNOUN\t_\t_\t0\troot\t_\t_\n3.1\tx\t_\t_\t_\t_\t_\t_\t_\t_\n"
+CONLLU = (
+    "# text = Du vin\n1-2\tDu\t_\t_\t_\t_\t_\t_\t_\t_\n1\tDe\tde\tADP\t_\t_\t3\tcase\t_\t_\n"
+    "2\tle\tle\tDET\t_\t_\t3\tdet\t_\t_\n3\tvin\tvin\tNOUN\t_\t_\t0\troot\t_\t_\n3.1\tx\t_\t_\t_\t_\t_\t_\t_\t_\n"
+)
 
 
 def test_words_written_as_one(tmp_path):
@@ -366,10 +370,11 @@ def test_a_missing_tree_is_said():
 
 # ------------------------------------------------------------------ Syn.
 def naive_syntax(encoder, ids, types, heads, pos):
-    "One text: the graph attention token by token, then the stock model with keys and values of the first head shifted by hand; (e, structural loss)"
+    """One text: the graph attention token by token, then the stock model with keys and values of the first head
+    shifted by hand; (e, structural loss)"""
     n, apart = len(ids), steps_between(heads)
     model = encoder.body.model
-    states = [encoder.enter(model.get_input_embeddings().weight[i]) + encoder.pos.weight[p] for i, p in zip(ids, pos)]
+    states = [encoder.enter(model.get_input_embeddings().weight[i]) + encoder.pos.weight[p] for i, p in zip(ids, pos, strict=False)]  # noqa: E501
     for layer in encoder.layers:
         h = [layer.map(s).view(layer.heads, -1) for s in states]
         new = []
@@ -385,12 +390,12 @@ def naive_syntax(encoder, ids, types, heads, pos):
                         for j in near
                     ]
                 )
-                seen.append(sum(w * h[j][head] for w, j in zip(scores.softmax(0), near)))
+                seen.append(sum(w * h[j][head] for w, j in zip(scores.softmax(0), near, strict=False)))
             new.append(layer.norm(states[i] + torch.cat(seen)))
         states = new
     said, kept, hooks = torch.stack(states), [], []
-    for layer, fuse in zip(model.base_model.encoder.layer, encoder.fuse):
-        for projection, shift in zip((layer.attention.self.key, layer.attention.self.value), fuse(said).chunk(2, -1)):
+    for layer, fuse in zip(model.base_model.encoder.layer, encoder.fuse, strict=False):
+        for projection, shift in zip((layer.attention.self.key, layer.attention.self.value), fuse(said).chunk(2, -1), strict=False):  # noqa: E501
             wide = torch.cat([shift, shift.new_zeros(n, projection.out_features - shift.shape[1])], 1)[None]
             hooks.append(projection.register_forward_hook(lambda m, a, out, wide=wide: out + wide))
     hooks.append(
@@ -423,7 +428,7 @@ def test_syntax_is_what_is_written_of_it(kind):
         without = stock(views)
         for v, view in enumerate(views):
             ends = np.cumsum(view["lengths"])
-            for i, (a, b) in enumerate(zip(ends - view["lengths"], ends)):
+            for i, (a, b) in enumerate(zip(ends - view["lengths"], ends, strict=False)):
                 types = view["token_type_ids"][a:b] if "token_type_ids" in view else None
                 wanted, structure = naive_syntax(
                     naive, view["input_ids"][a:b], types, view["tree"][a:b, 0].numpy(), view["tree"][a:b, 1]

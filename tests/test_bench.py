@@ -1,4 +1,5 @@
-"""Measuring: ratios of rounds on a clock of our own, a drawn order, records, counted tokens; and three schedules that learn the same."""
+"""Measuring: ratios of rounds on a clock of our own, a drawn order, records, counted tokens; and three schedules that
+learn the same."""
 
 import json
 from dataclasses import asdict
@@ -68,7 +69,7 @@ def test_ratios_are_of_rounds_not_of_medians():
 
 def test_a_busy_machine_changes_no_ratio():
     calm = {"slow": [2.0] * 5, "fast": [1.0] * 5}
-    busy = {name: [s * load for s, load in zip(v, (1, 1.3, 7, 2, 1.1))] for name, v in calm.items()}
+    busy = {name: [s * load for s, load in zip(v, (1, 1.3, 7, 2, 1.1), strict=False)] for name, v in calm.items()}
     assert ratio(busy, "slow", "fast") == ratio(calm, "slow", "fast")
 
 
@@ -273,7 +274,7 @@ def test_rows_with_one_encoder_are_counted_too(name):
 
 
 def test_formulas_on_texts_of_one_length():
-    equal = {s: 3 for s in ("", "_aug", "_near", "_near_aug")}
+    equal = dict.fromkeys(("", "_aug", "_near", "_near_aug"), 3)
 
     def epochs(name, **how):
         return cost(methods[name], equal, **how).plain() / 3

@@ -243,7 +243,8 @@ def test_commas_multiply_except_within_lists():
 
 def test_a_sweep_is_planned_run_and_gone_on_with(tmp_path, pretended, capsys):
     (tmp_path / "plan.toml").write_text(
-        f'task = "pawsx"\nmethod = "finetune"\npreset = "mini"\nmax_train = 64\nrounds = 1\nseed = [0, 1, 2]\nout = "{tmp_path}"\n'
+        f'task = "pawsx"\nmethod = "finetune"\npreset = "mini"\nmax_train = 64\nrounds = 1\nseed = [0, 1, 2]\n'
+        f'out = "{tmp_path}"\n'
     )
     path = str(tmp_path / "plan.toml")
     assert (
@@ -280,7 +281,8 @@ def test_a_search_is_done_a_stage_at_a_time(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(macular.cli, "compute", do)
     path = tmp_path / "search.toml"
     path.write_text(
-        f'task = "pawsx"\nmethod = "finetune"\npreset = "mini"\nout = "{tmp_path}"\n[[stage]]\nlearning_rate = [0.1, 0.2]\n[[stage]]\nbatch_size = [8, 16, 32]\n'
+        f'task = "pawsx"\nmethod = "finetune"\npreset = "mini"\nout = "{tmp_path}"\n[[stage]]\n'
+        f'learning_rate = [0.1, 0.2]\n[[stage]]\nbatch_size = [8, 16, 32]\n'
     )
     assert main(["sweep", "plan", str(path)]) == 0
     said = capsys.readouterr().out

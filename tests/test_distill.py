@@ -1,4 +1,5 @@
-"""Students: they come to answer as their teacher does, are found again, survive a stop, and are runs and models like any other."""
+"""Students: they come to answer as their teacher does, are found again, survive a stop, and are runs and models like
+any other."""
 
 import json
 import re
@@ -91,7 +92,7 @@ def test_the_loss_is_the_divergence_written_out(dtype):
     )
     q = logits.double().softmax(-1)
     wanted = (
-        sum(float(a) * np.log(float(a) / float(b)) for row in zip(p.double(), q) for a, b in zip(*row) if a > 0) / 2
+        sum(float(a) * np.log(float(a) / float(b)) for row in zip(p.double(), q, strict=False) for a, b in zip(*row, strict=False) if a > 0) / 2  # noqa: E501
     )
     assert teacher_loss(logits, p).item() == pytest.approx(wanted, abs=1e-6) and teacher_loss(
         logits, p
@@ -160,7 +161,7 @@ def test_a_student_comes_to_answer_as_its_teacher():
     before, state = apart(net, stuff.teacher, stuff, numbers), toy.state(stuff.teacher.net)
     toy.train(built, numbers)
     after = apart(net.eval(), stuff.teacher, stuff, numbers)
-    assert all(a < 0.3 * b for a, b in zip(after, before)), (before, after)
+    assert all(a < 0.3 * b for a, b in zip(after, before, strict=False)), (before, after)
     assert toy.same(state, toy.state(stuff.teacher.net)) and all(p.grad is None for p in stuff.teacher.net.parameters())
 
 
@@ -216,7 +217,8 @@ def answers(teacher, form="_aug"):
     "method, changes", [("macular", {}), ("macular_nots", {}), ("finetune_x2", {"rounds": 1}), ("syn", REAL)]
 )
 def test_any_run_can_teach(done, method, changes):
-    "What it says of the texts as they are is what its own evaluation says; whatever form it reads them in, whichever of its heads it is"
+    """What it says of the texts as they are is what its own evaluation says; whatever form it reads them in, whichever
+    of its heads it is"""
     teacher = Teacher(done(method, **changes))
     views, said = answers(teacher)
     data, task = teacher.data, teacher.data.target
@@ -390,9 +392,10 @@ def test_the_model_folder_loads_without_this_package(done, student, tmp_path):
     assert read_json(path / "config.json")["architectures"] == ["XLMRobertaForSequenceClassification"]
     rows = load("pawsx", "test", "de", Mini())
     assert np.abs(predict(rows.to_pandas(), path)["p_paraphrase"] - said["p_paraphrase"]).max() < 1e-5
-    pairs = [{"text": a, "text_pair": b} for a, b in zip(rows["text_a"][:20], rows["text_b"][:20])]
+    pairs = [{"text": a, "text_pair": b} for a, b in zip(rows["text_a"][:20], rows["text_b"][:20], strict=False)]
     found = elsewhere(
-        f"import json\nfrom transformers import pipeline\nprint(json.dumps(pipeline('text-classification', 'model', truncation=True)({pairs!r})))",
+        f"import json\nfrom transformers import pipeline\n"
+        f"print(json.dumps(pipeline('text-classification', 'model', truncation=True)({pairs!r})))",
         tmp_path,
     )
     assert found.returncode == 0, found.stderr

@@ -1,8 +1,7 @@
 """A golden trace: what the same settings train today they train tomorrow, from text to the tenth loss.
 
-If a change here is meant, raise `ALGORITHM` in train/02_config (old trainings are then no longer found under new keys) and remake the
-trace with `python tests/test_golden.py`; if it is not meant, the code is wrong, not the trace.
-"""
+If a change here is meant, raise `ALGORITHM` in train/02_config (old trainings are then no longer found under new
+keys) and remake the trace with `python tests/test_golden.py`; if it is not meant, the code is wrong, not the trace."""
 
 import json
 from pathlib import Path
@@ -83,8 +82,8 @@ def trace():
 
 
 def compare(found, wanted):
-    assert len(found) == len(wanted) and all(a.keys() == b.keys() for a, b in zip(found, wanted)), SAY
-    for a, b in zip(found, wanted):
+    assert len(found) == len(wanted) and all(a.keys() == b.keys() for a, b in zip(found, wanted, strict=False)), SAY
+    for a, b in zip(found, wanted, strict=False):
         for name, value in b.items():
             wanted_value = pytest.approx(value, rel=CLOSE, abs=CLOSE) if isinstance(value, float) else value
             assert a[name] == wanted_value, f"{SAY} (step {b['step']}, {name})"

@@ -48,10 +48,12 @@ def test_all_forms_say_the_same(tmp_path):
     grid = {"task": ["pawsx", "xnli"], "seed": [0, 1], "alpha": 0.3, "preset": "mini"}
     flat = [{"task": t, "seed": s, "alpha": 0.3, "preset": "mini"} for t in ("pawsx", "xnli") for s in (0, 1)]
     (tmp_path / "plan.toml").write_text(
-        'preset = "mini"\nalpha = 0.3\n[[grid]]\ntask = "pawsx"\nseed = [0, 1]\n[[grid]]\ntask = "xnli"\nseed = [0, 1]\n'
+        'preset = "mini"\nalpha = 0.3\n[[grid]]\ntask = "pawsx"\nseed = [0, 1]\n[[grid]]\ntask = "xnli"\n'
+        'seed = [0, 1]\n'
     )
     (tmp_path / "plan.csv").write_text(
-        "\ufefftask, seed,alpha,preset,langs\npawsx,0,0.3,mini,\npawsx,1,0.3,mini,\nxnli,0,0.3,mini,\nxnli,1,0.3,mini,\n",
+        "\ufefftask, seed,alpha,preset,langs\npawsx,0,0.3,mini,\npawsx,1,0.3,mini,\nxnli,0,0.3,mini,\n"
+        "xnli,1,0.3,mini,\n",
         "utf-8",
     )
     wanted = {identity(job) for job in plan(grid)}
@@ -198,7 +200,7 @@ def test_two_jobs_share_a_training_here_exactly_if_they_do_in_the_store():
     here, there = (
         [key for job in jobs for key in of(job)] for of in (lambda job: [s.key for s in stages(job)], in_store)
     )
-    assert len(here) == len(there) and len(set(here)) == len(set(there)) == len(set(zip(here, there)))
+    assert len(here) == len(there) and len(set(here)) == len(set(there)) == len(set(zip(here, there, strict=False)))
     assert len(set(here)) < len(here) - 10
 
 
@@ -269,7 +271,10 @@ def test_states(tmp_path):
     assert state(job) == {"state": "waiting"} and not place(job).exists(), "asking makes no folder"
     write_json(place(job) / "state.json", {"state": "running", "attempts": 1})
     assert state(job)["state"] == "waiting", "nobody holds it: it was killed"
-    code = f"import time; from macular.store import lock\nwith lock({str(place(job))!r}): print('held', flush=True); time.sleep(60)"
+    code = (
+        f"import time; from macular.store import lock\n"
+        f"with lock({str(place(job))!r}): print('held', flush=True); time.sleep(60)"
+    )
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT)
     holder.stdout.readline()
     assert state(job)["state"] == "running"
@@ -285,7 +290,7 @@ def test_states(tmp_path):
 def test_the_time_is_known_only_from_the_same_size(tmp_path):
     jobs = many(tmp_path, 3)
     assert remaining(jobs) == (0, 3, 3, []) and "not known" in str(jobs)
-    for n, (job, seconds) in enumerate(zip(jobs, (10, 30))):
+    for n, (job, seconds) in enumerate(zip(jobs, (10, 30), strict=False)):
         folder, config = (
             tmp_path / f"job-{n}",
             {k: v for k, v in vars(fill(job)).items() if k not in ("out", "data_dir", "lexicon_dir", "extensions")},
@@ -461,7 +466,8 @@ def test_a_report_whose_kernel_is_killed_is_tried_again(tmp_path):
     extension, once = tmp_path / "killer.py", tmp_path / "once"
     extension.write_text(
         f"import os, signal\nfrom pathlib import Path\nonce = Path({str(once)!r})\n"
-        "if 'JPY_PARENT_PID' in os.environ and not once.exists():\n    once.touch()\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "if 'JPY_PARENT_PID' in os.environ and not once.exists():\n    once.touch()\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     from macular.jobs.engines import report
 
@@ -585,7 +591,7 @@ def by_hand(job, dev, test):
 def test_the_dev_rows_choose_and_the_test_rows_do_not(tmp_path):
     grid = {"learning_rate": [1e-3, 1e-4, 1e-5], "seed": [0, 1]}
     jobs = plan(TINY | grid | {"out": str(tmp_path)})
-    for job, dev in zip(jobs, (90, 50, 70, 80, 60, 60)):
+    for job, dev in zip(jobs, (90, 50, 70, 80, 60, 60), strict=False):
         by_hand(job, dev, 100 - dev)
     assert dev_accuracy(jobs[0]) == 90 and best(jobs, ["learning_rate"]) == {"learning_rate": 1e-4}
     assert best(jobs, ["learning_rate", "seed"]) == {"learning_rate": 1e-3, "seed": 0}
@@ -624,10 +630,11 @@ def test_the_papers_search_is_33_settings_a_task(tmp_path):
 def test_a_search_from_a_file_goes_on(tmp_path):
     path = tmp_path / "search.toml"
     path.write_text(
-        f'task = "pawsx"\nmethod = "finetune"\npreset = "mini"\nmax_train = 64\nrounds = 1\nout = "{tmp_path}"\n[[stage]]\nlearning_rate = [1e-3, 1e-4]\n[[stage]]\nbatch_size = [8, 16]\n'
+        f'task = "pawsx"\nmethod = "finetune"\npreset = "mini"\nmax_train = 64\nrounds = 1\nout = "{tmp_path}"\n'
+        f'[[stage]]\nlearning_rate = [1e-3, 1e-4]\n[[stage]]\nbatch_size = [8, 16]\n'
     )
     first, second = read_search(path).plans(), read_search(path).plans()
-    for job, dev in zip(next(first), (40, 60)):
+    for job, dev in zip(next(first), (40, 60), strict=False):
         by_hand(job, dev, 0)
     assert [j.learning_rate for j in next(first)] == [1e-4, 1e-4]
     assert {s["state"] for s in next(second).states} == {"done"}

@@ -247,7 +247,8 @@ def test_what_only_looks_like_one_is_not():
 
 def test_imports_are_found_in_all_spellings():
     source = (
-        "from .a import x\nfrom . import b\nfrom .. import c\nfrom ..d import y\nfrom ..data.e import z\nfrom ..data import f\nimport macular.g\n"
+        "from .a import x\nfrom . import b\nfrom .. import c\nfrom ..d import y\nfrom ..data.e import z\n"
+        "from ..data import f\nimport macular.g\n"
         "from macular import h\nfrom macular.text.i import y\ndef f():\n    import os.path"
     )
     assert list(imports(source, "macular.data")) == [

@@ -1,4 +1,5 @@
-"""The four losses against a second hand: the paper's formulas in numpy, bounds, closed-form gradients, extreme numbers."""
+"""The four losses against a second hand: the paper's formulas in numpy, bounds, closed-form gradients, extreme
+numbers."""
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def log_softmax(row):
 
 def cross_entropy(row, target):
     "CE of a prediction, given as logits, against a distribution"
-    return -sum(t * v for t, v in zip(target, log_softmax(row)) if t)
+    return -sum(t * v for t, v in zip(target, log_softmax(row), strict=False) if t)
 
 
 def one_hot(i, k):
@@ -47,7 +48,7 @@ def mean(values):
 
 
 def eq_3(z, y):
-    return mean([cross_entropy(row, one_hot(i, len(row))) for row, i in zip(z, y)])
+    return mean([cross_entropy(row, one_hot(i, len(row))) for row, i in zip(z, y, strict=False)])
 
 
 def eq_6(z):
@@ -56,12 +57,12 @@ def eq_6(z):
 
 def divergence(p, q):
     "KL(p || q) of two rows of logits"
-    return sum(a * (u - v) for a, u, v in zip(softmax(p), log_softmax(p), log_softmax(q)))
+    return sum(a * (u - v) for a, u, v in zip(softmax(p), log_softmax(p), log_softmax(q), strict=False))
 
 
 def eq_11(p, q, as_printed=False):
     "Stopping a gradient changes no value: as printed it is twice KL(p || q)"
-    return mean([divergence(a, b) + (divergence(a, b) if as_printed else divergence(b, a)) for a, b in zip(p, q)])
+    return mean([divergence(a, b) + (divergence(a, b) if as_printed else divergence(b, a)) for a, b in zip(p, q, strict=False)])  # noqa: E501
 
 
 def agree(found, wanted, z):
@@ -82,7 +83,7 @@ def tensor(z, dtype=torch.float64, grad=False):
 def test_task_and_discriminator_loss(case):
     z, y = case
     for loss in (task_loss, discriminator_loss):
-        agree(lambda dtype: loss(tensor(z, dtype), torch.from_numpy(y)), eq_3(z, y), z)
+        agree(lambda dtype, loss=loss: loss(tensor(z, dtype), torch.from_numpy(y)), eq_3(z, y), z)
         assert loss(tensor(z), torch.from_numpy(y)) >= 0
 
 
@@ -108,7 +109,7 @@ def test_kl_s(case, as_printed):
         np.abs(p) + np.abs(q),
     )
     value = kl_s(tensor(p), tensor(q), as_printed).item()
-    apart = max(np.abs(np.subtract(softmax(a), softmax(b))).max() for a, b in zip(p, q))
+    apart = max(np.abs(np.subtract(softmax(a), softmax(b))).max() for a, b in zip(p, q, strict=False))
     assert value >= -1e-12 and (apart < 1e-5 or value > 1e-12)
     assert kl_s(tensor(p), tensor(p + 3.0), as_printed).item() == pytest.approx(0, abs=1e-12)  # the same prediction
 
@@ -184,11 +185,12 @@ def test_swapping_the_sides(case):
     p, q = (tensor(z, grad=True) for z in case[:2])
     one, other = kl_s(p, q), kl_s(q, p)
     assert one.item() == pytest.approx(other.item(), rel=1e-12, abs=1e-14)
-    assert all((a - b).abs().max() < 1e-13 for a, b in zip(gradients(one, p, q), gradients(other, p, q)))
+    assert all((a - b).abs().max() < 1e-13 for a, b in zip(gradients(one, p, q), gradients(other, p, q), strict=False))
 
 
 def test_stopped_branches():
-    "Each term has one live side: with the other side held fixed its gradient stays, with its own side held fixed it is gone"
+    """Each term has one live side: with the other side held fixed its gradient stays, with its own side held fixed it
+    is gone"""
     p, q = tensor([[1.0, 0.0, -1.0]], grad=True), tensor([[0.2, 0.4, 0.1]], grad=True)
     for as_printed in (False, True):
         whole = gradients(kl_s(p, q, as_printed), p, q)
@@ -291,7 +293,7 @@ def test_masked_columns_take_no_part(dtype):
     for name, loss in losses.items():
         alone, beside = loss(own, other), loss(p, q)
         assert torch.equal(alone, beside), name
-        for small, large in zip(gradients(alone, own, other), gradients(beside, p, q)):
+        for small, large in zip(gradients(alone, own, other), gradients(beside, p, q), strict=False):
             if small is not None:
                 assert torch.equal(small, large[:, :2]) and (large[:, 2:] == 0).all(), name
     narrow = torch.cat([own.detach(), torch.full((5, 2), -3.0, dtype=dtype)], 1)

@@ -1,6 +1,8 @@
 """The mini world: true labels, parallel rows, trees, dictionaries, and two encoders that know all its words."""
 
-import gzip, subprocess, sys
+import gzip
+import subprocess
+import sys
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
@@ -52,7 +54,7 @@ scenes = st.builds(
     st.sampled_from(("train", "dev", "test")),
 )
 
-# --- a second, naive reading of what scenes say -------------------------------------------------------------------------------------
+# --- a second, naive reading of what scenes say -----------------------------------------------------------------------
 
 DOWN = {"buys": "sells", "gets": "gives", "learns": "teaches", "follows": "leads", "below": "above", "after": "before"}
 
@@ -194,7 +196,7 @@ def test_every_word_hangs_on_one_top(s, lang, n):
     assert len(CHUNK.findall(plain(tokens))) == len(tokens)
 
 
-# --- words ------------------------------------------------------------------------------------------------------------------------
+# --- words ------------------------------------------------------------------------------------------------------------
 
 SCRIPTS = {
     "ar": "؀ۿ",
@@ -227,7 +229,7 @@ def test_words_are_in_their_own_script(lang):
     assert len(own) > 200 and not strange
 
 
-# --- the source -------------------------------------------------------------------------------------------------------------------
+# --- the source -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -250,7 +252,10 @@ def test_more_rows_begin_with_the_same_rows(name):
     assert few.to_list() == many.to_list()[:10]
 
 
-def statements(name, split, world=Mini(train=800, dev=200, test=200)):
+LARGE = Mini(train=800, dev=200, test=200)
+
+
+def statements(name, split, world=LARGE):
     "What the rows of a split say in English, each scene with its usual words; questions say nothing"
     return {
         plain(tell([s], "en", Dice(0), 0.0))
@@ -302,7 +307,7 @@ def test_unrelated_tasks_are_about_different_things():
 def test_the_stated_share_is_mislabelled():
     wrong = Mini(train=2000, mislabelled=0.2)
     right = [y for *_, y in items(Mini(train=2000, mislabelled=0.0), tasks["xnli"], "train")]
-    share = sum(x != y for x, y in zip(right, (y for *_, y in items(wrong, tasks["xnli"], "train")))) / 2000
+    share = sum(x != y for x, y in zip(right, (y for *_, y in items(wrong, tasks["xnli"], "train")), strict=False)) / 2000  # noqa: E501
     assert abs(share - 0.2) < 0.03
 
 
@@ -319,7 +324,7 @@ def test_trees_fit_the_words():
     for name in TASKS:
         for lang in set(tasks[name].langs) - {"sw", "th"}:
             rows, trees = load(name, "dev", lang, SMALL), SMALL.trees(tasks[name], "dev", lang)
-            for a, b, (heads_a, heads_b) in zip(rows["text_a"], rows["text_b"], trees):
+            for a, b, (heads_a, heads_b) in zip(rows["text_a"], rows["text_b"], trees, strict=False):
                 assert len(a.split()) == len(heads_a) and len(b.split()) == len(heads_b)
                 assert all(-1 <= h < len(heads) for heads in (heads_a, heads_b) for h in heads)
 
@@ -361,7 +366,7 @@ from macular.data.mini_world import Mini, lexicon, text, told, web
 from macular.data.tasks import tasks
 rows = [r for name in ("xnli", "pawsx", "qam", "qadsm") for r in told(Mini(dev=20), tasks[name], "dev", "de")]
 print(hashlib.sha256(repr((rows, lexicon().digest, list(text("ja", 50)))).encode()).hexdigest(), sorted(m for m in ("torch", "transformers", "pandas", "datasets", "pyarrow", "scipy") if m in sys.modules))
-"""
+"""  # noqa: E501
 
 
 @pytest.mark.slow
@@ -380,7 +385,7 @@ def test_equal_in_every_process_and_light():
     assert runs[0] == runs[1] and runs[0].endswith(" []\n")
 
 
-# --- dictionaries and text --------------------------------------------------------------------------------------------------------
+# --- dictionaries and text --------------------------------------------------------------------------------------------
 
 
 def test_the_dictionary_is_imperfect_as_stated():
@@ -445,7 +450,7 @@ def test_text_says_nothing_that_test_rows_say(name, joined):
     )
 
 
-# --- encoders ---------------------------------------------------------------------------------------------------------------------
+# --- encoders ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -461,7 +466,7 @@ def test_backbone(name):
     for word in ("yes", "no", "maybe"):
         assert len(tokenizer.tokenize(word)) == 1
     for lang in grammars:
-        lines = [line for line in text(lang, 300, seed=9)] + [
+        lines = list(text(lang, 300, seed=9)) + [
             r for name in TASKS for r in SMALL.read(tasks[name], "dev", lang)["text_a"]
         ]
         assert tokenizer.unk_token_id not in {i for ids in tokenizer(lines)["input_ids"] for i in ids}
@@ -480,7 +485,7 @@ def test_backbone_knows_the_world(name, lang):
         AutoModelForMaskedLM.from_pretrained(backbone(name)).float().eval(),
     )
     right, places = 0, 0
-    for _, a, b, label in told(TRUE, tasks["pawsx"], "dev", lang):
+    for _, a, b, _ in told(TRUE, tasks["pawsx"], "dev", lang):
         a, b = a, [t.text for t in b]
         for k in range(len(b) - 1):
             ids = tokenizer.encode(b[k], add_special_tokens=False)

@@ -38,7 +38,8 @@ def group(name):
 
 
 def value_of(part, batch, net, D):
-    "A loss as a function of the parameters; of a divergence, the sides whose gradient is stopped stay where they are now"
+    """A loss as a function of the parameters; of a divergence, the sides whose gradient is stopped stay where they are
+    now"""
     if part not in ("aug_kl", "consistency"):
         return lambda: Objective({part: 1.0}, net, D)(batch)[0]
     names = ("logits_aug", "logits") if part == "aug_kl" else ("logits_near_aug", "logits_near")
@@ -100,7 +101,7 @@ def test_gradients_are_differences(name, part):
     params = {n: p for n, p in phase.trains.named_parameters() if not n.startswith("shared.")}
     value = value_of(part, batch, net, D)
     loss = Objective({part: 1.0}, net, D)(batch)[0]
-    grads = dict(zip(params, torch.autograd.grad(loss, params.values(), allow_unused=True)))
+    grads = dict(zip(params, torch.autograd.grad(loss, params.values(), allow_unused=True), strict=False))
     steep = {}
     for i, (n, p) in enumerate(params.items()):
         direction = torch.from_numpy(np.random.default_rng(i).standard_normal(p.shape))
@@ -245,7 +246,7 @@ def test_a_bad_gradient_is_named_by_its_parameter(tmp_path, phase, parameter, va
         and left["phase"] == phase
     )
     assert (
-        all(toy.same(a, toy.state(x.trains)) for a, x in zip(before[-1], built.phases))
+        all(toy.same(a, toy.state(x.trains)) for a, x in zip(before[-1], built.phases, strict=False))
         and newest(tmp_path, "state").name == f"state-{steps[-1]['step']}"
     )
     assert len(str(said.value)) <= 1000

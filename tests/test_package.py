@@ -37,7 +37,7 @@ PINS = {
 # The lowest version without a known hole that this project could be reached through. To be read again at every release.
 FLOORS = {
     "torch": "2.10.0",  # weights_only bypass. 2.13.0 closes one more, in torch.jit, which is never called (test_layers)
-    "transformers": "5.10.0",  # paths in save_pretrained; code from a config in spite of trust_remote_code=False (5.5.0)
+    "transformers": "5.10.0",  # paths in save_pretrained; code from a config despite trust_remote_code=False (5.5.0)
     "datasets": "5.0.1",  # path traversal in folder builders
     "safetensors": "0.8.0",  # saving replaces the file as a whole
     "jupyterlab": "4.6.2",  # cross-site scripting, plugin lock bypass
@@ -223,7 +223,10 @@ def test_the_wheel_holds_every_file_of_the_package(wheel):
 
 def test_the_wheel_works_away_from_the_repository(wheel, tmp_path):
     ZipFile(wheel).extractall(tmp_path / "site")
-    code = "import macular, macular.core, macular.results.paper; print(macular.__file__); print(macular.results.paper.published('macular', 'qam'))"
+    code = (
+        "import macular, macular.core, macular.results.paper; print(macular.__file__); "
+        "print(macular.results.paper.published('macular', 'qam'))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,

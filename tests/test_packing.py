@@ -1,4 +1,5 @@
-"""Texts in one row: attention never leaves a text, and nothing but the amount of work differs from one text at a time."""
+"""Texts in one row: attention never leaves a text, and nothing but the amount of work differs from one text at a
+time."""
 
 import os
 import subprocess
@@ -54,10 +55,10 @@ def stock(enc):
 
 def one_by_one(model, texts):
     names = [name for name in texts if name != "lengths"]
-    parts = zip(*(texts[name].split(texts["lengths"].tolist()) for name in names))
+    parts = zip(*(texts[name].split(texts["lengths"].tolist()) for name in names), strict=False)
     return torch.cat(
         [
-            model(**dict(zip(names, (p[None] for p in part))), attention_mask=torch.ones_like(part[0])[None]).logits
+            model(**dict(zip(names, (p[None] for p in part), strict=False)), attention_mask=torch.ones_like(part[0])[None]).logits  # noqa: E501
             for part in parts
         ]
     )
@@ -142,7 +143,7 @@ def test_views_keep_their_order():
     views = [view((9, 3)), view((4, 8, 3), seed=1)]
     with torch.no_grad():
         found, alone = enc(views), [enc([v])[0] for v in views]
-    assert [len(e) for e in found] == [2, 3] and all((a - b).abs().max() < 1e-12 for a, b in zip(found, alone))
+    assert [len(e) for e in found] == [2, 3] and all((a - b).abs().max() < 1e-12 for a, b in zip(found, alone, strict=False))  # noqa: E501
 
 
 def test_a_copy_reads_rows_too():
@@ -167,7 +168,7 @@ def test_a_row_holds_every_text_once(seed):
         cut(store, rows), start=2, most=int(random.integers(1, 40)), filler=int(random.integers(0, 5))
     )
     ids, place = packed["input_ids"][0].numpy(), packed["position_ids"][0].numpy()
-    for row, first in zip(rows, packed["row"].first.tolist()):
+    for row, first in zip(rows, packed["row"].first.tolist(), strict=False):
         own = np.arange(store.starts[row], store.starts[row + 1])
         assert (ids[first : first + len(own)] == own).all() and (
             place[first : first + len(own)] == 2 + np.arange(len(own))
@@ -276,11 +277,12 @@ for step in range(200):
     optimizer.zero_grad()
     peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 print(peaks[-1] - peaks[20])
-"""
+"""  # noqa: E501
 
 
 def grown(precision, filler="with"):
-    "Megabytes by which 180 steps of different numbers of tokens raise the peak, and how many kernels were made for them, as oneDNN itself tells"
+    """Megabytes by which 180 steps of different numbers of tokens raise the peak, and how many kernels were made
+    for them, as oneDNN itself tells"""
     done = subprocess.run(
         [sys.executable, "-c", GROW, precision, filler],
         cwd=ROOT,
@@ -303,7 +305,8 @@ def test_memory_does_not_grow_with_the_number_of_lengths(precision):
     not getattr(torch.cpu, "_is_avx512_bf16_supported", bool)(), reason="this processor has no bfloat16 of its own"
 )
 def test_negative_control_without_filler_memory_grows_more():
-    "A kernel for every number of tokens, each kept; how much memory that is depends on the machine, and on what else it does"
+    """A kernel for every number of tokens, each kept; how much memory that is depends on the machine, and on what
+    else it does"""
     (without, kernels), (memory, few) = grown("bf16", "without"), grown("bf16")
     assert kernels > 400 > 100 > few > 0 and (without == 0 or without > memory)
 

@@ -1,6 +1,10 @@
-"""The job notebook through papermill, as a user types it: both forms, two folders, bad parameters, and the real data's path against a stand-in hub."""
+"""The job notebook through papermill, as a user types it: both forms, two folders, bad parameters, and the real data's
+path against a stand-in hub."""
 
-import json, os, subprocess, sys
+import json
+import os
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -117,7 +121,7 @@ def test_a_test_of_the_notebook_trains_anew(monkeypatch):
 
 def test_the_command_line_prints_what_happens(tmp_path):
     words = SMALL.replace("-p ", "").replace(" ", "=").split("=")
-    typed = " ".join(f"{name}={value}" for name, value in zip(words[::2], words[1::2]))
+    typed = " ".join(f"{name}={value}" for name, value in zip(words[::2], words[1::2], strict=False))
     done = shell(f"macular train {typed} out={tmp_path}/runs --report {tmp_path}/report.ipynb")
     assert done.returncode == 0, done.stderr[-2000:]
     [found] = results(tmp_path / "runs")

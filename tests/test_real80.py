@@ -1,4 +1,5 @@
-"""Real data: halves of dev, the gate before the rows, records without text, and an acceptance check that fails aloud."""
+"""Real data: halves of dev, the gate before the rows, records without text, and an acceptance check that fails
+aloud."""
 
 import ast
 import json
@@ -92,7 +93,7 @@ def test_halves_are_disjoint_and_whole_in_every_language(task):
         assert not set(chosen["id"]) & set(scored["id"]) and sorted([*chosen["id"], *scored["id"]]) == sorted(
             whole["id"]
         )
-        assert dict(zip(whole["id"], whole["text_b"])).items() >= dict(zip(scored["id"], scored["text_b"])).items()
+        assert dict(zip(whole["id"], whole["text_b"], strict=False)).items() >= dict(zip(scored["id"], scored["text_b"], strict=False)).items()  # noqa: E501
     assert set(scored["id"]) == set(load(task, "test", "en", source)["id"])
     assert load(task, "train", "en", source)["id"][:] == load(task, "train", "en", SMALL)["id"][:]
     assert source.langs(tasks[task], "test") == SMALL.langs(tasks[task], "dev") and source.provenance(
@@ -438,7 +439,8 @@ for cell in nbformat.read(sys.argv[1], 4).cells:
 
 
 def test_the_hubs_rows_go_through_it(tmp_path):
-    "On a stand-in of the hub with 60 rows, a random mBERT and no XLM-R: a number out of range and a job that failed are both told"
+    """On a stand-in of the hub with 60 rows, a random mBERT and no XLM-R: a number out of range and a job that
+    failed are both told"""
     with serve(fill(tmp_path / "hub")) as hub:
         env = os.environ | {
             "HF_ENDPOINT": hub.url,

@@ -1,4 +1,5 @@
-"""The paper's numbers: complete, sourced, averaged over what they average. Ours: records that round-trip. Others': read, or refused for people."""
+"""The paper's numbers: complete, sourced, averaged over what they average. Ours: records that round-trip. Others':
+read, or refused for people."""
 
 import json
 from dataclasses import FrozenInstanceError, replace
@@ -347,7 +348,10 @@ def csv_of(path, text):
     return path
 
 
-GOOD = "item,language,label,prediction\n1,en,entailment,entailment\n2,en,neutral,contradiction\n1,sw,entailment,neutral\n2,sw,neutral,neutral\n"
+GOOD = (
+    "item,language,label,prediction\n1,en,entailment,entailment\n2,en,neutral,contradiction\n1,sw,entailment,neutral\n"
+    "2,sw,neutral,neutral\n"
+)
 
 
 @pytest.mark.parametrize("name, text", [("a.csv", GOOD), ("a.tsv", GOOD.replace(",", "\t"))])
@@ -492,7 +496,7 @@ def test_samples_with_rows_pair_with_ours(tmp_path, gold):
     csv_of(
         tmp_path.parent / "ours.csv",
         "item,language,label,prediction\n"
-        + "".join(f"{i},de,{y},{y}\n" for i, y in zip(gold["de"]["id"], gold["de"]["label"])),
+        + "".join(f"{i},de,{y},{y}\n" for i, y in zip(gold["de"]["id"], gold["de"]["label"], strict=False)),
     )
     (harness,) = read(tmp_path, gold, method="llm")
     (ours,) = read(tmp_path.parent / "ours.csv", method="m", task="pawsx")

@@ -1,4 +1,5 @@
-"""What SECURITY.md promises: nobody's file, name or text becomes code, leaves its folder, or is believed without a hash."""
+"""What SECURITY.md promises: nobody's file, name or text becomes code, leaves its folder, or is believed without a
+hash."""
 
 import ast
 import json
@@ -106,7 +107,8 @@ def model(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "cwd")
     shutil.copytree(toy.backbone("bert"), tmp_path / "model")
     (tmp_path / "model" / "evil.py").write_text(
-        f"open({str(tmp_path / CANARY)!r}, 'w')\nfrom transformers import BertConfig as EvilConfig, BertModel as EvilModel\n"
+        f"open({str(tmp_path / CANARY)!r}, 'w')\n"
+        f"from transformers import BertConfig as EvilConfig, BertModel as EvilModel\n"
     )
     return tmp_path / "model"
 
@@ -512,12 +514,12 @@ def test_no_special_token_comes_out_of_a_text(name):
     words = {"de": {"dog": tuple(tokenizer.all_special_tokens)}}
 
     def specials(tokens):
-        return [sum(int(i) in special for i in tokens.ids[a:b]) for a, b in zip(tokens.starts, tokens.starts[1:])]
+        return [sum(int(i) in special for i in tokens.ids[a:b]) for a, b in zip(tokens.starts, tokens.starts[1:], strict=False)]  # noqa: E501
 
     @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(st.lists(st.tuples(*2 * [strange(tokenizer.all_special_tokens)]), min_size=1, max_size=4))
     def property(pairs):
-        fields = [list(f) for f in zip(*pairs)]
+        fields = [list(f) for f in zip(*pairs, strict=False)]
         assert specials(tokenize(tokenizer, *fields, 200)) == [template] * len(pairs)
         if obstacle(tokenizer):
             return
@@ -552,7 +554,8 @@ def test_negative_control_a_tokenizer_as_it_comes():
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory):
-    "A finished job with dictionaries, trees and near-synonyms, a failed one and a plan's log, with secrets in the environment"
+    """A finished job with dictionaries, trees and near-synonyms, a failed one and a plan's log, with secrets in the
+    environment"""
     from macular.jobs.engines import attempt
     from macular.train.run import run
 
@@ -644,7 +647,8 @@ TEXTS = [
     if p.is_file() and p.suffix in (".py", ".ipynb", ".md", ".toml", ".ini", ".txt", ".yml", ".yaml", ".cff", "", ".in")
 ]
 SECRETS = re.compile(
-    r"\bhf_[A-Za-z0-9]{30,}|\bgh[pousr]_[A-Za-z0-9]{30,}|\bAKIA[0-9A-Z]{16}\b|\bsk-[A-Za-z0-9]{32,}|-----BEGIN [A-Z ]*PRIVATE KEY|\beyJ[\w-]{20,}\.[\w-]{20,}\."
+    r"\bhf_[A-Za-z0-9]{30,}|\bgh[pousr]_[A-Za-z0-9]{30,}|\bAKIA[0-9A-Z]{16}\b|\bsk-[A-Za-z0-9]{32,}|-----BEGIN [A-Z "
+    r"]*PRIVATE KEY|\beyJ[\w-]{20,}\.[\w-]{20,}\."
 )
 LAX = {
     "empty token": r"token\s*=\s*(''|\"\"|\s|$)",

@@ -49,9 +49,9 @@ def answered(method, bits, task="xnli", mark="items"):
         Record(
             method,
             task,
-            {"en_dev": {x: 100 * int(c.sum()) / len(c) for x, c in zip(names, run)}},
+            {"en_dev": {x: 100 * int(c.sum()) / len(c) for x, c in zip(names, run, strict=False)}},
             seed,
-            correct=dict(zip(names, run)),
+            correct=dict(zip(names, run, strict=False)),
             items=dict.fromkeys(names, mark),
         )
         for seed, run in enumerate(bits)
@@ -61,7 +61,7 @@ def answered(method, bits, task="xnli", mark="items"):
 # coverage, by a simulation of its own
 
 
-def two_levels(rng, trials, seeds, langs=2, items=300, sd=0.07, hard=1.5, own=0.4, better=0.1):
+def two_levels(rng, trials, seeds, langs=2, items=300, sd=0.07, hard=1.5, own=0.4, better=0.1):  # noqa: PLR0913
     "Studies with noise of seeds and of items: bits of two methods, and the truth on their items"
     v = rng.normal(0, hard, (trials, 1, 1, items))
     bits, truth = [], []
@@ -74,18 +74,19 @@ def two_levels(rng, trials, seeds, langs=2, items=300, sd=0.07, hard=1.5, own=0.
 
 
 def covered(effects, truth):
-    return np.mean([e.low <= t <= e.high for e, t in zip(effects, truth)])
+    return np.mean([e.low <= t <= e.high for e, t in zip(effects, truth, strict=False)])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seeds", [3, 5, 10])
 def test_intervals_over_seeds_cover(seeds):
-    """At least 93 % of 1,500 studies for a nominal 95 %, paired and Welch; the part for items covers a new test set, too"""
+    """At least 93 % of 1,500 studies for a nominal 95 %, paired and Welch; the part for items covers a new test set,
+    too"""
     rng = np.random.default_rng(seeds)
     hits = {"paired": [], "welch": [], "new": []}
     for _ in range(5):
         (a, b), truth = two_levels(rng, 300, seeds)
-        pairs = [(answered("a", x), answered("b", y)) for x, y in zip(a, b)]
+        pairs = [(answered("a", x), answered("b", y)) for x, y in zip(a, b, strict=False)]
         hits["paired"].append(covered([difference(x, y) for x, y in pairs], truth))
         hits["welch"].append(covered([difference(x, y, paired=False) for x, y in pairs], truth))
         population = 100 * (
@@ -102,7 +103,7 @@ def test_intervals_over_seeds_cover(seeds):
 def test_items_alone_do_not_cover_methods():
     rng = np.random.default_rng(0)
     (a, b), truth = two_levels(rng, 300, 1, sd=0.15)
-    found = covered([resampled(answered("a", x)[0], answered("b", y)[0], draws=300) for x, y in zip(a, b)], truth)
+    found = covered([resampled(answered("a", x)[0], answered("b", y)[0], draws=300) for x, y in zip(a, b, strict=False)], truth)  # noqa: E501
     assert found < 0.75
 
 
@@ -265,7 +266,7 @@ def test_select(root):
 @given(st.lists(st.integers(-4, 4), min_size=1, max_size=11))
 @settings(max_examples=80, deadline=None)
 def test_randomisation_is_exact(d):
-    sums = [abs(sum(s * abs(x) for s, x in zip(signs, d))) for signs in itertools.product((-1, 1), repeat=len(d))]
+    sums = [abs(sum(s * abs(x) for s, x in zip(signs, d, strict=False))) for signs in itertools.product((-1, 1), repeat=len(d))]  # noqa: E501
     assert np.isclose(randomisation(np.array(d)), np.mean([s >= abs(sum(d)) for s in sums]), atol=1e-12)
 
 
@@ -320,7 +321,7 @@ def test_other_items_are_not_paired():
 @settings(max_examples=80, deadline=None)
 def test_holm(ps):
     ours, there = holm(ps), [i for i, p in enumerate(ps) if p == p]
-    assert all(np.isnan(q) == (p != p) for p, q in zip(ps, ours))
+    assert all(np.isnan(q) == (p != p) for p, q in zip(ps, ours, strict=False))
     if there:
         assert np.allclose(ours[there], multipletests([ps[i] for i in there], method="holm")[1])
 

@@ -1,4 +1,5 @@
-"""Code-switching on token ids: for every tokenizer that is let through, the ids are those of the tokenizer on the switched text."""
+"""Code-switching on token ids: for every tokenizer that is let through, the ids are those of the tokenizer on the
+switched text."""
 
 import json
 import struct
@@ -197,12 +198,12 @@ def sentences(n, seed=0, gaps=GAPS, most=8):
     }
     chunks = [
         AROUND[b] + WORDS[w] + AROUND[a] + gaps[g]
-        for b, w, a, g in zip(*(drawn[k] for k in ("before", "word", "after", "gap")))
+        for b, w, a, g in zip(*(drawn[k] for k in ("before", "word", "after", "gap")), strict=False)
     ]
     edges = uniform(mix("sentences", seed, "edge", np.arange(n))).tolist()
     ends = np.cumsum(counts)
-    texts = ["".join(chunks[e - c : e]) for c, e in zip(counts, ends)]
-    return [" " + t if e < 0.03 else t if e < 0.06 else t.rstrip(" ") for t, e in zip(texts, edges)]
+    texts = ["".join(chunks[e - c : e]) for c, e in zip(counts, ends, strict=False)]
+    return [" " + t if e < 0.03 else t if e < 0.06 else t.rstrip(" ") for t, e in zip(texts, edges, strict=False)]
 
 
 SWITCH = CodeSwitch(LANGS, word=0.8)
@@ -226,7 +227,7 @@ def mismatches(found, wanted):
     def rows(t):
         return [
             (t.ids[a:b].tolist(), None if t.types is None else t.types[a:b].tolist())
-            for a, b in zip(t.starts[:-1], t.starts[1:])
+            for a, b in zip(t.starts[:-1], t.starts[1:], strict=False)
         ]
 
     return sum(a != b for a, b in zip(rows(found), rows(wanted), strict=True))
@@ -378,7 +379,8 @@ def test_every_white_space():
 
 
 def test_negative_control_word_without_its_suffix():
-    "Had the word been the unit, with its signs tokenised apart, ids of Unigram would differ, and the comparison would see it"
+    """Had the word been the unit, with its signs tokenised apart, ids of Unigram would differ, and the comparison
+    would see it"""
     fields, items, switched, _ = few(2000)
 
     def apart(texts):
@@ -438,7 +440,7 @@ def test_rows_do_not_depend_on_their_company():
     part = Chunked(
         mini("mini-bert"), [[f[i] for i in some] for f in fields], items[some], SWITCH, adversarial()
     ).switched(Place(3), 32)[0]
-    assert [part.ids[a:b].tolist() for a, b in zip(part.starts, part.starts[1:])] == [
+    assert [part.ids[a:b].tolist() for a, b in zip(part.starts, part.starts[1:], strict=False)] == [
         whole.ids[whole.starts[i] : whole.starts[i + 1]].tolist() for i in some
     ]
 
@@ -516,19 +518,20 @@ def test_truncation_of_switched_pairs(name):
 def test_which_side_loses(kind):
     "All lengths up to 12 against 12, ties and odd room included"
     tokenizer, pairs = mini(kind), [(a, b) for a in range(13) for b in range(13)]
-    fields = [[" ".join(["dog"] * n) for n in side] for side in zip(*pairs)]
+    fields = [[" ".join(["dog"] * n) for n in side] for side in zip(*pairs, strict=False)]
     special = sum(map(len, frame(tokenizer).ids))
     chunked, each = Chunked(tokenizer, fields, np.arange(len(pairs))), len(tokenizer.tokenize("dog"))
     for room in range(0, 27):
         wanted = tokenize(tokenizer, *fields, special + room)
         assert mismatches(chunked.tokens(special + room), wanted) == 0
-        a, b = longest_first(*(each * np.array(side) for side in zip(*pairs)), room)
+        a, b = longest_first(*(each * np.array(side) for side in zip(*pairs, strict=False)), room)
         assert (a + b + special == wanted.lengths).all() and (a + b <= room).all()
 
 
 # ------------------------------------------------------------------ what is let through
 def charsmap(pairs):
-    "SentencePiece's table of replaced characters, as XLM-R's own files bring one along: a double array of the keys, and their replacements"
+    """SentencePiece's table of replaced characters, as XLM-R's own files bring one along: a double array of the keys,
+    and their replacements"""
     units, blob, nodes = {0: 256 << 10}, b"", {b"": 256}
     for key, value in sorted((k.encode(), v.encode()) for k, v in pairs.items()):
         for i in range(1, len(key) + 1):
@@ -545,7 +548,8 @@ def charsmap(pairs):
 
 @cache
 def precompiled():
-    "Unigram with a normaliser like that of XLM-R's own files: some white space becomes a blank, and takes along a mark behind it"
+    """Unigram with a normaliser like that of XLM-R's own files: some white space becomes a blank, and takes along a
+    mark behind it"""
     replaced = {
         "\u3000": " ",
         "\u00a0": " ",
@@ -685,7 +689,7 @@ def test_views_are_those_of_the_text_form(kind, redraw, monkeypatch):
     plain = Views([tasks[n] for n in names], {n: rows(n) for n in names}, setting)
     wanted = [plain.items(round, ("", "_aug")).views | {"rates": plain.rates(round)} for round in (0, 1)]
     assert {type(w) for w in plain._ways.values()} == {ByText} and len(plain.notes) == redraw
-    assert all(same(f[s], w[s]) for f, w in zip(found, wanted) for s in ("", "_aug"))
+    assert all(same(f[s], w[s]) for f, w in zip(found, wanted, strict=False) for s in ("", "_aug"))
     assert found[0]["rates"] == wanted[0]["rates"] and found[1]["rates"] == wanted[1]["rates"]
     assert same(found[0]["_aug"], found[1]["_aug"]) is not redraw
 
