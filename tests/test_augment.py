@@ -78,7 +78,7 @@ def test_draws_word_by_word():
     "A second, naive way to the same draws: one word at a time, counters written out"
     switch, place = CodeSwitch(("de", "fr", "zh"), word=0.4, sentence=0.7, redraw=True), Place(3, "pawsx", 1, 5)
     drawn, k = draw(switch, IDS[:40], range(40), place), 0
-    for item, length in zip(IDS[:40], range(40), strict=False):
+    for item, length in zip(IDS[:40], range(40)):
         text = mix(3, number("pawsx"), number(item), 1, 5)
         gate = uniform(mix(text, number("gate"))) < 0.7
         for position in range(length):
@@ -97,7 +97,7 @@ def texts_of(switched):
 def test_order_and_batches_cannot_matter():
     switch, place = CodeSwitch(MANY.langs, sentence=0.8), Place(1, "qam")
     whole = texts_of(switch(BODY, IDS, MANY, place))
-    alone = [switch([t], [i], MANY, place)[0].text for t, i in zip(BODY, IDS, strict=False)]
+    alone = [switch([t], [i], MANY, place)[0].text for t, i in zip(BODY, IDS)]
     order = np.random.default_rng(0).permutation(len(BODY))
     mixed = texts_of(switch([BODY[i] for i in order], [IDS[i] for i in order], MANY, place))
     assert whole == alone and [whole[i] for i in order] == mixed

@@ -327,7 +327,7 @@ def test_switched_text_keeps_its_tree():
             assert len(where) == len(s.text) + 1 and (np.diff(where) >= 0).all()
             kept = [
                 (c, s.original[w])
-                for c, w, p in zip(s.text, where, [p for p in s.pieces for _ in p.after], strict=False)
+                for c, w, p in zip(s.text, where, [p for p in s.pieces for _ in p.after])
                 if p.lang is None
             ]
             assert all(a == b for a, b in kept)
@@ -374,7 +374,7 @@ def naive_syntax(encoder, ids, types, heads, pos):
     shifted by hand; (e, structural loss)"""
     n, apart = len(ids), steps_between(heads)
     model = encoder.body.model
-    states = [encoder.enter(model.get_input_embeddings().weight[i]) + encoder.pos.weight[p] for i, p in zip(ids, pos, strict=False)]  # noqa: E501
+    states = [encoder.enter(model.get_input_embeddings().weight[i]) + encoder.pos.weight[p] for i, p in zip(ids, pos)]
     for layer in encoder.layers:
         h = [layer.map(s).view(layer.heads, -1) for s in states]
         new = []
@@ -390,12 +390,12 @@ def naive_syntax(encoder, ids, types, heads, pos):
                         for j in near
                     ]
                 )
-                seen.append(sum(w * h[j][head] for w, j in zip(scores.softmax(0), near, strict=False)))
+                seen.append(sum(w * h[j][head] for w, j in zip(scores.softmax(0), near)))
             new.append(layer.norm(states[i] + torch.cat(seen)))
         states = new
     said, kept, hooks = torch.stack(states), [], []
-    for layer, fuse in zip(model.base_model.encoder.layer, encoder.fuse, strict=False):
-        for projection, shift in zip((layer.attention.self.key, layer.attention.self.value), fuse(said).chunk(2, -1), strict=False):  # noqa: E501
+    for layer, fuse in zip(model.base_model.encoder.layer, encoder.fuse):
+        for projection, shift in zip((layer.attention.self.key, layer.attention.self.value), fuse(said).chunk(2, -1)):
             wide = torch.cat([shift, shift.new_zeros(n, projection.out_features - shift.shape[1])], 1)[None]
             hooks.append(projection.register_forward_hook(lambda m, a, out, wide=wide: out + wide))
     hooks.append(
@@ -428,7 +428,7 @@ def test_syntax_is_what_is_written_of_it(kind):
         without = stock(views)
         for v, view in enumerate(views):
             ends = np.cumsum(view["lengths"])
-            for i, (a, b) in enumerate(zip(ends - view["lengths"], ends, strict=False)):
+            for i, (a, b) in enumerate(zip(ends - view["lengths"], ends)):
                 types = view["token_type_ids"][a:b] if "token_type_ids" in view else None
                 wanted, structure = naive_syntax(
                     naive, view["input_ids"][a:b], types, view["tree"][a:b, 0].numpy(), view["tree"][a:b, 1]

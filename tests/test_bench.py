@@ -69,7 +69,7 @@ def test_ratios_are_of_rounds_not_of_medians():
 
 def test_a_busy_machine_changes_no_ratio():
     calm = {"slow": [2.0] * 5, "fast": [1.0] * 5}
-    busy = {name: [s * load for s, load in zip(v, (1, 1.3, 7, 2, 1.1), strict=False)] for name, v in calm.items()}
+    busy = {name: [s * load for s, load in zip(v, (1, 1.3, 7, 2, 1.1))] for name, v in calm.items()}
     assert ratio(busy, "slow", "fast") == ratio(calm, "slow", "fast")
 
 

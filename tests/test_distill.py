@@ -92,7 +92,7 @@ def test_the_loss_is_the_divergence_written_out(dtype):
     )
     q = logits.double().softmax(-1)
     wanted = (
-        sum(float(a) * np.log(float(a) / float(b)) for row in zip(p.double(), q, strict=False) for a, b in zip(*row, strict=False) if a > 0) / 2  # noqa: E501
+        sum(float(a) * np.log(float(a) / float(b)) for row in zip(p.double(), q) for a, b in zip(*row) if a > 0) / 2
     )
     assert teacher_loss(logits, p).item() == pytest.approx(wanted, abs=1e-6) and teacher_loss(
         logits, p
@@ -161,7 +161,7 @@ def test_a_student_comes_to_answer_as_its_teacher():
     before, state = apart(net, stuff.teacher, stuff, numbers), toy.state(stuff.teacher.net)
     toy.train(built, numbers)
     after = apart(net.eval(), stuff.teacher, stuff, numbers)
-    assert all(a < 0.3 * b for a, b in zip(after, before, strict=False)), (before, after)
+    assert all(a < 0.3 * b for a, b in zip(after, before)), (before, after)
     assert toy.same(state, toy.state(stuff.teacher.net)) and all(p.grad is None for p in stuff.teacher.net.parameters())
 
 
@@ -392,7 +392,7 @@ def test_the_model_folder_loads_without_this_package(done, student, tmp_path):
     assert read_json(path / "config.json")["architectures"] == ["XLMRobertaForSequenceClassification"]
     rows = load("pawsx", "test", "de", Mini())
     assert np.abs(predict(rows.to_pandas(), path)["p_paraphrase"] - said["p_paraphrase"]).max() < 1e-5
-    pairs = [{"text": a, "text_pair": b} for a, b in zip(rows["text_a"][:20], rows["text_b"][:20], strict=False)]
+    pairs = [{"text": a, "text_pair": b} for a, b in zip(rows["text_a"][:20], rows["text_b"][:20])]
     found = elsewhere(
         f"import json\nfrom transformers import pipeline\n"
         f"print(json.dumps(pipeline('text-classification', 'model', truncation=True)({pairs!r})))",

@@ -44,7 +44,7 @@ def readable(text):
 
 def test_one_hierarchy():
     assert [kind.exit_code for kind in KINDS] == [1, 2, 3, 4, 5, 6]
-    for kind, plain in zip(KINDS[1:], (ValueError, ValueError, RuntimeError, OSError, ArithmeticError), strict=False):
+    for kind, plain in zip(KINDS[1:], (ValueError, ValueError, RuntimeError, OSError, ArithmeticError)):
         assert issubclass(kind, plain) and issubclass(kind, MacularError) and kind.hint
     assert (
         error_class("DataError") is DataError

@@ -82,8 +82,8 @@ def trace():
 
 
 def compare(found, wanted):
-    assert len(found) == len(wanted) and all(a.keys() == b.keys() for a, b in zip(found, wanted, strict=False)), SAY
-    for a, b in zip(found, wanted, strict=False):
+    assert len(found) == len(wanted) and all(a.keys() == b.keys() for a, b in zip(found, wanted)), SAY
+    for a, b in zip(found, wanted):
         for name, value in b.items():
             wanted_value = pytest.approx(value, rel=CLOSE, abs=CLOSE) if isinstance(value, float) else value
             assert a[name] == wanted_value, f"{SAY} (step {b['step']}, {name})"

@@ -200,7 +200,7 @@ def test_two_jobs_share_a_training_here_exactly_if_they_do_in_the_store():
     here, there = (
         [key for job in jobs for key in of(job)] for of in (lambda job: [s.key for s in stages(job)], in_store)
     )
-    assert len(here) == len(there) and len(set(here)) == len(set(there)) == len(set(zip(here, there, strict=False)))
+    assert len(here) == len(there) and len(set(here)) == len(set(there)) == len(set(zip(here, there)))
     assert len(set(here)) < len(here) - 10
 
 
@@ -290,7 +290,7 @@ def test_states(tmp_path):
 def test_the_time_is_known_only_from_the_same_size(tmp_path):
     jobs = many(tmp_path, 3)
     assert remaining(jobs) == (0, 3, 3, []) and "not known" in str(jobs)
-    for n, (job, seconds) in enumerate(zip(jobs, (10, 30), strict=False)):
+    for n, (job, seconds) in enumerate(zip(jobs, (10, 30))):
         folder, config = (
             tmp_path / f"job-{n}",
             {k: v for k, v in vars(fill(job)).items() if k not in ("out", "data_dir", "lexicon_dir", "extensions")},
@@ -591,7 +591,7 @@ def by_hand(job, dev, test):
 def test_the_dev_rows_choose_and_the_test_rows_do_not(tmp_path):
     grid = {"learning_rate": [1e-3, 1e-4, 1e-5], "seed": [0, 1]}
     jobs = plan(TINY | grid | {"out": str(tmp_path)})
-    for job, dev in zip(jobs, (90, 50, 70, 80, 60, 60), strict=False):
+    for job, dev in zip(jobs, (90, 50, 70, 80, 60, 60)):
         by_hand(job, dev, 100 - dev)
     assert dev_accuracy(jobs[0]) == 90 and best(jobs, ["learning_rate"]) == {"learning_rate": 1e-4}
     assert best(jobs, ["learning_rate", "seed"]) == {"learning_rate": 1e-3, "seed": 0}
@@ -634,7 +634,7 @@ def test_a_search_from_a_file_goes_on(tmp_path):
         f'[[stage]]\nlearning_rate = [1e-3, 1e-4]\n[[stage]]\nbatch_size = [8, 16]\n'
     )
     first, second = read_search(path).plans(), read_search(path).plans()
-    for job, dev in zip(next(first), (40, 60), strict=False):
+    for job, dev in zip(next(first), (40, 60)):
         by_hand(job, dev, 0)
     assert [j.learning_rate for j in next(first)] == [1e-4, 1e-4]
     assert {s["state"] for s in next(second).states} == {"done"}

@@ -36,7 +36,7 @@ def log_softmax(row):
 
 def cross_entropy(row, target):
     "CE of a prediction, given as logits, against a distribution"
-    return -sum(t * v for t, v in zip(target, log_softmax(row), strict=False) if t)
+    return -sum(t * v for t, v in zip(target, log_softmax(row)) if t)
 
 
 def one_hot(i, k):
@@ -48,7 +48,7 @@ def mean(values):
 
 
 def eq_3(z, y):
-    return mean([cross_entropy(row, one_hot(i, len(row))) for row, i in zip(z, y, strict=False)])
+    return mean([cross_entropy(row, one_hot(i, len(row))) for row, i in zip(z, y)])
 
 
 def eq_6(z):
@@ -57,12 +57,12 @@ def eq_6(z):
 
 def divergence(p, q):
     "KL(p || q) of two rows of logits"
-    return sum(a * (u - v) for a, u, v in zip(softmax(p), log_softmax(p), log_softmax(q), strict=False))
+    return sum(a * (u - v) for a, u, v in zip(softmax(p), log_softmax(p), log_softmax(q)))
 
 
 def eq_11(p, q, as_printed=False):
     "Stopping a gradient changes no value: as printed it is twice KL(p || q)"
-    return mean([divergence(a, b) + (divergence(a, b) if as_printed else divergence(b, a)) for a, b in zip(p, q, strict=False)])  # noqa: E501
+    return mean([divergence(a, b) + (divergence(a, b) if as_printed else divergence(b, a)) for a, b in zip(p, q)])
 
 
 def agree(found, wanted, z):
@@ -109,7 +109,7 @@ def test_kl_s(case, as_printed):
         np.abs(p) + np.abs(q),
     )
     value = kl_s(tensor(p), tensor(q), as_printed).item()
-    apart = max(np.abs(np.subtract(softmax(a), softmax(b))).max() for a, b in zip(p, q, strict=False))
+    apart = max(np.abs(np.subtract(softmax(a), softmax(b))).max() for a, b in zip(p, q))
     assert value >= -1e-12 and (apart < 1e-5 or value > 1e-12)
     assert kl_s(tensor(p), tensor(p + 3.0), as_printed).item() == pytest.approx(0, abs=1e-12)  # the same prediction
 
@@ -185,7 +185,7 @@ def test_swapping_the_sides(case):
     p, q = (tensor(z, grad=True) for z in case[:2])
     one, other = kl_s(p, q), kl_s(q, p)
     assert one.item() == pytest.approx(other.item(), rel=1e-12, abs=1e-14)
-    assert all((a - b).abs().max() < 1e-13 for a, b in zip(gradients(one, p, q), gradients(other, p, q), strict=False))
+    assert all((a - b).abs().max() < 1e-13 for a, b in zip(gradients(one, p, q), gradients(other, p, q)))
 
 
 def test_stopped_branches():
@@ -293,7 +293,7 @@ def test_masked_columns_take_no_part(dtype):
     for name, loss in losses.items():
         alone, beside = loss(own, other), loss(p, q)
         assert torch.equal(alone, beside), name
-        for small, large in zip(gradients(alone, own, other), gradients(beside, p, q), strict=False):
+        for small, large in zip(gradients(alone, own, other), gradients(beside, p, q)):
             if small is not None:
                 assert torch.equal(small, large[:, :2]) and (large[:, 2:] == 0).all(), name
     narrow = torch.cat([own.detach(), torch.full((5, 2), -3.0, dtype=dtype)], 1)

@@ -352,7 +352,7 @@ def test_as_printed_has_its_direction():
     P, Q = p.softmax(-1), q.softmax(-1)
     wanted = 2 * (P * (P / Q).log()).sum().item()
     for term, views in (("aug_kl", ("logits_aug", "logits")), ("consistency", ("logits_near_aug", "logits_near"))):
-        assert Objective({term: 1.0}, as_printed=True)(dict(zip(views, (p, q), strict=False)))[0].item() == pytest.approx(wanted)  # noqa: E501
+        assert Objective({term: 1.0}, as_printed=True)(dict(zip(views, (p, q))))[0].item() == pytest.approx(wanted)
 
 
 ASKED = {

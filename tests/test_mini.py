@@ -307,7 +307,7 @@ def test_unrelated_tasks_are_about_different_things():
 def test_the_stated_share_is_mislabelled():
     wrong = Mini(train=2000, mislabelled=0.2)
     right = [y for *_, y in items(Mini(train=2000, mislabelled=0.0), tasks["xnli"], "train")]
-    share = sum(x != y for x, y in zip(right, (y for *_, y in items(wrong, tasks["xnli"], "train")), strict=False)) / 2000  # noqa: E501
+    share = sum(x != y for x, y in zip(right, (y for *_, y in items(wrong, tasks["xnli"], "train")))) / 2000
     assert abs(share - 0.2) < 0.03
 
 
@@ -324,7 +324,7 @@ def test_trees_fit_the_words():
     for name in TASKS:
         for lang in set(tasks[name].langs) - {"sw", "th"}:
             rows, trees = load(name, "dev", lang, SMALL), SMALL.trees(tasks[name], "dev", lang)
-            for a, b, (heads_a, heads_b) in zip(rows["text_a"], rows["text_b"], trees, strict=False):
+            for a, b, (heads_a, heads_b) in zip(rows["text_a"], rows["text_b"], trees):
                 assert len(a.split()) == len(heads_a) and len(b.split()) == len(heads_b)
                 assert all(-1 <= h < len(heads) for heads in (heads_a, heads_b) for h in heads)
 

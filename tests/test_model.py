@@ -206,7 +206,7 @@ def elsewhere(code, cwd):
 def test_one_encoder_loads_without_this_package(done, folder):
     path, said = folder("cosda_ml"), predicted(done("cosda_ml"))
     rows = load("pawsx", "test", "de", Mini())
-    pairs = [{"text": a, "text_pair": b} for a, b in zip(rows["text_a"][:20], rows["text_b"][:20], strict=False)]
+    pairs = [{"text": a, "text_pair": b} for a, b in zip(rows["text_a"][:20], rows["text_b"][:20])]
     asked = (
         f"import json\nfrom transformers import pipeline\n"
         f"print(json.dumps(pipeline('text-classification', {path.name!r}, truncation=True)({pairs!r})))"

@@ -101,7 +101,7 @@ def test_gradients_are_differences(name, part):
     params = {n: p for n, p in phase.trains.named_parameters() if not n.startswith("shared.")}
     value = value_of(part, batch, net, D)
     loss = Objective({part: 1.0}, net, D)(batch)[0]
-    grads = dict(zip(params, torch.autograd.grad(loss, params.values(), allow_unused=True), strict=False))
+    grads = dict(zip(params, torch.autograd.grad(loss, params.values(), allow_unused=True)))
     steep = {}
     for i, (n, p) in enumerate(params.items()):
         direction = torch.from_numpy(np.random.default_rng(i).standard_normal(p.shape))
@@ -246,7 +246,7 @@ def test_a_bad_gradient_is_named_by_its_parameter(tmp_path, phase, parameter, va
         and left["phase"] == phase
     )
     assert (
-        all(toy.same(a, toy.state(x.trains)) for a, x in zip(before[-1], built.phases, strict=False))
+        all(toy.same(a, toy.state(x.trains)) for a, x in zip(before[-1], built.phases))
         and newest(tmp_path, "state").name == f"state-{steps[-1]['step']}"
     )
     assert len(str(said.value)) <= 1000

@@ -46,7 +46,7 @@ def encoder(kind="bert", dropout=0.0, double=True):
 def stock(enc):
     "The same weights in a model of transformers that was never touched, with its plainest attention"
     model = AutoModelForSequenceClassification.from_config(deepcopy(enc.config), attn_implementation="eager")
-    missing, unexpected = model.load_state_dict(enc.body.model.state_dict(), strict=False)
+    missing, unexpected = model.load_state_dict(enc.body.model.state_dict())
     assert not unexpected and all(name.split(".")[-2] in ("classifier", "out_proj") for name in missing)
     parent = model if isinstance(model.classifier, nn.Linear) else model.classifier
     setattr(parent, "classifier" if parent is model else "out_proj", nn.Identity())
@@ -55,10 +55,10 @@ def stock(enc):
 
 def one_by_one(model, texts):
     names = [name for name in texts if name != "lengths"]
-    parts = zip(*(texts[name].split(texts["lengths"].tolist()) for name in names), strict=False)
+    parts = zip(*(texts[name].split(texts["lengths"].tolist()) for name in names))
     return torch.cat(
         [
-            model(**dict(zip(names, (p[None] for p in part), strict=False)), attention_mask=torch.ones_like(part[0])[None]).logits  # noqa: E501
+            model(**dict(zip(names, (p[None] for p in part))), attention_mask=torch.ones_like(part[0])[None]).logits
             for part in parts
         ]
     )
@@ -143,7 +143,7 @@ def test_views_keep_their_order():
     views = [view((9, 3)), view((4, 8, 3), seed=1)]
     with torch.no_grad():
         found, alone = enc(views), [enc([v])[0] for v in views]
-    assert [len(e) for e in found] == [2, 3] and all((a - b).abs().max() < 1e-12 for a, b in zip(found, alone, strict=False))  # noqa: E501
+    assert [len(e) for e in found] == [2, 3] and all((a - b).abs().max() < 1e-12 for a, b in zip(found, alone))
 
 
 def test_a_copy_reads_rows_too():
@@ -168,7 +168,7 @@ def test_a_row_holds_every_text_once(seed):
         cut(store, rows), start=2, most=int(random.integers(1, 40)), filler=int(random.integers(0, 5))
     )
     ids, place = packed["input_ids"][0].numpy(), packed["position_ids"][0].numpy()
-    for row, first in zip(rows, packed["row"].first.tolist(), strict=False):
+    for row, first in zip(rows, packed["row"].first.tolist()):
         own = np.arange(store.starts[row], store.starts[row + 1])
         assert (ids[first : first + len(own)] == own).all() and (
             place[first : first + len(own)] == 2 + np.arange(len(own))

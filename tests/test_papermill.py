@@ -121,7 +121,7 @@ def test_a_test_of_the_notebook_trains_anew(monkeypatch):
 
 def test_the_command_line_prints_what_happens(tmp_path):
     words = SMALL.replace("-p ", "").replace(" ", "=").split("=")
-    typed = " ".join(f"{name}={value}" for name, value in zip(words[::2], words[1::2], strict=False))
+    typed = " ".join(f"{name}={value}" for name, value in zip(words[::2], words[1::2]))
     done = shell(f"macular train {typed} out={tmp_path}/runs --report {tmp_path}/report.ipynb")
     assert done.returncode == 0, done.stderr[-2000:]
     [found] = results(tmp_path / "runs")

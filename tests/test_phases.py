@@ -59,7 +59,7 @@ class Watch:
 def texts_of(views, suffix, round=0):
     "The items of a view as tokens"
     tokens = views.items(round, (suffix,)).views[suffix]
-    return Counter(tuple(tokens.ids[a:b].tolist()) for a, b in zip(tokens.starts, tokens.starts[1:], strict=False))
+    return Counter(tuple(tokens.ids[a:b].tolist()) for a, b in zip(tokens.starts, tokens.starts[1:]))
 
 
 def times(counter, n):
@@ -85,7 +85,7 @@ def test_who_moves_in_which_phase(name):
 
     def look(line):
         after = [toy.state(net), toy.state(D)]
-        moved = [not toy.same(a, b) for a, b in zip(before, after, strict=False)]
+        moved = [not toy.same(a, b) for a, b in zip(before, after)]
         assert moved == ([False, True] if line["phase"] == "discriminator" else [True, False]), line
         assert not row.shared or toy.same(shared, toy.state(net.shared))
         before[:] = after
@@ -297,7 +297,7 @@ def test_one_forward_for_all_views_changes_no_vector():
         )  # a shorter text
         with torch.no_grad():
             gaps = [
-                (alone - beside).abs().max().item() for view, beside in zip(views, f_t(views), strict=False) for alone in f_t([view])  # noqa: E501
+                (alone - beside).abs().max().item() for view, beside in zip(views, f_t(views)) for alone in f_t([view])
             ]
         assert max(gaps) < (1e-6 if kind == "modernbert" else 1e-12), kind
 
@@ -499,7 +499,7 @@ def test_a_batch_of_several_tasks_is_the_tasks_one_by_one():
     assert set(batch["task"].tolist()) == {0, 1, 2}
     logits = net(batch, ("logits",))["logits"]
     e = net(batch, ("e",))["e"]
-    for row_logits, vector, i in zip(logits, e, batch["task"].tolist(), strict=False):
+    for row_logits, vector, i in zip(logits, e, batch["task"].tolist()):
         own = net.heads[i](vector)
         assert (row_logits[: len(own)] - own).abs().max() < 1e-12 and (row_logits.softmax(-1)[len(own) :] == 0).all()
     for i in range(3):

@@ -46,7 +46,7 @@ def encoded(dataset, words):
 
 
 def lengths(*views):
-    return np.array([sum(pair["input_ids"].shape[1] for pair in item) for item in zip(*views, strict=False)])
+    return np.array([sum(pair["input_ids"].shape[1] for pair in item) for item in zip(*views)])
 
 
 # ------------------------------------------------------------------ the equations
@@ -92,10 +92,10 @@ class Adam:
 
     def step(self, loss, lr):
         grads = torch.autograd.grad(loss, self.params, allow_unused=True)
-        grads = [torch.zeros_like(p) if g is None else g for p, g in zip(self.params, grads, strict=False)]
+        grads = [torch.zeros_like(p) if g is None else g for p, g in zip(self.params, grads)]
         norm = sum((g**2).sum() for g in grads) ** 0.5
         self.t += 1
-        for i, (p, g) in enumerate(zip(self.params, grads, strict=False)):
+        for i, (p, g) in enumerate(zip(self.params, grads)):
             g = g * min(1.0, 1.0 / (norm.item() + 1e-6))
             self.m[i] = 0.9 * self.m[i] + 0.1 * g
             self.v[i] = 0.999 * self.v[i] + 0.001 * g**2

@@ -496,7 +496,7 @@ def test_samples_with_rows_pair_with_ours(tmp_path, gold):
     csv_of(
         tmp_path.parent / "ours.csv",
         "item,language,label,prediction\n"
-        + "".join(f"{i},de,{y},{y}\n" for i, y in zip(gold["de"]["id"], gold["de"]["label"], strict=False)),
+        + "".join(f"{i},de,{y},{y}\n" for i, y in zip(gold["de"]["id"], gold["de"]["label"])),
     )
     (harness,) = read(tmp_path, gold, method="llm")
     (ours,) = read(tmp_path.parent / "ours.csv", method="m", task="pawsx")

@@ -119,7 +119,7 @@ def points():
         **{
             f"D, {name} batch, stage {stage}": step("discriminator", stage, n)
             for stage, ns in ((1, (1, 5, 8)), (2, (1, 3, 4)))
-            for name, n in zip(("first", "middle", "last"), ns, strict=False)
+            for name, n in zip(("first", "middle", "last"), ns)
         },
         "between D and net": Point(feed.Feed, "batches", 1),
         "between D and net, round 2": Point(feed.Feed, "batches", 2),
@@ -823,7 +823,7 @@ def small(tmp_path_factory):
             "a\tb\tlabel\n"
             + "".join(
                 f"{x}\t{y}\t{'yes' if i % 2 else 'no'}\n"
-                for i, (x, y) in enumerate(zip(toy.rows("toy2", n)["text_a"], toy.rows("toy2", n)["text_b"], strict=False))  # noqa: E501
+                for i, (x, y) in enumerate(zip(toy.rows("toy2", n)["text_a"], toy.rows("toy2", n)["text_b"]))
             )
         )
     shutil.copytree(toy.backbone("xlmr", 0.1), folder / "backbone")

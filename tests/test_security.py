@@ -514,12 +514,12 @@ def test_no_special_token_comes_out_of_a_text(name):
     words = {"de": {"dog": tuple(tokenizer.all_special_tokens)}}
 
     def specials(tokens):
-        return [sum(int(i) in special for i in tokens.ids[a:b]) for a, b in zip(tokens.starts, tokens.starts[1:], strict=False)]  # noqa: E501
+        return [sum(int(i) in special for i in tokens.ids[a:b]) for a, b in zip(tokens.starts, tokens.starts[1:])]
 
     @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(st.lists(st.tuples(*2 * [strange(tokenizer.all_special_tokens)]), min_size=1, max_size=4))
     def property(pairs):
-        fields = [list(f) for f in zip(*pairs, strict=False)]
+        fields = [list(f) for f in zip(*pairs)]
         assert specials(tokenize(tokenizer, *fields, 200)) == [template] * len(pairs)
         if obstacle(tokenizer):
             return

@@ -49,9 +49,9 @@ def answered(method, bits, task="xnli", mark="items"):
         Record(
             method,
             task,
-            {"en_dev": {x: 100 * int(c.sum()) / len(c) for x, c in zip(names, run, strict=False)}},
+            {"en_dev": {x: 100 * int(c.sum()) / len(c) for x, c in zip(names, run)}},
             seed,
-            correct=dict(zip(names, run, strict=False)),
+            correct=dict(zip(names, run)),
             items=dict.fromkeys(names, mark),
         )
         for seed, run in enumerate(bits)
@@ -74,7 +74,7 @@ def two_levels(rng, trials, seeds, langs=2, items=300, sd=0.07, hard=1.5, own=0.
 
 
 def covered(effects, truth):
-    return np.mean([e.low <= t <= e.high for e, t in zip(effects, truth, strict=False)])
+    return np.mean([e.low <= t <= e.high for e, t in zip(effects, truth)])
 
 
 @pytest.mark.slow
@@ -86,7 +86,7 @@ def test_intervals_over_seeds_cover(seeds):
     hits = {"paired": [], "welch": [], "new": []}
     for _ in range(5):
         (a, b), truth = two_levels(rng, 300, seeds)
-        pairs = [(answered("a", x), answered("b", y)) for x, y in zip(a, b, strict=False)]
+        pairs = [(answered("a", x), answered("b", y)) for x, y in zip(a, b)]
         hits["paired"].append(covered([difference(x, y) for x, y in pairs], truth))
         hits["welch"].append(covered([difference(x, y, paired=False) for x, y in pairs], truth))
         population = 100 * (
@@ -103,7 +103,7 @@ def test_intervals_over_seeds_cover(seeds):
 def test_items_alone_do_not_cover_methods():
     rng = np.random.default_rng(0)
     (a, b), truth = two_levels(rng, 300, 1, sd=0.15)
-    found = covered([resampled(answered("a", x)[0], answered("b", y)[0], draws=300) for x, y in zip(a, b, strict=False)], truth)  # noqa: E501
+    found = covered([resampled(answered("a", x)[0], answered("b", y)[0], draws=300) for x, y in zip(a, b)], truth)
     assert found < 0.75
 
 
@@ -266,7 +266,7 @@ def test_select(root):
 @given(st.lists(st.integers(-4, 4), min_size=1, max_size=11))
 @settings(max_examples=80, deadline=None)
 def test_randomisation_is_exact(d):
-    sums = [abs(sum(s * abs(x) for s, x in zip(signs, d, strict=False))) for signs in itertools.product((-1, 1), repeat=len(d))]  # noqa: E501
+    sums = [abs(sum(s * abs(x) for s, x in zip(signs, d))) for signs in itertools.product((-1, 1), repeat=len(d))]
     assert np.isclose(randomisation(np.array(d)), np.mean([s >= abs(sum(d)) for s in sums]), atol=1e-12)
 
 
@@ -321,7 +321,7 @@ def test_other_items_are_not_paired():
 @settings(max_examples=80, deadline=None)
 def test_holm(ps):
     ours, there = holm(ps), [i for i, p in enumerate(ps) if p == p]
-    assert all(np.isnan(q) == (p != p) for p, q in zip(ps, ours, strict=False))
+    assert all(np.isnan(q) == (p != p) for p, q in zip(ps, ours))
     if there:
         assert np.allclose(ours[there], multipletests([ps[i] for i in there], method="holm")[1])
 

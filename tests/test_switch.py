@@ -198,12 +198,12 @@ def sentences(n, seed=0, gaps=GAPS, most=8):
     }
     chunks = [
         AROUND[b] + WORDS[w] + AROUND[a] + gaps[g]
-        for b, w, a, g in zip(*(drawn[k] for k in ("before", "word", "after", "gap")), strict=False)
+        for b, w, a, g in zip(*(drawn[k] for k in ("before", "word", "after", "gap")))
     ]
     edges = uniform(mix("sentences", seed, "edge", np.arange(n))).tolist()
     ends = np.cumsum(counts)
-    texts = ["".join(chunks[e - c : e]) for c, e in zip(counts, ends, strict=False)]
-    return [" " + t if e < 0.03 else t if e < 0.06 else t.rstrip(" ") for t, e in zip(texts, edges, strict=False)]
+    texts = ["".join(chunks[e - c : e]) for c, e in zip(counts, ends)]
+    return [" " + t if e < 0.03 else t if e < 0.06 else t.rstrip(" ") for t, e in zip(texts, edges)]
 
 
 SWITCH = CodeSwitch(LANGS, word=0.8)
@@ -227,7 +227,7 @@ def mismatches(found, wanted):
     def rows(t):
         return [
             (t.ids[a:b].tolist(), None if t.types is None else t.types[a:b].tolist())
-            for a, b in zip(t.starts[:-1], t.starts[1:], strict=False)
+            for a, b in zip(t.starts[:-1], t.starts[1:])
         ]
 
     return sum(a != b for a, b in zip(rows(found), rows(wanted), strict=True))
@@ -440,7 +440,7 @@ def test_rows_do_not_depend_on_their_company():
     part = Chunked(
         mini("mini-bert"), [[f[i] for i in some] for f in fields], items[some], SWITCH, adversarial()
     ).switched(Place(3), 32)[0]
-    assert [part.ids[a:b].tolist() for a, b in zip(part.starts, part.starts[1:], strict=False)] == [
+    assert [part.ids[a:b].tolist() for a, b in zip(part.starts, part.starts[1:])] == [
         whole.ids[whole.starts[i] : whole.starts[i + 1]].tolist() for i in some
     ]
 
@@ -518,13 +518,13 @@ def test_truncation_of_switched_pairs(name):
 def test_which_side_loses(kind):
     "All lengths up to 12 against 12, ties and odd room included"
     tokenizer, pairs = mini(kind), [(a, b) for a in range(13) for b in range(13)]
-    fields = [[" ".join(["dog"] * n) for n in side] for side in zip(*pairs, strict=False)]
+    fields = [[" ".join(["dog"] * n) for n in side] for side in zip(*pairs)]
     special = sum(map(len, frame(tokenizer).ids))
     chunked, each = Chunked(tokenizer, fields, np.arange(len(pairs))), len(tokenizer.tokenize("dog"))
     for room in range(0, 27):
         wanted = tokenize(tokenizer, *fields, special + room)
         assert mismatches(chunked.tokens(special + room), wanted) == 0
-        a, b = longest_first(*(each * np.array(side) for side in zip(*pairs, strict=False)), room)
+        a, b = longest_first(*(each * np.array(side) for side in zip(*pairs)), room)
         assert (a + b + special == wanted.lengths).all() and (a + b <= room).all()
 
 
@@ -689,7 +689,7 @@ def test_views_are_those_of_the_text_form(kind, redraw, monkeypatch):
     plain = Views([tasks[n] for n in names], {n: rows(n) for n in names}, setting)
     wanted = [plain.items(round, ("", "_aug")).views | {"rates": plain.rates(round)} for round in (0, 1)]
     assert {type(w) for w in plain._ways.values()} == {ByText} and len(plain.notes) == redraw
-    assert all(same(f[s], w[s]) for f, w in zip(found, wanted, strict=False) for s in ("", "_aug"))
+    assert all(same(f[s], w[s]) for f, w in zip(found, wanted) for s in ("", "_aug"))
     assert found[0]["rates"] == wanted[0]["rates"] and found[1]["rates"] == wanted[1]["rates"]
     assert same(found[0]["_aug"], found[1]["_aug"]) is not redraw
 

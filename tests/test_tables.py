@@ -73,7 +73,7 @@ def control(root):
 
 def test_means_spreads_and_marks_are_those_of_the_records(three):
     found = languages(three, View(against="finetune"))
-    for row, method in zip(found.rows, ("finetune", "cosda_ml", "macular"), strict=False):
+    for row, method in zip(found.rows, ("finetune", "cosda_ml", "macular")):
         values = np.array([[r.accuracy["en_dev"][x] for x in LANGS] for r in three if r.method == method])
         assert np.allclose([c.value for c in row[1:5]], [*values.mean(0), values.mean()])
         half = stats.t.ppf(0.975, 4) * values.mean(1).std(ddof=1) / np.sqrt(5)
@@ -314,7 +314,7 @@ def test_csv_is_safe_and_complete(rows, name):
     t = Table((name, "mean"), [[text, Cell(value, 0.5)] for text, value in rows])
     read = list(csv.reader(io.StringIO(as_csv(t), newline="")))
     assert all(len(line) == 3 for line in read) and len(read) == len(rows) + 1
-    for line, (text, value) in zip(read[1:], rows, strict=False):
+    for line, (text, value) in zip(read[1:], rows):
         assert line[0].removeprefix("'") == re.sub(r"[\r\n\t]", " ", text).removeprefix("'") and np.isclose(
             float(line[1]), value, atol=1e-4
         )

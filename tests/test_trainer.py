@@ -271,7 +271,7 @@ def test_paused_and_released(legs, tmp_path):
             threading.Timer(0.7, control.unlink).start()
 
     run(tmp_path, on_step=ask)
-    waits = [b - a for (_, a), (_, b) in zip(seen, seen[1:], strict=False)]
+    waits = [b - a for (_, a), (_, b) in zip(seen, seen[1:])]
     assert waits[7] >= 0.6 and [s for s, _ in seen] == list(range(1, LAST + 1))
     assert files(tmp_path) == files(legs[0] / "whole")
 

@@ -103,7 +103,7 @@ def a_run(folder):
     training = folder / "trainings" / "odd"
     write(training / "environment.json", {"title": PAYLOADS[1], "tasks": PAYLOADS, "steps": 12})
     write(training / "training.json", {"rounds": []})
-    parts = dict(zip(PAYLOADS, range(12), strict=False))
+    parts = dict(zip(PAYLOADS, range(12)))
     write(
         training / "history.jsonl",
         *(
@@ -197,7 +197,7 @@ def reprs() -> dict:
     [switched] = CodeSwitch(("de",), word=1.0)([" dog ".join(PAYLOADS)], ["1"], {"de": {"dog": (one, other)}}, Place())
     parameters = dict.fromkeys(("data_dir", "lexicon_dir", "synonyms", "tree_dir"), other)
     shown = [
-        diff(dict(zip("abcdefghijkl", PAYLOADS, strict=False)), dict(zip("abcdefghijkl", PAYLOADS[::-1], strict=False))),  # noqa: E501
+        diff(dict(zip("abcdefghijkl", PAYLOADS)), dict(zip("abcdefghijkl", PAYLOADS[::-1]))),
         download.Report(rows, rows, list(PAYLOADS)),
         lexicon.Report(rows),
         lexicon.Lexicon({"de": {"dog": PLAIN}}),
@@ -211,7 +211,7 @@ def reprs() -> dict:
         Job(**parameters),
         replace(presets["mini"], backbone=" ".join(PAYLOADS)),
         table,
-        Facts(dict(zip(PAYLOADS, PAYLOADS, strict=False))),
+        Facts(dict(zip(PAYLOADS, PAYLOADS))),
         Task("odd", PAYLOADS, ("de",), title=" ".join(PAYLOADS), fields=(one, other)),
         switched,
         Picture(refuse),
