@@ -88,6 +88,27 @@ def tool(name, cwd, **env):
     return done.stdout
 
 
+SLOW_FIXTURES = {
+    "project",  # a copy of the repository
+    "wheel",
+    "finished",  # a job that is trained
+    "legs",
+    "run_folder",
+    "once",
+    "done",
+    "cluster",  # Ray
+    "mbert",  # 100,000 sentences
+    "shared",  # real data
+}
+
+
+def pytest_collection_modifyitems(items):
+    "A test is slow as well when it asks for one of the fixtures above"
+    for item in items:
+        if SLOW_FIXTURES & set(item.fixturenames):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def root():
     "The folder with settings.ini"

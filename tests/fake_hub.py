@@ -1,10 +1,13 @@
-"""A stand-in of the Hugging Face hub: four data sets in their published layout and a small random mBERT, served from a folder.
+"""A stand-in of the Hugging Face hub: four data sets in their published layout and a small random mBERT, served from a
+folder.
 
 `fill(folder)` writes them; `with serve(folder) as hub:` serves them at `hub.url` (for HF_ENDPOINT) and keeps the
-paths asked for in `hub.asked`.
-"""
+paths asked for in `hub.asked`."""
 
-import hashlib, json, re, threading
+import hashlib
+import json
+import re
+import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,7 +21,8 @@ MODELS = ("google-bert/bert-base-multilingual-cased", "bert-base-multilingual-ca
 
 
 def fill(folder, train=60, dev=24, test=24):
-    "Write the data sets and the model; every language of XNLI and PAWS-X has a machine-translated train split, as on the hub"
+    """Write the data sets and the model; every language of XNLI and PAWS-X has a machine-translated train split, as on
+    the hub"""
     sizes = {"train": train, "validation": dev, "test": test}
     for lang in XNLI:
         for split, n in sizes.items():
@@ -56,7 +60,7 @@ def fill(folder, train=60, dev=24, test=24):
     return Path(folder)
 
 
-def rows(folder, path, n, lang, texts, label, names, ids=False):
+def rows(folder, path, n, lang, texts, label, names, ids=False):  # noqa: PLR0913 — a file's columns
     from datasets import ClassLabel, Dataset, Features, Value
 
     columns = {t: [f"the {lang} {t} number {i} is {i % len(names)}" for i in range(n)] for t in texts} | {

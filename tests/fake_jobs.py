@@ -1,4 +1,5 @@
-"""Stand-ins for training that other processes can import: a job is done in a moment, killed, refused, or killed half-way through its training."""
+"""Stand-ins for training that other processes can import: a job is done in a moment, killed, refused, or killed
+half-way through its training."""
 
 import os
 import signal

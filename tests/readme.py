@@ -1,8 +1,8 @@
 """README.md is nbs/index.ipynb as Markdown: `python tests/readme.py` writes it.
 
-Cells that begin with `#| hide` are left out, `#| echo: false` hides the code and keeps what it shows, and links are made relative to
-the project's root. A figure is written beside the notebooks, under the name of its cell's `#| label: …` and with the text of its
-`#| fig-alt: …`. A test fails when the two differ."""
+Cells that begin with `#| hide` are left out, `#| echo: false` hides the code and keeps what it shows, and links are
+made relative to the project's root. A figure is written beside the notebooks, under the name of its cell's `#|
+label: …` and with the text of its `#| fig-alt: …`. A test fails when the two differ."""
 
 import re
 from base64 import b64decode

@@ -1,6 +1,8 @@
 """Code-switching: the draws, the texts, the rates, the display."""
 
-import math, subprocess, sys
+import math
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -105,7 +107,8 @@ def test_order_and_batches_cannot_matter():
 def test_the_same_in_another_process():
     code = (
         "from macular.text.code_switch import *; from macular.data.lexicon import Lexicon; "
-        "print(CodeSwitch(('de',))(['w1 w2 w3 w4 w5 w6'], ['x'], Lexicon({'de': {f'w{i}': (f'a{i}', f'b{i}') for i in range(9)}}))[0])"
+        "print(CodeSwitch(('de',))(['w1 w2 w3 w4 w5 w6'], ['x'], Lexicon({'de': {f'w{i}': (f'a{i}', f'b{i}') for i in "
+        "range(9)}}))[0])"
     )
     said = {
         subprocess.run(

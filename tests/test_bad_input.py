@@ -1,8 +1,9 @@
-"""Bad input: every named case of a catalogue goes through a whole job, and is refused with its place, counted, or accepted, before a model is loaded.
+"""Bad input: every named case of a catalogue goes through a whole job, and is refused with its place, counted, or
+accepted, before a model is loaded.
 
-A row says what is changed in a small world that is in order, and what must come of it: `A` the job reaches its model and has nothing to
-say, `W` it reaches its model and says these words, or the class of the error and what its message must hold. D is for data, X for
-dictionaries, P for parameters, E for the machine."""
+A row says what is changed in a small world that is in order, and what must come of it: `A` the job reaches its
+model and has nothing to say, `W` it reaches its model and says these words, or the class of the error and what its
+message must hold. D is for data, X for dictionaries, P for parameters, E for the machine."""
 
 import gzip
 import json
@@ -920,7 +921,7 @@ def test_P38_a_pointer_in_place_of_the_weights(tmp_path):
     pointer(tmp_path / "net")
     with pytest.raises(
         EnvironmentProblem,
-        match=r"net/model.safetensors \(13\d bytes\) is no safetensors file; is it a Git LFS pointer\? Fetch it with git lfs pull",
+        match=r"net/model.safetensors \(13\d bytes\) is no safetensors file; is it a Git LFS pointer\? Fetch it with git lfs pull",  # noqa: E501
     ):
         parameters(tmp_path / "net")
     with pytest.raises(EnvironmentProblem, match="cannot load the backbone"):
@@ -1085,7 +1086,8 @@ def test_E06_memory_in_a_step_names_the_portions():
 
 
 def test_E11_a_terminal_of_few_characters(monkeypatch, tmp_path):
-    import io, sys
+    import io
+    import sys
     from macular.cli import main
 
     out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
@@ -1108,7 +1110,8 @@ def test_P44_a_report_never_replaces_the_notebook(monkeypatch):
 
 def test_P47_a_notebook_that_lost_its_parameters_tag(tmp_path):
     "As papermill does it: without the tag its cell comes first, and the defaults undo it"
-    import nbformat, papermill
+    import nbformat
+    import papermill
     from conftest import ROOT
 
     notebook = nbformat.read(ROOT / "nbs" / "train.ipynb", 4)
@@ -1132,6 +1135,7 @@ def test_P47_a_notebook_that_lost_its_parameters_tag(tmp_path):
             assert readable(str(raised.value))
 
 
+@pytest.mark.slow
 def test_what_is_odd_is_kept_with_the_result(tmp_path):
     "A job that trains; its mark of one class, too"
     from macular.train.run import run

@@ -41,7 +41,8 @@ def copies(dataset, row, seed, round):
 
 
 def naive(name, views, loss, rounds=4):
-    "One encoder, one head, one step a batch; the states after the library's training and after this one, and before both"
+    """One encoder, one head, one step a batch; the states after the library's training and after this one, and before
+    both"""
     row, stuff, numbers = methods[name], toy.for_row(methods[name], n=7), toy.recipe(rounds=rounds)
     built = toy.made(row, stuff, numbers)
     second, before = deepcopy(built.net).eval().requires_grad_(True), toy.state(built.net)
@@ -332,7 +333,10 @@ def test_switched_text_keeps_its_tree():
             assert all(a == b for a, b in kept)
 
 
-CONLLU = "# text = Du vin\n1-2\tDu\t_\t_\t_\t_\t_\t_\t_\t_\n1\tDe\tde\tADP\t_\t_\t3\tcase\t_\t_\n2\tle\tle\tDET\t_\t_\t3\tdet\t_\t_\n3\tvin\tvin\tNOUN\t_\t_\t0\troot\t_\t_\n3.1\tx\t_\t_\t_\t_\t_\t_\t_\t_\n"
+CONLLU = (
+    "# text = Du vin\n1-2\tDu\t_\t_\t_\t_\t_\t_\t_\t_\n1\tDe\tde\tADP\t_\t_\t3\tcase\t_\t_\n"
+    "2\tle\tle\tDET\t_\t_\t3\tdet\t_\t_\n3\tvin\tvin\tNOUN\t_\t_\t0\troot\t_\t_\n3.1\tx\t_\t_\t_\t_\t_\t_\t_\t_\n"
+)
 
 
 def test_words_written_as_one(tmp_path):
@@ -366,7 +370,8 @@ def test_a_missing_tree_is_said():
 
 # ------------------------------------------------------------------ Syn.
 def naive_syntax(encoder, ids, types, heads, pos):
-    "One text: the graph attention token by token, then the stock model with keys and values of the first head shifted by hand; (e, structural loss)"
+    """One text: the graph attention token by token, then the stock model with keys and values of the first head
+    shifted by hand; (e, structural loss)"""
     n, apart = len(ids), steps_between(heads)
     model = encoder.body.model
     states = [encoder.enter(model.get_input_embeddings().weight[i]) + encoder.pos.weight[p] for i, p in zip(ids, pos)]

@@ -1,4 +1,5 @@
-"""Measuring: ratios of rounds on a clock of our own, a drawn order, records, counted tokens; and three schedules that learn the same."""
+"""Measuring: ratios of rounds on a clock of our own, a drawn order, records, counted tokens; and three schedules that
+learn the same."""
 
 import json
 from dataclasses import asdict
@@ -15,6 +16,8 @@ from macular.train.methods import methods
 from macular.model.modules import MultiTask, load_encoder
 from macular.results.schedules import Cost, bare, cost, literal, naive, sizes, views
 from macular.store import read_json
+
+pytestmark = pytest.mark.slow
 
 SCHEDULES = {"shared": lambda built, numbers: built.phases, "literal": literal, "naive": naive}
 
@@ -271,7 +274,7 @@ def test_rows_with_one_encoder_are_counted_too(name):
 
 
 def test_formulas_on_texts_of_one_length():
-    equal = {s: 3 for s in ("", "_aug", "_near", "_near_aug")}
+    equal = dict.fromkeys(("", "_aug", "_near", "_near_aug"), 3)
 
     def epochs(name, **how):
         return cost(methods[name], equal, **how).plain() / 3

@@ -1,4 +1,5 @@
-"""The workbench in a real JupyterLab in a real browser: it runs, it moves, it runs nobody else's code, it can be read."""
+"""The workbench in a real JupyterLab in a real browser: it runs, it moves, it runs nobody else's code, it can be
+read."""
 
 import json
 import os
@@ -20,10 +21,13 @@ from xss_payloads import PAYLOADS
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium (Debian: apt-get install chromium)")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium (Debian: apt-get install chromium)"),
+]
 
-OUTPUTS = """() => jupyterapp.shell.currentWidget.content.widgets.filter(c => c.model.type === 'code').map(c => c.model.outputs.toJSON())"""
-READY = """async () => { await jupyterapp.restored; const w = jupyterapp.shell.currentWidget; await w.sessionContext.ready; await w.sessionContext.session.kernel.info; }"""
+OUTPUTS = """() => jupyterapp.shell.currentWidget.content.widgets.filter(c => c.model.type === 'code').map(c => c.model.outputs.toJSON())"""  # noqa: E501
+READY = """async () => { await jupyterapp.restored; const w = jupyterapp.shell.currentWidget; await w.sessionContext.ready; await w.sessionContext.session.kernel.info; }"""  # noqa: E501
 RUN = "() => jupyterapp.commands.execute('notebook:run-all-cells')"
 CONTRAST = """() => {
   const parse = c => (c.match(/[\\d.]+/g) || []).map(Number);
@@ -32,7 +36,7 @@ CONTRAST = """() => {
   const own = e => [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
   return [...document.querySelectorAll('.jupyter-widgets .widget-html-content *')].filter(own).map(e => {
     const [a, b] = [light(parse(getComputedStyle(e).color)), light(behind(e))].sort((x, y) => y - x);
-    return [(a + .05) / (b + .05), e.tagName, e.textContent.slice(0, 30)]; }).sort((x, y) => x[0] - y[0]).slice(0, 3); }"""
+    return [(a + .05) / (b + .05), e.tagName, e.textContent.slice(0, 30)]; }).sort((x, y) => x[0] - y[0]).slice(0, 3); }"""  # noqa: E501
 
 
 def free_port():
@@ -227,7 +231,8 @@ def test_the_picture_of_the_readme(lab, browser):
         write(
             lab,
             "picture.ipynb",
-            "from macular.ui.playground import playground\nplayground('pawsx', item=1, langs=('de', 'es', 'fr', 'ja', 'zh'), word=0.6)",
+            "from macular.ui.playground import playground\n"
+            "playground('pawsx', item=1, langs=('de', 'es', 'fr', 'ja', 'zh'), word=0.6)",
         ),
     )
     run_all(page, 60)
@@ -273,8 +278,10 @@ def test_nothing_piles_up(lab, browser):
 def test_buttons_reach_a_training_elsewhere(lab, browser):
     "Pause, evaluate, go on, stop: through the folder, while the training runs in another process"
     begin = (
-        "import tempfile\nfrom macular.ui.live import *\nfrom macular.train.config import Job\nout = tempfile.mkdtemp()\n"
-        "process = begin(Job(task='pawsx', method='finetune', preset='mini', rounds=20, langs=('en',), out=out))\n_ = wait_for(out, lambda s: s.step > 3)"
+        "import tempfile\nfrom macular.ui.live import *\nfrom macular.train.config import Job\n"
+        "out = tempfile.mkdtemp()\n"
+        "process = begin(Job(task='pawsx', method='finetune', preset='mini', rounds=20, langs=('en',), out=out))\n"
+        "_ = wait_for(out, lambda s: s.step > 3)"
     )
     page = opened(lab, browser, write(lab, "watch.ipynb", begin, "live(out, seconds=0.3)", "process.kill()"))
     page.set_default_timeout(180_000)
@@ -313,7 +320,7 @@ def test_buttons_reach_a_training_elsewhere(lab, browser):
 def test_text_of_others_runs_nowhere(lab, browser):
     "Twelve payloads in every view, in a page that would run them"
     shutil.copy(lab.nbs.parent / "tests" / "xss_payloads.py", lab.nbs / "xss_payloads.py")
-    cells = ["import tempfile\nfrom payloads import views\nmade = views(tempfile.mkdtemp())\nlist(made)"]
+    cells = ["import tempfile\nfrom xss_payloads import views\nmade = views(tempfile.mkdtemp())\nlist(made)"]
     from xss_payloads import VIEWS
 
     page = opened(lab, browser, write(lab, "payloads.ipynb", *cells, *(f"made[{name!r}]" for name in VIEWS)))
@@ -330,7 +337,7 @@ def test_text_of_others_runs_nowhere(lab, browser):
 
 def test_negative_control_unescaped_text_would_run(lab, browser):
     "The same page, the escaping left out: one payload at least runs, so the test above can fail"
-    source = f"from ipywidgets import HTML\nfrom payloads import PAYLOADS\nHTML(' '.join(PAYLOADS))"
+    source = "from ipywidgets import HTML\nfrom xss_payloads import PAYLOADS\nHTML(' '.join(PAYLOADS))"
     page = opened(lab, browser, write(lab, "unsafe.ipynb", source))
     run_all(page, 60)
     wait_until(page, lambda: page.evaluate("() => window.__pwned") is not None or page.wrong, "a payload runs", 20)

@@ -87,6 +87,7 @@ def test_every_command_says_what_it_does():
             assert option.name == "help" or getattr(option, "help", None), (path, option.name)
 
 
+@pytest.mark.slow
 def test_help_tells_the_exit_codes_and_fits_a_terminal():
     said = shell("--help")
     assert said.returncode == 0 and re.search(
@@ -214,6 +215,7 @@ def test_only_declared_parameters_reach_papermill(tmp_path, monkeypatch):
     assert set(parameters) <= set(declared)
 
 
+@pytest.mark.slow
 def test_a_value_that_is_code_stays_a_text(tmp_path):
     "papermill escapes values; the cell it would write is read back"
     from papermill.translators import translate_parameters
@@ -241,7 +243,8 @@ def test_commas_multiply_except_within_lists():
 
 def test_a_sweep_is_planned_run_and_gone_on_with(tmp_path, pretended, capsys):
     (tmp_path / "plan.toml").write_text(
-        f'task = "pawsx"\nmethod = "finetune"\npreset = "mini"\nmax_train = 64\nrounds = 1\nseed = [0, 1, 2]\nout = "{tmp_path}"\n'
+        f'task = "pawsx"\nmethod = "finetune"\npreset = "mini"\nmax_train = 64\nrounds = 1\nseed = [0, 1, 2]\n'
+        f'out = "{tmp_path}"\n'
     )
     path = str(tmp_path / "plan.toml")
     assert (
@@ -278,7 +281,8 @@ def test_a_search_is_done_a_stage_at_a_time(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(macular.cli, "compute", do)
     path = tmp_path / "search.toml"
     path.write_text(
-        f'task = "pawsx"\nmethod = "finetune"\npreset = "mini"\nout = "{tmp_path}"\n[[stage]]\nlearning_rate = [0.1, 0.2]\n[[stage]]\nbatch_size = [8, 16, 32]\n'
+        f'task = "pawsx"\nmethod = "finetune"\npreset = "mini"\nout = "{tmp_path}"\n[[stage]]\n'
+        f'learning_rate = [0.1, 0.2]\n[[stage]]\nbatch_size = [8, 16, 32]\n'
     )
     assert main(["sweep", "plan", str(path)]) == 0
     said = capsys.readouterr().out
@@ -308,6 +312,7 @@ def test_a_students_rival_is_looked_up_before_it_is_trained(monkeypatch, capsys)
     )
 
 
+@pytest.mark.slow
 def test_slurms_form_does_one_job(tmp_path):
     "The script of the notebook, with the variables an array sets"
     import nbformat

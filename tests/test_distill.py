@@ -1,4 +1,5 @@
-"""Students: they come to answer as their teacher does, are found again, survive a stop, and are runs and models like any other."""
+"""Students: they come to answer as their teacher does, are found again, survive a stop, and are runs and models like
+any other."""
 
 import json
 import re
@@ -41,6 +42,8 @@ from macular.data.tasks import load
 from macular.core import Stopped
 from macular.text.encode import Views, features
 from macular.ui.views import data_of
+
+pytestmark = pytest.mark.slow
 
 SMALL = dict(
     preset="mini", max_train=48, rounds=2, langs="de", task="pawsx", max_length=32, backbone=str(toy.backbone("xlmr"))
@@ -214,7 +217,8 @@ def answers(teacher, form="_aug"):
     "method, changes", [("macular", {}), ("macular_nots", {}), ("finetune_x2", {"rounds": 1}), ("syn", REAL)]
 )
 def test_any_run_can_teach(done, method, changes):
-    "What it says of the texts as they are is what its own evaluation says; whatever form it reads them in, whichever of its heads it is"
+    """What it says of the texts as they are is what its own evaluation says; whatever form it reads them in, whichever
+    of its heads it is"""
     teacher = Teacher(done(method, **changes))
     views, said = answers(teacher)
     data, task = teacher.data, teacher.data.target
@@ -390,7 +394,8 @@ def test_the_model_folder_loads_without_this_package(done, student, tmp_path):
     assert np.abs(predict(rows.to_pandas(), path)["p_paraphrase"] - said["p_paraphrase"]).max() < 1e-5
     pairs = [{"text": a, "text_pair": b} for a, b in zip(rows["text_a"][:20], rows["text_b"][:20])]
     found = elsewhere(
-        f"import json\nfrom transformers import pipeline\nprint(json.dumps(pipeline('text-classification', 'model', truncation=True)({pairs!r})))",
+        f"import json\nfrom transformers import pipeline\n"
+        f"print(json.dumps(pipeline('text-classification', 'model', truncation=True)({pairs!r})))",
         tmp_path,
     )
     assert found.returncode == 0, found.stderr

@@ -1,6 +1,5 @@
 """Errors: one hierarchy, messages that fit a screen whatever the input, and the record a failed job leaves."""
 
-import json
 import os
 import re
 from pathlib import Path
@@ -8,7 +7,6 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-import macular.train.failures
 from macular.core import (
     DataError,
     EnvironmentProblem,
@@ -19,13 +17,12 @@ from macular.core import (
     brief,
     error_class,
     first_line,
-    key,
     shown,
     unknown,
     visible,
 )
 from macular.jobs.engines import Died, attempt
-from macular.train.failures import anonymous, failure, note, place, recorded
+from macular.train.failures import anonymous, failure, place, recorded
 from macular.data.readers import read_columns
 from macular.train.config import Job, check, fill
 from macular.store import read_json

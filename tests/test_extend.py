@@ -1,12 +1,16 @@
 """Records of one's own: defined twice in a notebook, and known to a fresh kernel on a Ray worker."""
 
-import os, subprocess, sys
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from macular.core import ParameterError, Registry
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 
@@ -49,7 +53,7 @@ print(state)
 assert state["state"] == "done", state
 folder = Path(names["parameters"]["out"]) / state["folder"]
 assert list(folder.parent.glob("*/report.ipynb")) or list(folder.parent.glob("*/*/report.ipynb")), "the job was to be a notebook"
-"""
+"""  # noqa: E501
 
 
 def test_the_how_tos_job_through_ray():

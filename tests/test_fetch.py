@@ -1,4 +1,5 @@
-"""What is here and how to get it: downloads from a server on this machine, hostile archives, the report, the command line."""
+"""What is here and how to get it: downloads from a server on this machine, hostile archives, the report, the command
+line."""
 
 import io
 import json
@@ -99,7 +100,7 @@ def everything(folder):
 
 def test_every_task_can_be_fetched_and_no_translation_is_kept():
     assert set(downloads) == {*tasks, "dictionaries"}
-    for name, parts in downloads.items():
+    for parts in downloads.values():
         assert all(
             part.licence and part.urls and part.keep and all(url.startswith(("https://", "hub:")) for url in part.urls)
             for part in parts
@@ -339,7 +340,8 @@ def test_the_copy_on_the_hub(tmp_path):
         "import json; from macular.data.download import fetch; from macular.data.sources import *; "
         "from macular.data.tasks import *\n"
         "fetch('qadsm', 'DIR', yes=True); f = Folder('DIR')\n"
-        "print(json.dumps([f.langs(tasks['qadsm'], 'test'), load('qadsm', 'dev', 'fr', f).to_dict() == load('qadsm', 'dev', 'fr', Hub()).to_dict()]))"
+        "print(json.dumps([f.langs(tasks['qadsm'], 'test'), load('qadsm', 'dev', 'fr', f).to_dict() == load('qadsm', "
+        "'dev', 'fr', Hub()).to_dict()]))"
     )
     with fake_hub.serve(fake_hub.fill(tmp_path / "hub")) as served_hub:
         env = os.environ | {"HF_ENDPOINT": served_hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}

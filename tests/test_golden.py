@@ -1,8 +1,7 @@
 """A golden trace: what the same settings train today they train tomorrow, from text to the tenth loss.
 
-If a change here is meant, raise `ALGORITHM` in train/02_config (old trainings are then no longer found under new keys) and remake the
-trace with `python tests/test_golden.py`; if it is not meant, the code is wrong, not the trace.
-"""
+If a change here is meant, raise `ALGORITHM` in train/02_config (old trainings are then no longer found under new
+keys) and remake the trace with `python tests/test_golden.py`; if it is not meant, the code is wrong, not the trace."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""The path from the Hugging Face hub, against a stand-in on this machine: only the wanted files, labels by name, honest when offline."""
+"""The path from the Hugging Face hub, against a stand-in on this machine: only the wanted files, labels by name,
+honest when offline."""
 
 import json
 import os
@@ -9,6 +10,8 @@ import time
 import fake_hub
 import pytest
 from conftest import ROOT
+
+pytestmark = pytest.mark.slow
 
 READ = """
 import json, sys
@@ -21,7 +24,7 @@ for name, lang in (("xnli", "ur"), ("pawsx", "ko"), ("qam", "fr"), ("qadsm", "de
         found[f"{name} {split}"] = [len(rows), rows[1]["text_a"], rows[1]["text_b"], [rows.features["label"].int2str(x) for x in rows["label"][:3]], rows["id"][:2]]
 found["provenance"] = Hub().provenance(tasks["xnli"], "dev", "ur")
 json.dump(found, sys.stdout)
-"""
+"""  # noqa: E501
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +80,10 @@ def test_all_four_tasks(published, tmp_path):
 
 
 def test_a_training_split_that_is_machine_translated_is_never_asked_for(published, tmp_path):
-    code = "from dataclasses import replace\nfrom macular.data.tasks import load, tasks\nload(replace(tasks['xnli'], source_lang='de'), 'train')"
+    code = (
+        "from dataclasses import replace\nfrom macular.data.tasks import load, tasks\n"
+        "load(replace(tasks['xnli'], source_lang='de'), 'train')"
+    )
     with fake_hub.serve(published) as served:
         done = python(code, tmp_path, served.url)
     assert "in 'en' only, not in 'de'" in done.stderr and served.asked == []
@@ -114,7 +120,8 @@ def test_a_pinned_revision_is_asked_for(published, tmp_path):
 def test_the_model(published, tmp_path):
     code = (
         "from transformers import AutoModel, AutoTokenizer\nname = 'google-bert/bert-base-multilingual-cased'\n"
-        "print(AutoModel.from_pretrained(name).config.hidden_size, AutoTokenizer.from_pretrained(name)('the yes')['input_ids'])"
+        "print(AutoModel.from_pretrained(name).config.hidden_size, AutoTokenizer.from_pretrained(name)('the "
+        "yes')['input_ids'])"
     )
     with fake_hub.serve(published) as served:
         done = python(code, tmp_path, served.url)

@@ -49,10 +49,12 @@ def test_all_forms_say_the_same(tmp_path):
     grid = {"task": ["pawsx", "xnli"], "seed": [0, 1], "alpha": 0.3, "preset": "mini"}
     flat = [{"task": t, "seed": s, "alpha": 0.3, "preset": "mini"} for t in ("pawsx", "xnli") for s in (0, 1)]
     (tmp_path / "plan.toml").write_text(
-        'preset = "mini"\nalpha = 0.3\n[[grid]]\ntask = "pawsx"\nseed = [0, 1]\n[[grid]]\ntask = "xnli"\nseed = [0, 1]\n'
+        'preset = "mini"\nalpha = 0.3\n[[grid]]\ntask = "pawsx"\nseed = [0, 1]\n[[grid]]\ntask = "xnli"\n'
+        'seed = [0, 1]\n'
     )
     (tmp_path / "plan.csv").write_text(
-        "\ufefftask, seed,alpha,preset,langs\npawsx,0,0.3,mini,\npawsx,1,0.3,mini,\nxnli,0,0.3,mini,\nxnli,1,0.3,mini,\n",
+        "\ufefftask, seed,alpha,preset,langs\npawsx,0,0.3,mini,\npawsx,1,0.3,mini,\nxnli,0,0.3,mini,\n"
+        "xnli,1,0.3,mini,\n",
         "utf-8",
     )
     wanted = {identity(job) for job in plan(grid)}
@@ -146,6 +148,7 @@ def test_a_name_that_is_code_is_no_parameter():
             plan({name: 1, "preset": "mini"})
 
 
+@pytest.mark.slow
 def test_a_thousand_jobs_are_planned_in_a_moment(tmp_path):
     started = time.process_time()
     jobs = plan(
@@ -269,7 +272,10 @@ def test_states(tmp_path):
     assert state(job) == {"state": "waiting"} and not place(job).exists(), "asking makes no folder"
     write_json(place(job) / "state.json", {"state": "running", "attempts": 1})
     assert state(job)["state"] == "waiting", "nobody holds it: it was killed"
-    code = f"import time; from macular.store import lock\nwith lock({str(place(job))!r}): print('held', flush=True); time.sleep(60)"
+    code = (
+        f"import time; from macular.store import lock\n"
+        f"with lock({str(place(job))!r}): print('held', flush=True); time.sleep(60)"
+    )
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT)
     holder.stdout.readline()
     assert state(job)["state"] == "running"
@@ -374,6 +380,7 @@ def test_whoever_looks_leaves_no_trace(tmp_path):
     assert not held(tmp_path / "job") and (tmp_path / "job" / ".x.0123456789abcdef.tmp").exists()
 
 
+@pytest.mark.slow
 def test_processes_do_each_job_once_though_one_is_killed(tmp_path):
     jobs = many(tmp_path, 12)
     sweep(jobs, Processes(3), do=fake_jobs.killed_once, say=print)
@@ -386,6 +393,7 @@ def test_processes_do_each_job_once_though_one_is_killed(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_job_that_is_killed_every_time_is_given_up(tmp_path):
     jobs = many(tmp_path, 4)
     sweep(jobs, Processes(2), do=fake_jobs.killed_always, retries=1, say=print)
@@ -395,6 +403,7 @@ def test_a_job_that_is_killed_every_time_is_given_up(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_processes_do_not_retry_what_was_refused(tmp_path):
     jobs = many(tmp_path, 5)
     sweep(jobs, Processes(2), do=fake_jobs.refused, say=print)
@@ -422,6 +431,7 @@ def sweeper(out, engine, n):
     )
 
 
+@pytest.mark.slow
 def test_a_plan_whose_parent_is_killed_goes_on(tmp_path):
     "In one process; test_load.py kills the parent of several"
     engine = "Here()"
@@ -441,6 +451,7 @@ def test_a_plan_whose_parent_is_killed_goes_on(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_two_sweeps_of_one_plan_at_once(tmp_path):
     both = [sweeper(tmp_path, engine, 60) for engine in ("Here()", "Processes(2)")]
     assert [p.wait(60) for p in both] == [0, 0]
@@ -450,12 +461,14 @@ def test_two_sweeps_of_one_plan_at_once(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_report_whose_kernel_is_killed_is_tried_again(tmp_path):
     "papermill calls such a notebook completed"
     extension, once = tmp_path / "killer.py", tmp_path / "once"
     extension.write_text(
         f"import os, signal\nfrom pathlib import Path\nonce = Path({str(once)!r})\n"
-        "if 'JPY_PARENT_PID' in os.environ and not once.exists():\n    once.touch()\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "if 'JPY_PARENT_PID' in os.environ and not once.exists():\n    once.touch()\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     from macular.jobs.engines import report
 
@@ -538,6 +551,7 @@ def test_a_real_job_killed_on_ray_ends_in_the_same_bytes(cluster, tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_a_cluster_that_is_not_there_is_told_at_once(tmp_path):
     pytest.importorskip("ray", reason="Ray is not installed: the extra `cluster`")
     started = time.monotonic()
@@ -613,10 +627,12 @@ def test_the_papers_search_is_33_settings_a_task(tmp_path):
     assert len({identity(j) for p in seen for j in p}) == 32, "the one at the preset's alpha is in both stages"
 
 
+@pytest.mark.slow
 def test_a_search_from_a_file_goes_on(tmp_path):
     path = tmp_path / "search.toml"
     path.write_text(
-        f'task = "pawsx"\nmethod = "finetune"\npreset = "mini"\nmax_train = 64\nrounds = 1\nout = "{tmp_path}"\n[[stage]]\nlearning_rate = [1e-3, 1e-4]\n[[stage]]\nbatch_size = [8, 16]\n'
+        f'task = "pawsx"\nmethod = "finetune"\npreset = "mini"\nmax_train = 64\nrounds = 1\nout = "{tmp_path}"\n'
+        f'[[stage]]\nlearning_rate = [1e-3, 1e-4]\n[[stage]]\nbatch_size = [8, 16]\n'
     )
     first, second = read_search(path).plans(), read_search(path).plans()
     for job, dev in zip(next(first), (40, 60)):

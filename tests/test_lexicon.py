@@ -1,6 +1,8 @@
 """Dictionaries: what is read, what is refused, what is reported."""
 
-import subprocess, sys, time
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -228,7 +230,10 @@ def test_digest_is_of_the_contents():
         )
         >= 4
     )
-    code = "from macular.data.lexicon import Lexicon; print(Lexicon({'de': {'x': ('1', '2'), 'y': '3'}, 'fr': {'x': '4'}}).digest)"
+    code = (
+        "from macular.data.lexicon import Lexicon; print(Lexicon({'de': {'x': ('1', '2'), 'y': '3'}, 'fr': {'x': "
+        "'4'}}).digest)"
+    )
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == a.digest
 
@@ -307,6 +312,7 @@ def test_imports_nothing_heavy():
 
 
 # ------------------------------------------------------------------ the published files
+@pytest.mark.slow
 @real
 def test_published_files():
     start = time.process_time()

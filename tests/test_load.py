@@ -1,7 +1,7 @@
-"""Long and often: what grows with steps, rows, runs and looks, and what is left behind. Every bound has a control that breaks it.
+"""Long and often: what grows with steps, rows, runs and looks, and what is left behind. Every bound has a control that
+breaks it.
 
-`python tests/test_load.py` is the training whose memory is measured, in a process of its own.
-"""
+`python tests/test_load.py` is the training whose memory is measured, in a process of its own."""
 
 import ctypes
 import gc
@@ -42,9 +42,13 @@ from macular.train.run import run
 from macular.train.config import check
 from macular.store import read_json
 
-pytestmark = pytest.mark.skipif(
-    not Path("/proc/self/statm").exists(), reason="memory, handles and processes are counted in /proc, which is Linux's"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not Path("/proc/self/statm").exists(),
+        reason="memory, handles and processes are counted in /proc, which is Linux's",
+    ),
+]
 
 
 # ------------------------------------------------------------------ memory of a training
@@ -58,7 +62,8 @@ def resident():
 
 
 def train_long():
-    "Macular without the consistency training for 1,500 steps, watched as a notebook does, then 400 more with every loss kept"
+    """Macular without the consistency training for 1,500 steps, watched as a notebook does, then 400 more with every
+    loss kept"""
     import toy
     from macular.train.methods import methods
     from macular.results.figures import Live
@@ -163,7 +168,7 @@ items = views.items(0, ("", "_aug"))
 plain, switched = items.views[""], items.views["_aug"]
 result = {"before": before, "rows": len(rows), "digest": digest(rows), "pairs": [len(plain), len(switched)], "way": type(views._ways["large", "_aug"]).__name__,
           "rates": views.rates(0)["large"], "different": sum(not np.array_equal(plain.ids[plain.starts[i]:plain.starts[i + 1]], switched.ids[switched.starts[i]:switched.starts[i + 1]]) for i in range(0, 4000))}
-"""
+"""  # noqa: E501
 
 
 def write_rows(path, n):
@@ -200,7 +205,8 @@ def write_history(folder, n, rounds=10):
             for step in [*range(first + 1, (r + 1) * n // rounds + 1)]:
                 phase = "discriminator" if step - first <= n // rounds // 2 else "net"
                 f.write(
-                    f'{{"step": {step}, "round": {r + 1}, "phase": "{phase}", "pass": 1, "batch": {step}, "loss": {1 / step}, "{"lang_disc" if phase == "discriminator" else "task"}": {1 / step}}}\n'
+                    f'{{"step": {step}, "round": {r + 1}, "phase": "{phase}", "pass": 1, "batch": {step}, "loss": '
+                    f'{1 / step}, "{"lang_disc" if phase == "discriminator" else "task"}": {1 / step}}}\n'
                 )
             f.write(
                 json.dumps(
@@ -280,7 +286,7 @@ def run(job, watch):
     return result
 
 macular.train.run.run = run
-"""
+"""  # noqa: E501
 
 
 @pytest.fixture(scope="module")
@@ -401,7 +407,7 @@ def test_negative_control_what_is_left_behind_is_seen(tmp_path):
 
     before = here(), tensors()
     left = [
-        open(tmp_path / "a", "w"),
+        open(tmp_path / "a", "w"),  # noqa: SIM115 — left open on purpose
         plt.figure(),
         ipywidgets.IntSlider(),
         subprocess.Popen(["sleep", "60"]),
@@ -600,9 +606,9 @@ def kill(parent):
 def test_a_plan_whose_parent_is_killed_twenty_times(tmp_path):
     "200 jobs in two processes: each done once, and nobody left after any kill"
     n, rng, done = 200, random.Random(5), lambda: len(fake_jobs.logged(tmp_path, "done"))
-    for k in range(20):
+    for _ in range(20):
         parent, wanted = sweeper(tmp_path, n, "wait"), done() + rng.randrange(1, 9)
-        assert until(lambda: done() >= wanted, 60), parent.communicate()[1]
+        assert until(lambda wanted=wanted: done() >= wanted, 60), parent.communicate()[1]
         time.sleep(rng.random() * 0.05)
         assert parent.poll() is None and kill(parent)
     assert done() < n, "there was work to kill"

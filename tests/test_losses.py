@@ -1,4 +1,5 @@
-"""The four losses against a second hand: the paper's formulas in numpy, bounds, closed-form gradients, extreme numbers."""
+"""The four losses against a second hand: the paper's formulas in numpy, bounds, closed-form gradients, extreme
+numbers."""
 
 import numpy as np
 import pytest
@@ -82,7 +83,7 @@ def tensor(z, dtype=torch.float64, grad=False):
 def test_task_and_discriminator_loss(case):
     z, y = case
     for loss in (task_loss, discriminator_loss):
-        agree(lambda dtype: loss(tensor(z, dtype), torch.from_numpy(y)), eq_3(z, y), z)
+        agree(lambda dtype, loss=loss: loss(tensor(z, dtype), torch.from_numpy(y)), eq_3(z, y), z)
         assert loss(tensor(z), torch.from_numpy(y)) >= 0
 
 
@@ -188,7 +189,8 @@ def test_swapping_the_sides(case):
 
 
 def test_stopped_branches():
-    "Each term has one live side: with the other side held fixed its gradient stays, with its own side held fixed it is gone"
+    """Each term has one live side: with the other side held fixed its gradient stays, with its own side held fixed it
+    is gone"""
     p, q = tensor([[1.0, 0.0, -1.0]], grad=True), tensor([[0.2, 0.4, 0.1]], grad=True)
     for as_printed in (False, True):
         whole = gradients(kl_s(p, q, as_printed), p, q)

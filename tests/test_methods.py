@@ -16,7 +16,8 @@ from macular.model.objective import Objective, terms
 from macular.train.config import Job, fill, row, training_key
 
 # §4.1.2 and §4.4-4.6, read a second time: row -> (title, what it is derived from, {what differs: (there, here)}).
-# CoSDA-ML is fine-tuning on code-switched text that is drawn anew in every epoch. An ablation of a loss is its weight; leaving
+# CoSDA-ML is fine-tuning on code-switched text that is drawn anew in every epoch. An ablation of a loss is its weight;
+# leaving
 # the task adversary out of Macular is leaving it out of the f_m below it; a task is left out of stage 1.
 PAPER = {
     "finetune": ("Fine-tuning", None, {}),
@@ -39,7 +40,8 @@ PAPER = {
         {"shared": ("macular_nots", "macular_nots_wo_task_adv")},
     ),
     "macular_nots_wo_task_adv": ("Macular-NoTS w/o task adversary", "macular_nots", {"terms.task_adv": (1.0, 0.0)}),
-    # Prompt, RS-DA and Syn. are fine-tuning with another head, on copies with synonyms, with trees in the encoder and a loss for them.
+    # Prompt, RS-DA and Syn. are fine-tuning with another head, on copies with synonyms, with trees in the encoder and a
+    # loss for them.
     "prompt": ("Prompt", "finetune", {"head": ("linear", "cloze")}),
     "rs_da": (
         "RS-DA",

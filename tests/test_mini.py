@@ -1,6 +1,8 @@
 """The mini world: true labels, parallel rows, trees, dictionaries, and two encoders that know all its words."""
 
-import gzip, subprocess, sys
+import gzip
+import subprocess
+import sys
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
@@ -52,7 +54,7 @@ scenes = st.builds(
     st.sampled_from(("train", "dev", "test")),
 )
 
-# --- a second, naive reading of what scenes say -------------------------------------------------------------------------------------
+# --- a second, naive reading of what scenes say -----------------------------------------------------------------------
 
 DOWN = {"buys": "sells", "gets": "gives", "learns": "teaches", "follows": "leads", "below": "above", "after": "before"}
 
@@ -194,7 +196,7 @@ def test_every_word_hangs_on_one_top(s, lang, n):
     assert len(CHUNK.findall(plain(tokens))) == len(tokens)
 
 
-# --- words ------------------------------------------------------------------------------------------------------------------------
+# --- words ------------------------------------------------------------------------------------------------------------
 
 SCRIPTS = {
     "ar": "؀ۿ",
@@ -227,7 +229,7 @@ def test_words_are_in_their_own_script(lang):
     assert len(own) > 200 and not strange
 
 
-# --- the source -------------------------------------------------------------------------------------------------------------------
+# --- the source -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -243,13 +245,17 @@ def test_rows_are_parallel_and_well_formed(name):
     assert len(load(name, "train", source=SMALL)) == 120
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS)
 def test_more_rows_begin_with_the_same_rows(name):
     few, many = (Mini(train=n).read(tasks[name], "train", "en") for n in (10, 30))
     assert few.to_list() == many.to_list()[:10]
 
 
-def statements(name, split, world=Mini(train=800, dev=200, test=200)):
+LARGE = Mini(train=800, dev=200, test=200)
+
+
+def statements(name, split, world=LARGE):
     "What the rows of a split say in English, each scene with its usual words; questions say nothing"
     return {
         plain(tell([s], "en", Dice(0), 0.0))
@@ -261,6 +267,7 @@ def statements(name, split, world=Mini(train=800, dev=200, test=200)):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS)
 def test_no_statement_is_in_two_splits(name):
     train, dev, test = (statements(name, split) for split in ("train", "dev", "test"))
@@ -289,6 +296,7 @@ def what(name, world):
     }
 
 
+@pytest.mark.slow
 def test_unrelated_tasks_are_about_different_things():
     apart, together = ({name: what(name, Mini(train=800, related=r)) for name in TASKS} for r in (0.0, 1.0))
     for a, b in combinations(TASKS, 2):
@@ -358,9 +366,10 @@ from macular.data.mini_world import Mini, lexicon, text, told, web
 from macular.data.tasks import tasks
 rows = [r for name in ("xnli", "pawsx", "qam", "qadsm") for r in told(Mini(dev=20), tasks[name], "dev", "de")]
 print(hashlib.sha256(repr((rows, lexicon().digest, list(text("ja", 50)))).encode()).hexdigest(), sorted(m for m in ("torch", "transformers", "pandas", "datasets", "pyarrow", "scipy") if m in sys.modules))
-"""
+"""  # noqa: E501
 
 
+@pytest.mark.slow
 def test_equal_in_every_process_and_light():
     runs = [
         subprocess.run(
@@ -376,7 +385,7 @@ def test_equal_in_every_process_and_light():
     assert runs[0] == runs[1] and runs[0].endswith(" []\n")
 
 
-# --- dictionaries and text --------------------------------------------------------------------------------------------------------
+# --- dictionaries and text --------------------------------------------------------------------------------------------
 
 
 def test_the_dictionary_is_imperfect_as_stated():
@@ -425,6 +434,7 @@ def test_english_argues_and_the_others_do_not():
     } & joins
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("joined", [1.0, 0.0])
 @pytest.mark.parametrize("name", TASKS)
 def test_text_says_nothing_that_test_rows_say(name, joined):
@@ -440,9 +450,10 @@ def test_text_says_nothing_that_test_rows_say(name, joined):
     )
 
 
-# --- encoders ---------------------------------------------------------------------------------------------------------------------
+# --- encoders ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mini-bert", "mini-xlmr"])
 def test_backbone(name):
     from transformers import AutoModelForMaskedLM, AutoTokenizer
@@ -455,13 +466,14 @@ def test_backbone(name):
     for word in ("yes", "no", "maybe"):
         assert len(tokenizer.tokenize(word)) == 1
     for lang in grammars:
-        lines = [line for line in text(lang, 300, seed=9)] + [
+        lines = list(text(lang, 300, seed=9)) + [
             r for name in TASKS for r in SMALL.read(tasks[name], "dev", lang)["text_a"]
         ]
         assert tokenizer.unk_token_id not in {i for ids in tokenizer(lines)["input_ids"] for i in ids}
     assert not any(str(ROOT) in p.read_text() or "/work" in p.read_text() for p in folder.glob("*.json"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lang", ["en", "fr", "sw", "tr"])
 @pytest.mark.parametrize("name", ["mini-bert", "mini-xlmr"])
 def test_backbone_knows_the_world(name, lang):
@@ -473,7 +485,7 @@ def test_backbone_knows_the_world(name, lang):
         AutoModelForMaskedLM.from_pretrained(backbone(name)).float().eval(),
     )
     right, places = 0, 0
-    for _, a, b, label in told(TRUE, tasks["pawsx"], "dev", lang):
+    for _, a, b, _ in told(TRUE, tasks["pawsx"], "dev", lang):
         a, b = a, [t.text for t in b]
         for k in range(len(b) - 1):
             ids = tokenizer.encode(b[k], add_special_tokens=False)
@@ -486,6 +498,7 @@ def test_backbone_knows_the_world(name, lang):
     assert places > 100 and right / places > 0.5, right / places
 
 
+@pytest.mark.slow
 def test_pretraining_on_a_folder_of_text(tmp_path, monkeypatch):
     papermill = pytest.importorskip("papermill")
     monkeypatch.setenv("IN_TEST", "1")

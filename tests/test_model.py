@@ -1,4 +1,5 @@
-"""Model folders: they say what the run said, load where this package is not, and are nothing but weights, names and a tokenizer."""
+"""Model folders: they say what the run said, load where this package is not, and are nothing but weights, names and a
+tokenizer."""
 
 import json
 import os
@@ -31,6 +32,8 @@ from macular.train.run import run
 from macular.train.config import check
 from macular.store import read_json, verify, write_json
 from macular.data.tasks import load
+
+pytestmark = pytest.mark.slow
 
 SMALL = dict(preset="mini", max_train=48, rounds=2, langs="de", stage1="pawsx,xnli", task="pawsx")
 ONE_ENCODER = ("finetune", "cosda_ml", "rs_da", "xtune", "mtl_ft", "macular_nots")
@@ -204,7 +207,10 @@ def test_one_encoder_loads_without_this_package(done, folder):
     path, said = folder("cosda_ml"), predicted(done("cosda_ml"))
     rows = load("pawsx", "test", "de", Mini())
     pairs = [{"text": a, "text_pair": b} for a, b in zip(rows["text_a"][:20], rows["text_b"][:20])]
-    asked = f"import json\nfrom transformers import pipeline\nprint(json.dumps(pipeline('text-classification', {path.name!r}, truncation=True)({pairs!r})))"
+    asked = (
+        f"import json\nfrom transformers import pipeline\n"
+        f"print(json.dumps(pipeline('text-classification', {path.name!r}, truncation=True)({pairs!r})))"
+    )
     found = elsewhere(asked, path.parent)
     assert found.returncode == 0, found.stderr
     answers = json.loads(found.stdout.splitlines()[-1])
@@ -349,11 +355,11 @@ def changed(result, folder, **values):
 
 
 def test_the_example_of_the_card_runs_as_it_stands(folder):
-    for method, run in {"finetune": elsewhere, "macular": here}.items():
+    for method, start in {"finetune": elsewhere, "macular": here}.items():
         [code] = re.findall(r"```python\n(.*?)```", (folder(method) / "README.md").read_text(), re.S)
         lines = code.strip().split("\n")
         assert ("macular" in lines[0]) == (method == "macular")
-        found = run("\n".join([*lines[:-1], f"print({lines[-1]})"]), folder(method).parent)
+        found = start("\n".join([*lines[:-1], f"print({lines[-1]})"]), folder(method).parent)
         assert found.returncode == 0 and re.search(
             r"\[\{'label': '(different|paraphrase)', 'score': 0\.\d+\}\]", found.stdout
         ), found.stderr

@@ -57,7 +57,8 @@ def lines(cell):
 
 
 def code_lines(source):
-    "How many lines compute: no blank, comment or docstring, and a signature counts as one, so that documenting parameters costs nothing"
+    """How many lines compute: no blank, comment or docstring, and a signature counts as one, so that documenting
+    parameters costs nothing"""
     told = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef):

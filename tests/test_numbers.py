@@ -38,7 +38,8 @@ def group(name):
 
 
 def value_of(part, batch, net, D):
-    "A loss as a function of the parameters; of a divergence, the sides whose gradient is stopped stay where they are now"
+    """A loss as a function of the parameters; of a divergence, the sides whose gradient is stopped stay where they are
+    now"""
     if part not in ("aug_kl", "consistency"):
         return lambda: Objective({part: 1.0}, net, D)(batch)[0]
     names = ("logits_aug", "logits") if part == "aug_kl" else ("logits_near_aug", "logits_near")
@@ -79,6 +80,7 @@ def pairs(name):
             yield part, phase, net, D
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name,part",
     [

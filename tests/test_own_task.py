@@ -1,4 +1,5 @@
-"""A task of one's own: from tables and a record through papermill to a folder that transformers loads; from German; and what a builder gets wrong."""
+"""A task of one's own: from tables and a record through papermill to a folder that transformers loads; from German;
+and what a builder gets wrong."""
 
 import csv
 import os
@@ -16,6 +17,8 @@ from macular.data.mini_world import Mini, lexicon
 from macular.data.tasks import find, load
 from macular.train.config import check
 from macular.train.run import plan, run
+
+pytestmark = pytest.mark.slow
 
 RECORD = """
 name = "shop"
@@ -48,7 +51,7 @@ licence = "ours"
 """
 
 
-def table(path, split, lang, n, header, spell, separator=","):
+def table(path, split, lang, n, header, spell, separator=","):  # noqa: PLR0913 — a file's columns
     "Rows of the mini world as a table of one's own"
     with open(path, "w", newline="", encoding="utf-8") as f:
         write = csv.writer(f, delimiter=separator)

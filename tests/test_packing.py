@@ -1,4 +1,5 @@
-"""Texts in one row: attention never leaves a text, and nothing but the amount of work differs from one text at a time."""
+"""Texts in one row: attention never leaves a text, and nothing but the amount of work differs from one text at a
+time."""
 
 import os
 import subprocess
@@ -45,7 +46,7 @@ def encoder(kind="bert", dropout=0.0, double=True):
 def stock(enc):
     "The same weights in a model of transformers that was never touched, with its plainest attention"
     model = AutoModelForSequenceClassification.from_config(deepcopy(enc.config), attn_implementation="eager")
-    missing, unexpected = model.load_state_dict(enc.body.model.state_dict(), strict=False)
+    missing, unexpected = model.load_state_dict(enc.body.model.state_dict())
     assert not unexpected and all(name.split(".")[-2] in ("classifier", "out_proj") for name in missing)
     parent = model if isinstance(model.classifier, nn.Linear) else model.classifier
     setattr(parent, "classifier" if parent is model else "out_proj", nn.Identity())
@@ -276,11 +277,12 @@ for step in range(200):
     optimizer.zero_grad()
     peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 print(peaks[-1] - peaks[20])
-"""
+"""  # noqa: E501
 
 
 def grown(precision, filler="with"):
-    "Megabytes by which 180 steps of different numbers of tokens raise the peak, and how many kernels were made for them, as oneDNN itself tells"
+    """Megabytes by which 180 steps of different numbers of tokens raise the peak, and how many kernels were made
+    for them, as oneDNN itself tells"""
     done = subprocess.run(
         [sys.executable, "-c", GROW, precision, filler],
         cwd=ROOT,
@@ -303,7 +305,8 @@ def test_memory_does_not_grow_with_the_number_of_lengths(precision):
     not getattr(torch.cpu, "_is_avx512_bf16_supported", bool)(), reason="this processor has no bfloat16 of its own"
 )
 def test_negative_control_without_filler_memory_grows_more():
-    "A kernel for every number of tokens, each kept; how much memory that is depends on the machine, and on what else it does"
+    """A kernel for every number of tokens, each kept; how much memory that is depends on the machine, and on what
+    else it does"""
     (without, kernels), (memory, few) = grown("bf16", "without"), grown("bf16")
     assert kernels > 400 > 100 > few > 0 and (without == 0 or without > memory)
 

@@ -1,6 +1,10 @@
-"""The job notebook through papermill, as a user types it: both forms, two folders, bad parameters, and the real data's path against a stand-in hub."""
+"""The job notebook through papermill, as a user types it: both forms, two folders, bad parameters, and the real data's
+path against a stand-in hub."""
 
-import json, os, subprocess, sys
+import json
+import os
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -11,6 +15,8 @@ from conftest import copy_project
 from fake_hub import fill, serve
 
 from macular.train.config import Job, Preset
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = "-p task pawsx -p method finetune -p preset mini -p max_train 48 -p rounds 1 -p langs en,de"

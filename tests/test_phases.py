@@ -26,7 +26,8 @@ def of(module):
 
 
 class Watch:
-    "Every text that goes through an encoder, as its tokens, with the mode and the gradient it went with, and every forward of its body"
+    """Every text that goes through an encoder, as its tokens, with the mode and the gradient it went with, and every
+    forward of its body"""
 
     def __init__(self, encoder):
         self.calls, self.texts, self.modes, self.tokens = 0, Counter(), set(), 0
@@ -192,7 +193,7 @@ def test_cosda_ml_encodes_switched_text_only_and_draws_it_every_round():
 def test_each_text_once_for_the_discriminator_and_once_for_each_step(name):
     row, numbers = methods[name], toy.recipe(rounds=2, passes=3)
     built = toy.made(row, toy.for_row(row, n=7), numbers)
-    trained, D = Watch(built.net.encoder), built.phases[0].trains
+    trained = Watch(built.net.encoder)
     own = texts_of(built.views[0], "") + texts_of(built.views[0], "_aug")
     near = texts_of(built.views[1], "") + texts_of(built.views[1], "_aug") if len(built.views) == 2 else Counter()
     frozen = Watch(built.net.shared) if row.shared else None
@@ -223,8 +224,9 @@ def test_each_text_once_for_the_discriminator_and_once_for_each_step(name):
 
 
 def test_a_round_costs_what_the_model_says():
-    """Of Alg. 2, in tokens T that enter linear layers: f_m T(x) + T(𝒜x) + T(x') + T(𝒜x') once in all; f_t forward only T(x) + T(𝒜x)
-    once a round, whatever D's passes; f_t with gradient T(x) + T(𝒜x) + T(x') + T(𝒜x') of the neighbours that came along"""
+    """Of Alg. 2, in tokens T that enter linear layers: f_m T(x) + T(𝒜x) + T(x') + T(𝒜x') once in all; f_t forward only
+    T(x) + T(𝒜x) once a round, whatever D's passes; f_t with gradient T(x) + T(𝒜x) + T(x') + T(𝒜x') of the
+    neighbours that came along"""
     row, numbers = methods["macular"], toy.recipe(rounds=3, passes=4)
     stuff = toy.for_row(row, n=11)
     built = toy.made(row, stuff, numbers)
@@ -312,6 +314,7 @@ def test_views_get_dropout_of_their_own():
 
 
 # ------------------------------------------------------------------ every backbone, every row
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", toy.KINDS)
 @pytest.mark.parametrize("name", ["finetune", "macular_nots", "macular"])
 def test_backbones_build_and_step(name, kind):
@@ -332,6 +335,7 @@ def test_backbones_build_and_step(name, kind):
     assert sum("drawn from the seed" in note for note in built.notes) == made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [m for m in methods if methods[m].tasks in ("own", "near", "all")])
 def test_every_row_of_the_paper_steps(name):
     row, numbers = methods[name], toy.recipe(batch_size=8)
@@ -346,6 +350,7 @@ def test_every_row_of_the_paper_steps(name):
         assert line["loss"] == pytest.approx(sum(weights.get(p, 1.0) * line[p] for p in parts if p in line), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_eight_rows_can_be_learned_by_heart():
     "The smallest sign that gradients point the right way"
     for name in ("macular_nots", "macular"):

@@ -1,4 +1,5 @@
-"""Real data: halves of dev, the gate before the rows, records without text, and an acceptance check that fails aloud."""
+"""Real data: halves of dev, the gate before the rows, records without text, and an acceptance check that fails
+aloud."""
 
 import ast
 import json
@@ -28,6 +29,8 @@ from macular.train.config import ALGORITHM, Job
 from macular.results.tables import languages
 from macular.data.sources import Folder
 from macular.data.tasks import load, tasks
+
+pytestmark = pytest.mark.slow
 
 RECORDS = sorted((ROOT / "nbs" / "records" / "real80").glob("*.jsonl"))
 SMALL = Mini(train=48, dev=40, test=8)
@@ -437,7 +440,8 @@ for cell in nbformat.read(sys.argv[1], 4).cells:
 
 
 def test_the_hubs_rows_go_through_it(tmp_path):
-    "On a stand-in of the hub with 60 rows, a random mBERT and no XLM-R: a number out of range and a job that failed are both told"
+    """On a stand-in of the hub with 60 rows, a random mBERT and no XLM-R: a number out of range and a job that
+    failed are both told"""
     with serve(fill(tmp_path / "hub")) as hub:
         env = os.environ | {
             "HF_ENDPOINT": hub.url,

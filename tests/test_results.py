@@ -1,4 +1,5 @@
-"""The paper's numbers: complete, sourced, averaged over what they average. Ours: records that round-trip. Others': read, or refused for people."""
+"""The paper's numbers: complete, sourced, averaged over what they average. Ours: records that round-trip. Others':
+read, or refused for people."""
 
 import json
 from dataclasses import FrozenInstanceError, replace
@@ -269,6 +270,7 @@ def job(tmp_path_factory):
     )
 
 
+@pytest.mark.slow
 def test_a_run_becomes_a_record(job):
     (found,) = read(job.folder)
     frame = job.predictions
@@ -291,6 +293,7 @@ def test_a_run_becomes_a_record(job):
     assert from_dict(json.loads(json.dumps(found.as_dict()))) == found
 
 
+@pytest.mark.slow
 def test_a_folder_of_runs(job, tmp_path):
     assert runs(job.folder.parent) == [record(job.folder)] == read(job.folder.parent)
     with pytest.raises(DataError, match="no finished run"):
@@ -299,6 +302,7 @@ def test_a_folder_of_runs(job, tmp_path):
         read(tmp_path / "nowhere")
 
 
+@pytest.mark.slow
 def test_our_predictions_as_a_table_are_the_same_items(job):
     (found,) = read(job.folder / "predictions.parquet", method="copy", task="qam")
     assert found.items == record(job.folder).items and all(
@@ -306,6 +310,7 @@ def test_our_predictions_as_a_table_are_the_same_items(job):
     )
 
 
+@pytest.mark.slow
 def test_a_runs_name_below_runs_is_enough(job, tmp_path, monkeypatch, capsys):
     "For rerun and what a run is taken by, and for tables and comparisons"
     from macular.deploy.card import result_of
@@ -329,6 +334,7 @@ def test_a_runs_name_below_runs_is_enough(job, tmp_path, monkeypatch, capsys):
     assert main(["rerun", elsewhere]) == 3 and "a folder or a name below runs/" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_is_said_of_our_own_records_counts(job):
     assert read(job.folder, method="renamed", dictionary="none")[0].method == "renamed"
     assert read(job.folder, method="renamed", dictionary="none")[0].get("dictionary") == "none"
@@ -342,7 +348,10 @@ def csv_of(path, text):
     return path
 
 
-GOOD = "item,language,label,prediction\n1,en,entailment,entailment\n2,en,neutral,contradiction\n1,sw,entailment,neutral\n2,sw,neutral,neutral\n"
+GOOD = (
+    "item,language,label,prediction\n1,en,entailment,entailment\n2,en,neutral,contradiction\n1,sw,entailment,neutral\n"
+    "2,sw,neutral,neutral\n"
+)
 
 
 @pytest.mark.parametrize("name, text", [("a.csv", GOOD), ("a.tsv", GOOD.replace(",", "\t"))])

@@ -1,10 +1,10 @@
 """Kill a whole job anywhere: the same command goes on, to the same weights, predictions and result, byte for byte.
 
-`python tests/test_resume.py FOLDER LEGS` imports everything once and forks a process for every attempt of every leg. An attempt is a real
-job: Macular, both stages, on a few rows of the mini world with a toy encoder. The clock is set to count steps, so that there is a
-checkpoint every three of them, and the process shoots itself with SIGKILL at a place that has a name, or is shot at a random moment.
-`MACULAR_KILLS=200` asks for that many random kills, in place of 20.
-"""
+`python tests/test_resume.py FOLDER LEGS` imports everything once and forks a process for every attempt of every
+leg. An attempt is a real job: Macular, both stages, on a few rows of the mini world with a toy encoder. The clock
+is set to count steps, so that there is a checkpoint every three of them, and the process shoots itself with SIGKILL
+at a place that has a name, or is shot at a random moment. `MACULAR_KILLS=200` asks for that many random kills, in
+place of 20."""
 
 import json
 import os
@@ -16,13 +16,16 @@ import sys
 import threading
 import time
 from collections import Counter
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from macular.store import newest, read_json, read_lines, sha256, verify
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[1]
 EVERY = 3  # steps between two checkpoints
@@ -67,7 +70,6 @@ def half(path, data):
 def points():
     "The named places of a job, in its order"
     import shutil
-    import torch
     from accelerate import Accelerator
     from accelerate.optimizer import AcceleratedOptimizer
     from macular import store
@@ -164,7 +166,8 @@ def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-# ------------------------------------------------------------------ what an attempt forgets (negative controls) or meets
+# ------------------------------------------------------------------ what an attempt forgets (negative controls) or
+# meets
 def forget(what):
     "A resume that leaves something out"
     from macular.train import checkpoints, trainer
@@ -172,11 +175,11 @@ def forget(what):
     def without(restore):
         def patched(kept, state):
             step, rounds, record = restore(kept, state)
-            for l in kept.learners:
+            for learner in kept.learners:
                 if what == "moments":
-                    l.optimizer.state.clear()
+                    learner.optimizer.state.clear()
                 if what == "schedule":
-                    l.done = 0
+                    learner.done = 0
             return (step - 2, rounds, record) if what == "position" else (step, rounds, record)
 
         return patched
@@ -219,7 +222,8 @@ def setup():
         test: int = 10
 
     inputs.Mini = Few
-    import macular.cli, macular.train.run
+    import macular.cli
+    import macular.train.run  # noqa: F401 — found below in sys.modules
 
     steps, one = [0], trainer._Learner.step
 
@@ -326,7 +330,7 @@ def walk(job, folder, name, leg):
             codes.append(ended(pid))
             kills += codes[-1] == -signal.SIGKILL
             if codes[-1] != -signal.SIGKILL:
-                if not codes[-1] == 0 or len(codes) > 3 * leg["kills"]:
+                if codes[-1] != 0 or len(codes) > 3 * leg["kills"]:
                     break
                 if kills < leg["kills"]:
                     (
@@ -340,7 +344,7 @@ def walk(job, folder, name, leg):
                 shutil.copytree(out, folder / f"{name} copy")
                 shutil.rmtree(out)
                 shutil.move(folder / f"{name} copy", out := folder / f"{name} there")
-            codes.append(ended(forked(lambda: attempt(job, out, leg, n), log)))
+            codes.append(ended(forked(lambda out=out, n=n: attempt(job, out, leg, n), log)))
     (folder / f"{name}.codes.json").write_text(json.dumps(codes))
     return 0
 
@@ -360,7 +364,7 @@ def main(folder, legs):
             busy.pop(os.waitpid(-1, 0)[0])
         if "random" in leg:
             leg["seconds"] = seconds * (0.9 if os.cpu_count() > 1 else 1.5)
-        busy[forked(lambda: walk(job, folder, name, leg), folder / "legs.log")] = name
+        busy[forked(lambda name=name, leg=leg: walk(job, folder, name, leg), folder / "legs.log")] = name
     while busy:
         busy.pop(os.waitpid(-1, 0)[0])
 
@@ -521,7 +525,8 @@ def test_the_job_has_the_steps_these_tests_kill_at(legs):
 
 @pytest.mark.parametrize("name", [*NAMED, "three times", "twice in one pass"])
 def test_killed_at_a_named_place(legs, name):
-    "SIGKILL there, then the same command: every file has the same bytes, and no more steps are taken again than lie between two checkpoints"
+    """SIGKILL there, then the same command: every file has the same bytes, and no more steps are taken again than lie
+    between two checkpoints"""
     kills = len(LEGS[name]["at"])
     assert codes(legs, name) == [-signal.SIGKILL] * kills + [0]
     assert equal(legs, name) and again(legs / name) <= EVERY * kills
@@ -622,7 +627,7 @@ def test_who_may_listen(monkeypatch):
     signal.signal(signal.SIGINT, before)
     stood = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
     with pytest.raises(ZeroDivisionError), Listening():
-        1 / 0
+        raise ZeroDivisionError
     with Listening() as heard:
         os.kill(os.getpid(), signal.SIGTERM)
         assert heard.number == signal.SIGTERM and signal.getsignal(signal.SIGINT) is stood[1]
@@ -652,10 +657,8 @@ def trained(folder, stop=None, rounds=2, **loop):
         if line["step"] == stop:
             (folder / "control").write_text("stop")
 
-    try:
+    with suppress(Stopped):
         fit(built.phases, Loop(rounds, numbers.seed, **loop), folder=folder, on_step=on_step)
-    except Stopped:
-        pass
     return steps
 
 
@@ -855,8 +858,8 @@ def kernel_of(process, patience=60):
 
 
 def test_papermill_and_its_kernel_are_killed(small, tmp_path):
-    """`macular train` is asked to end; papermill's kernel is killed; papermill is killed, and started again at once, while the old kernel may
-    still be at it; both are killed. What is left is a whole job."""
+    """`macular train` is asked to end; papermill's kernel is killed; papermill is killed, and started again at once,
+    while the old kernel may still be at it; both are killed. What is left is a whole job."""
     folder, job = small
     words, out, here = job | {"out": str(tmp_path / "runs")}, tmp_path / "runs", Path(sys.executable).parent
     mill = [

@@ -1,6 +1,10 @@
 """Whole jobs on the mini world: what they leave, what they find again, what survives a kill, what is refused."""
 
-import json, os, signal, subprocess, sys
+import json
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -157,7 +161,10 @@ def test_an_ablation_finds_stage_one(finished):
 
 
 def test_two_processes_write_the_same_bytes(finished, tmp_path):
-    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from test_run import run; run({str(tmp_path)!r}, method='macular')"
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from test_run import run; "
+        f"run({str(tmp_path)!r}, method='macular')"
+    )
     subprocess.run(
         [sys.executable, "-c", code],
         check=True,
@@ -250,6 +257,7 @@ def test_the_precision_is_that_of_the_device_a_job_computes_on(monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_a_callers_accelerator_and_settings_survive_a_job():
     import torch
     from accelerate import Accelerator

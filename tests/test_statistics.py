@@ -61,7 +61,7 @@ def answered(method, bits, task="xnli", mark="items"):
 # coverage, by a simulation of its own
 
 
-def two_levels(rng, trials, seeds, langs=2, items=300, sd=0.07, hard=1.5, own=0.4, better=0.1):
+def two_levels(rng, trials, seeds, langs=2, items=300, sd=0.07, hard=1.5, own=0.4, better=0.1):  # noqa: PLR0913
     "Studies with noise of seeds and of items: bits of two methods, and the truth on their items"
     v = rng.normal(0, hard, (trials, 1, 1, items))
     bits, truth = [], []
@@ -77,9 +77,11 @@ def covered(effects, truth):
     return np.mean([e.low <= t <= e.high for e, t in zip(effects, truth)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [3, 5, 10])
 def test_intervals_over_seeds_cover(seeds):
-    """At least 93 % of 1,500 studies for a nominal 95 %, paired and Welch; the part for items covers a new test set, too"""
+    """At least 93 % of 1,500 studies for a nominal 95 %, paired and Welch; the part for items covers a new test set,
+    too"""
     rng = np.random.default_rng(seeds)
     hits = {"paired": [], "welch": [], "new": []}
     for _ in range(5):
@@ -97,6 +99,7 @@ def test_intervals_over_seeds_cover(seeds):
     assert all(np.mean(h) >= 0.93 for h in hits.values()), {k: np.mean(h) for k, h in hits.items()}
 
 
+@pytest.mark.slow
 def test_items_alone_do_not_cover_methods():
     rng = np.random.default_rng(0)
     (a, b), truth = two_levels(rng, 300, 1, sd=0.15)
@@ -104,6 +107,7 @@ def test_items_alone_do_not_cover_methods():
     assert found < 0.75
 
 
+@pytest.mark.slow
 def test_items_alone_cover_two_checkpoints():
     "New items for two fixed programs: there the bootstrap of items is right"
     rng, hits = np.random.default_rng(1), 0
@@ -365,6 +369,7 @@ def test_deviation_is_pooled():
 # designs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds, paired", [(3, False), (5, False), (5, True), (10, True)])
 def test_detectable_has_the_power_it_says(seeds, paired):
     rng, found = np.random.default_rng(seeds), detectable(seeds, 2.0, paired=paired)

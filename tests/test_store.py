@@ -1,4 +1,5 @@
-"""The store under everything a disk and another process can do: the old content or the new, never a part, never silently the wrong one."""
+"""The store under everything a disk and another process can do: the old content or the new, never a part, never
+silently the wrong one."""
 
 import ast
 import builtins
@@ -590,7 +591,7 @@ def watched(before):
     with pytest.MonkeyPatch.context() as m:
         for module, name in CALLS:
             m.setattr(
-                module, name, lambda *a, real=getattr(module, name), name=name, **k: (before(name), real(*a, **k))[1]
+                module, name, lambda *a, real=getattr(module, name), name=name, **k: (before(name), real(*a, **k))[1]  # noqa: B008 — today's function
             )
         for module in (builtins, io):
             m.setattr(module, "open", opened)
@@ -680,7 +681,7 @@ def test_refused_at_every_call(tmp_path, replacing, code):
     for n in count():
         calls = count()
 
-        def before(name):
+        def before(name, n=n, calls=calls):
             if next(calls) == n:
                 raise OSError(code, os.strerror(code))
 
@@ -808,9 +809,8 @@ def test_a_worker_does_not_keep_what_its_parent_held(tmp_path):
 
 
 def test_twice_in_one_kernel(tmp_path):
-    with lock(tmp_path):
-        with pytest.raises(StorageError, match="this process already"), lock(tmp_path):
-            pass
+    with lock(tmp_path), pytest.raises(StorageError, match="this process already"), lock(tmp_path):
+        pass
     for _ in range(3):
         with pytest.raises(KeyboardInterrupt), lock(tmp_path):
             raise KeyboardInterrupt  # a cell that was interrupted, and run again
@@ -902,16 +902,12 @@ def writes(source):
                 for a in [*node.args, *(k.value for k in node.keywords)]
                 if isinstance(a, ast.Constant) and isinstance(a.value, str)
             ]
-            if last == "open" and any(re.fullmatch(r"[wax][bt+]*|r[bt]?\+[bt]?", m) for m in modes):
-                yield function, name
-            elif (
-                last in {"replace", "rename", "copy", "move"}
-                and module in ("os", "shutil")
-                or last in WRITES - {"replace", "rename", "copy", "move", "save", "dump"}
-                and (module or last != "write_bytes")
-            ):
-                yield function, name
-            elif name in {"np.save", "torch.save", "json.dump", "pickle.dump", "yaml.dump", "nbformat.write"}:
+            several = {"replace", "rename", "copy", "move"}  # methods of text and of other things, too
+            opens = last == "open" and any(re.fullmatch(r"[wax][bt+]*|r[bt]?\+[bt]?", m) for m in modes)
+            moves = last in several and module in ("os", "shutil")
+            writes = last in WRITES - several - {"save", "dump"} and (module or last != "write_bytes")
+            saves = name in {"np.save", "torch.save", "json.dump", "pickle.dump", "yaml.dump", "nbformat.write"}
+            if opens or moves or writes or saves:
                 yield function, name
         for child in ast.iter_child_nodes(node):
             yield from inside(child, function)

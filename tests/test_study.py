@@ -70,7 +70,7 @@ def test_todays_code_would_store_the_training_under_the_recorded_key(method, tas
 
 def test_a_comparison_rests_on_the_seeds_that_both_have():
     "Five seeds of one, three of the other: three pairs"
-    [first] = [r for r in study(method="macular", task="qam", seed=0)]
+    [first] = study(method="macular", task="qam", seed=0)
     five, three = (
         [replace(first, seed=s) for s in range(5)],
         [replace(first, method="mtl_ft", seed=s) for s in (1, 2, 7)],

@@ -1,4 +1,5 @@
-"""Code-switching on token ids: for every tokenizer that is let through, the ids are those of the tokenizer on the switched text."""
+"""Code-switching on token ids: for every tokenizer that is let through, the ids are those of the tokenizer on the
+switched text."""
 
 import json
 import struct
@@ -316,23 +317,28 @@ def few(n, gaps=tuple(GAPS)):
     return corpus(gaps, n)
 
 
+@pytest.mark.slow
 def test_100_000_sentences_wordpiece_mbert(mbert):
     all_equal(mbert, corpus())
 
 
+@pytest.mark.slow
 def test_100_000_sentences_unigram_xlmr():
     all_equal(unigram(), corpus())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mini-bert", "mini-xlmr"])
 def test_6_000_sentences_of_the_package(name):
     all_equal(mini(name), few(3000))
 
 
+@pytest.mark.slow
 def test_6_000_sentences_lower_case_without_accents():
     all_equal(lower(), few(3000))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["byte", "prefix", "always", "first"])
 def test_6_000_sentences_where_a_token_holds_the_blank(kind):
     all_equal(bpe(kind), few(3000, (" ",)), whole=0.1)
@@ -373,7 +379,8 @@ def test_every_white_space():
 
 
 def test_negative_control_word_without_its_suffix():
-    "Had the word been the unit, with its signs tokenised apart, ids of Unigram would differ, and the comparison would see it"
+    """Had the word been the unit, with its signs tokenised apart, ids of Unigram would differ, and the comparison
+    would see it"""
     fields, items, switched, _ = few(2000)
 
     def apart(texts):
@@ -523,7 +530,8 @@ def test_which_side_loses(kind):
 
 # ------------------------------------------------------------------ what is let through
 def charsmap(pairs):
-    "SentencePiece's table of replaced characters, as XLM-R's own files bring one along: a double array of the keys, and their replacements"
+    """SentencePiece's table of replaced characters, as XLM-R's own files bring one along: a double array of the keys,
+    and their replacements"""
     units, blob, nodes = {0: 256 << 10}, b"", {b"": 256}
     for key, value in sorted((k.encode(), v.encode()) for k, v in pairs.items()):
         for i in range(1, len(key) + 1):
@@ -540,7 +548,8 @@ def charsmap(pairs):
 
 @cache
 def precompiled():
-    "Unigram with a normaliser like that of XLM-R's own files: some white space becomes a blank, and takes along a mark behind it"
+    """Unigram with a normaliser like that of XLM-R's own files: some white space becomes a blank, and takes along a
+    mark behind it"""
     replaced = {
         "\u3000": " ",
         "\u00a0": " ",
@@ -559,6 +568,7 @@ def precompiled():
     return tokenizer
 
 
+@pytest.mark.slow
 def test_6_000_sentences_with_a_precompiled_normaliser():
     assert [s["type"] for s in steps(precompiled().backend_tokenizer.normalizer)] == ["Precompiled"]
     chunked = all_equal(precompiled(), few(3000), whole=0.9)
@@ -709,6 +719,7 @@ def test_one_that_slips_through_is_noticed(monkeypatch):
 
 
 # ------------------------------------------------------------------ real rows, real dictionaries
+@pytest.mark.slow
 def test_multinli_with_the_muse_dictionaries(mbert, shared):
     "Every twentieth row of the sample, 14 languages, two rounds"
     from macular.data.sources import Folder

@@ -211,7 +211,7 @@ def test_other_parameters_are_other_rows_or_refused(three):
     some = [replace(r, parameters={"alpha": 0.3 if r.seed < 3 else 0.5}) for r in three]
     with pytest.raises(ParameterError, match="alpha: 0.3 and 0.5"):
         overview(some)
-    assert [name for name in rows_of(some, ("alpha",))][:2] == ["Fine-tuning, alpha 0.3", "Fine-tuning, alpha 0.5"]
+    assert list(rows_of(some, ("alpha",)))[:2] == ["Fine-tuning, alpha 0.3", "Fine-tuning, alpha 0.5"]
     assert len(overview(some, View(rows=("alpha",))).rows) == 6
     with pytest.raises(ParameterError, match="Did you mean 'alpha'"):
         rows_of(some, ("alhpa",))

@@ -1,8 +1,8 @@
 """Kill it, stop it, pause it, poison it: a training ends in the same bytes, or says why it does not.
 
-Kills are real: `python tests/test_trainer.py FOLDER LEGS` imports everything once, forks a process for each attempt of each leg,
-and the process shoots itself with SIGKILL where the leg says. The tests then compare what the legs left on disk.
-"""
+Kills are real: `python tests/test_trainer.py FOLDER LEGS` imports everything once, forks a process for each attempt
+of each leg, and the process shoots itself with SIGKILL where the leg says. The tests then compare what the legs
+left on disk."""
 
 import json
 import os
@@ -27,7 +27,8 @@ from macular.store import newest, read_lines, sha256, verify
 from macular.train.trainer import Loop, Phase, fit
 from macular.core import Stopped
 
-# with ten rows a round of "macular" is D 1-6 (two passes of three batches) and the net 7-9; the second one 10-15 and 16-18
+# with ten rows a round of "macular" is D 1-6 (two passes of three batches) and the net 7-9; the second one 10-15 and
+# 16-18
 LAST, D_ENDS, ROUND_ENDS = 18, (6, 15), (9, 18)
 
 
@@ -78,7 +79,8 @@ def die():
 
 
 def attempt(folder, leg, kill):
-    "One process of a leg: `kill` is a step, `round` for the end of the first one, or `save-n` for the n-th weights file"
+    """One process of a leg: `kill` is a step, `round` for the end of the first one, or `save-n` for the n-th weights
+    file"""
 
     def at_step(line):
         if line["step"] == kill:
@@ -325,7 +327,8 @@ def test_the_time_of_a_training_is_that_of_all_its_processes(tmp_path, monkeypat
 
 
 def test_a_state_is_never_without_its_time(tmp_path, monkeypatch):
-    "Killed as soon as the only state stands, a training that is whole still says how long it took; one of an older version says that nobody knows"
+    """Killed as soon as the only state stands, a training that is whole still says how long it took; one of an older
+    version says that nobody knows"""
 
     class Killed(Exception):
         pass
@@ -461,7 +464,8 @@ def test_a_finished_training_is_not_trained_again(legs, tmp_path):
 
 
 def test_a_damaged_state_is_not_trusted(legs, tmp_path):
-    "One flipped bit in the newest state: the training says so, goes on from the one before, the end of the first round, and ends where it should"
+    """One flipped bit in the newest state: the training says so, goes on from the one before, the end of the first
+    round, and ends where it should"""
 
     def ask(line):
         if line["step"] == 12:

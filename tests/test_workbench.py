@@ -138,7 +138,8 @@ def widgets_of_html(source):
 
 
 def test_markup_is_made_of_constants():
-    "What is called Markup is written in the source, apart from the escaping forms of `Switched` and the frame of a view"
+    """What is called Markup is written in the source, apart from the escaping forms of `Switched` and the frame of a
+    view"""
     found = {
         (name, call)
         for name in ("views", "playground", "board", "error_browser", "live")
@@ -306,8 +307,10 @@ def test_nobody_looks_at_a_job(tmp_path):
 def test_the_playground_is_there_at_once():
     "From a cold start, three seconds of a processor that does nothing else, without torch or transformers"
     code = (
-        "import resource, sys; from macular.ui.playground import playground; html = playground().html(); u = resource.getrusage(resource.RUSAGE_SELF);"
-        "print(u.ru_utime + u.ru_stime, *sorted({'torch', 'transformers', 'pandas'} & set(sys.modules)), len(html) > 2000)"
+        "import resource, sys; from macular.ui.playground import playground; html = playground().html(); u = "
+        "resource.getrusage(resource.RUSAGE_SELF);"
+        "print(u.ru_utime + u.ru_stime, *sorted({'torch', 'transformers', 'pandas'} & set(sys.modules)), len(html) > "
+        "2000)"
     )
     said = subprocess.run(
         [sys.executable, "-c", code],
@@ -350,7 +353,7 @@ def test_the_playground_draws_as_training_does():
 
 def test_another_pair_brings_its_texts():
     view = playground("qam")
-    view.box
+    assert view.box
     view.named["item"].value = 4
     row = data_of("qam").rows(tasks["qam"], "dev")[4]
     assert view.values["text_a"] == view.named["text_a"].value == row["text_a"] and view.values["item"] == 4
@@ -363,7 +366,7 @@ def test_another_pair_brings_its_texts():
 
 def test_a_button_takes_a_language_away():
     view = playground(langs=("de", "fr"), word=1.0)
-    view.box
+    assert view.box
     next(b for b in view.named["langs"] if b.description == "fr").value = False
     assert view.values["langs"] == ("de",) and "> fr<" not in view.html()
     view.close()
@@ -417,7 +420,8 @@ def test_numbers_of_the_mini_world_say_so():
 
 
 def test_an_export_is_the_table_that_is_shown():
-    import base64, re
+    import base64
+    import re
 
     html = board(CONTROL, task="qam", contains="CoSDA").html()
     found = {

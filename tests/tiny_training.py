@@ -1,4 +1,5 @@
-"""A training small enough to be kept in the repository: two nets of a few numbers that learn in turn, as the trainer leaves them on disk."""
+"""A training small enough to be kept in the repository: two nets of a few numbers that learn in turn, as the trainer
+leaves them on disk."""
 
 import torch
 

@@ -1,8 +1,7 @@
 """A tiny world for tests: four tasks, three dictionaries, four kinds of backbone.
 
-Everything in it is counted from names by `core.mix`; no generator of torch or numpy takes part, so it is the same in every
-process and under every version. Folders are made once a process and go with it.
-"""
+Everything in it is counted from names by `core.mix`; no generator of torch or numpy takes part, so it is the same
+in every process and under every version. Folders are made once a process and go with it."""
 
 import tempfile
 from functools import cache
@@ -170,7 +169,8 @@ def tokenizer(kind="bert"):
 
 
 def redraw(module, *counters):
-    "Fill every parameter with numbers that depend on its name and the counters only; large enough for a net to have opinions"
+    """Fill every parameter with numbers that depend on its name and the counters only; large enough for a net to have
+    opinions"""
     with torch.no_grad():
         for name, p in module.named_parameters():
             u = torch.from_numpy(uniform(mix(*counters, name, range(p.numel())))).reshape(p.shape) - 0.5

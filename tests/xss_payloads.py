@@ -195,7 +195,7 @@ def reprs() -> dict:
         {"step": 1, "phase": other, "round": 1, "pass": 1, "batch": 1, "loss": 1.0} | dict.fromkeys(PAYLOADS, 1.0)
     )
     [switched] = CodeSwitch(("de",), word=1.0)([" dog ".join(PAYLOADS)], ["1"], {"de": {"dog": (one, other)}}, Place())
-    parameters = {name: other for name in ("data_dir", "lexicon_dir", "synonyms", "tree_dir")}
+    parameters = dict.fromkeys(("data_dir", "lexicon_dir", "synonyms", "tree_dir"), other)
     shown = [
         diff(dict(zip("abcdefghijkl", PAYLOADS)), dict(zip("abcdefghijkl", PAYLOADS[::-1]))),
         download.Report(rows, rows, list(PAYLOADS)),

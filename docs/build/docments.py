@@ -1,4 +1,5 @@
-"""Parameters, results and fields are explained by the comment at the end of their line; here it becomes part of the docstring."""
+"""Parameters, results and fields are explained by the comment at the end of their line; here it becomes part of the
+docstring."""
 
 import ast
 import re

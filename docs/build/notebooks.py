@@ -1,4 +1,5 @@
-"""A notebook as a page: its text as it stands, its code without directives, what it shows as it was committed. Nothing is executed."""
+"""A notebook as a page: its text as it stands, its code without directives, what it shows as it was committed. Nothing
+is executed."""
 
 import ast
 import re
@@ -23,7 +24,8 @@ TUTORIALS = ("start", "train")
 
 @cache
 def notebooks():
-    "Path below nbs/ without suffix -> notebook, `index` among them; the top first, then folder by folder in their order"
+    """Path below nbs/ without suffix -> notebook, `index` among them; the top first, then folder by folder in their
+    order"""
     folders = ["", *CHAPTERS, *SHELVES]
     paths = [path for folder in folders for path in sorted((ROOT / "nbs" / folder).glob("[!_.]*.ipynb"))]
     return {

@@ -169,15 +169,17 @@ def row(index, ref):
         places.setdefault(d.notebook, f"[{d.notebook}][cell.{d.module}.{d.name}]")
     for p in index.headings.get(ref, ()):
         places.setdefault(p.notebook, f"[{p.notebook}]({heading_of(p, 'equations')})")
-    return f"| [{label(ref)}]({basename(page_of(ref))}) | {index.title(ref)} | {', '.join(code)} | {', '.join(places.values())} |"
+    return f"| [{label(ref)}]({basename(page_of(ref))}) | {index.title(ref)} | {', '.join(code)} | {', '.join(places.values())} |"  # noqa: E501
 
 
 def equation_pages(index, files):
     "Every numbered thing of the paper: a table, and a page each"
     explained = explanations(files)
     head = (
-        "# Equations, algorithms, tables and figures of the paper\n\n> From the paper's number to the name in code and the cell that defines it.\n\n"
-        "Made from docstrings, terms, formulas and headings. Symbols and their names in code are on the [first page](../index.md#symbols-and-names)."
+        "# Equations, algorithms, tables and figures of the paper\n\n"
+        "> From the paper's number to the name in code and the cell that defines it.\n\n"
+        "Made from docstrings, terms, formulas and headings. Symbols and their names in code are on the [first "
+        "page](../index.md#symbols-and-names)."
     )
     rows = ["| the paper | what | in code | notebook |", "|---|---|---|---|", *(row(index, ref) for ref in index.all())]
     first = (
@@ -193,7 +195,8 @@ def equation_pages(index, files):
 
 
 def on_page_markdown(markdown, page, config, files):
-    "`{{ eq 13 }}` is the formula and where it is; a page of docs/ may name a definition as [`fit`][cell.train.trainer.fit]"
+    """`{{ eq 13 }}` is the formula and where it is; a page of docs/ may name a definition as
+    [`fit`][cell.train.trainer.fit]"""
     if not page.file.src_uri.startswith("explanations/"):
         return markdown
     page.meta.setdefault("search", {"boost": 2})

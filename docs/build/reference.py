@@ -46,9 +46,11 @@ def parameters():
         [
             "# Parameters of a job",
             "",
-            "> What `papermill nbs/train.ipynb runs/xnli.ipynb -p NAME VALUE` and `macular train NAME=VALUE` understand.",
+            "> What `papermill nbs/train.ipynb runs/xnli.ipynb -p NAME VALUE` and `macular train NAME=VALUE` "
+            "understand.",
             "",
-            "The notebook is [train](../nbs/train.md); presets, and what is allowed, are in [train/02_config](../nbs/train/02_config.md).",
+            "The notebook is [train](../nbs/train.md); presets, and what is allowed, are in "
+            "[train/02_config](../nbs/train/02_config.md).",
             "",
             "| name | type | default | meaning |",
             "|---|---|---|---|",
