@@ -1213,6 +1213,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'macular.text.encode.Views.names': ('text/encode.html#views.names', 'macular/text/encode.py'),
                                      'macular.text.encode.Views.rates': ('text/encode.html#views.rates', 'macular/text/encode.py'),
                                      'macular.text.encode.Views.turn': ('text/encode.html#views.turn', 'macular/text/encode.py'),
+                                     'macular.text.encode._same_by_chunk': ('text/encode.html#_same_by_chunk', 'macular/text/encode.py'),
                                      'macular.text.encode.agree': ('text/encode.html#agree', 'macular/text/encode.py'),
                                      'macular.text.encode.features': ('text/encode.html#features', 'macular/text/encode.py'),
                                      'macular.text.encode.way': ('text/encode.html#way', 'macular/text/encode.py')},
