@@ -10,7 +10,7 @@ from torch import nn
 
 import toy
 from macular.text.code_switch import Place
-from macular.model.baselines import SyntaxEncoder, cloze, distances, reverse
+from macular.model.baselines import SyntaxEncoder, _distances, cloze, reverse
 from macular.text.batches import cut, order
 from macular.train.build import build, build_net
 from macular.text.prompts import ByCloze, verbalise
@@ -287,7 +287,7 @@ def test_distances_are_those_of_a_walk(seed):
     )
     placed = np.empty(n, int)
     placed[turn] = turn[heads]  # the same tree, its tokens in another order
-    apart, depth = distances(torch.from_numpy(placed)[None])
+    apart, depth = _distances(torch.from_numpy(placed)[None])
     assert np.array_equal(apart[0].numpy(), steps_between(placed)) and np.array_equal(
         depth[0].numpy(), steps_between(placed)[0]
     )

@@ -267,7 +267,7 @@ def attempt(job, out, leg, n):
     if not last and leg["at"][n]:
         points()[leg["at"][n]].set(act)
     if leg.get("twice") and not last:
-        Point(sys.modules["macular.train.checkpoints"], "_save", 1).set(lambda: (act(), time.sleep(60)))
+        Point(sys.modules["macular.train.checkpoints"], "_write_state", 1).set(lambda: (act(), time.sleep(60)))
     if leg.get("cli"):
         from macular.cli import main
 

@@ -236,13 +236,13 @@ def material(*names, near=None, shared=False, n=10, kind="bert", dropout=0.0, le
     }  # unequal, and the last batch is ragged
     f_m = load_encoder(backbone(kind, dropout, seed=1), seed=9).eval() if shared else None
     return Material(
-        [TASKS[name] for name in names],
-        {name: rows(name, size) for name, size in sizes.items()},
-        tokenizer(kind),
-        backbone(kind, dropout),
-        lexicon,
-        TASKS[near] if near else None,
-        f_m,
+        tasks=[TASKS[name] for name in names],
+        rows={name: rows(name, size) for name, size in sizes.items()},
+        tokenizer=tokenizer(kind),
+        backbone=backbone(kind, dropout),
+        lexicon=lexicon,
+        near=TASKS[near] if near else None,
+        shared=f_m,
         neighbours=NEIGHBOURS,
         trees=_Chains(),
     )
