@@ -19,8 +19,9 @@ from .engines import compute
 from .plan import asked
 from ..results.records import located
 from ..store import read_json
-from ..train.config import beneath, check, row, seeds
+from ..train.config import check
 from ..train.inputs import Data, plant
+from ..train.resolve import beneath, row, seeds
 
 # %% ../../nbs/jobs/04_rerun.ipynb #36295e8a
 @dataclass(frozen=True, repr=False)

@@ -27,13 +27,23 @@ from ..data.tasks import File, Task
 from ..store import clear, read_json, write_bytes, write_json
 from .build import possible
 from .checks import judge, refuse
-from .config import ALGORITHM, Job, job_key, presets, row
+from .config import Job, presets
 from .evaluate import accuracy, collapsed, evaluate
 from .failures import recorded
 from .feed import Recipe
 from .inputs import PAPER, Data, counted
 from .methods import ADVERSARIES, Method
-from .resolve import PLACES, ResolvedJob, Stage, on_gpu, resolve_job, settle
+from macular.train.resolve import (
+    ALGORITHM,
+    PLACES,
+    ResolvedJob,
+    Stage,
+    job_key,
+    on_gpu,
+    resolve_job,
+    row,
+    settle,
+)
 from .stages import Training, environment, loop_of, there, train
 
 # %% ../../nbs/train/13_run.ipynb #21254636
