@@ -65,10 +65,8 @@ class Job:
             object.__setattr__(self, name, _names(name, getattr(self, name)))
 
     def _repr_markdown_(self):
-        given = {f.name: getattr(self, f.name) for f in fields(self)}
-        return table(
-            [{"parameter": f"`{name}`", "value": value} for name, value in given.items() if value not in (None, "", ())]
-        )
+        given = [(f"`{name}`", value) for name, value in vars(self).items() if value not in (None, "", ())]
+        return table([{"parameter": name, "value": value} for name, value in given])
 
 # %% ../../nbs/train/02_config.ipynb #75dbff65
 @dataclass(frozen=True)
@@ -235,9 +233,8 @@ def extend(
     "Import extensions, each once; `ParameterError` where one cannot be imported or has changed since"
     found = []
     for name in names:
-        path = resolve(name)
         try:
-            module = _import_file(a_file(path)) if name.endswith(".py") else importlib.import_module(name)
+            module = _import_file(a_file(resolve(name))) if name.endswith(".py") else importlib.import_module(name)
             module.imported = getattr(module, "imported", None) or sha256(module.__file__)
         except Exception as e:
             raise ParameterError(f"extension '{name}' cannot be imported: {type(e).__name__}: {e}") from e
@@ -378,8 +375,7 @@ def from_notebook(
             "its tag 'parameters', so that papermill's cell came first.\n"
             "Give it that tag again (git checkout nbs/train.ipynb, or the property inspector of JupyterLab)."
         )
-    given = {name: names.get(name) for name in written}
-    return check(given | {f.name: names[f.name] for f in fields(Job) if f.name in names})
+    return check({n: names.get(n) for n in written} | {f.name: names[f.name] for f in fields(Job) if f.name in names})
 
 
 def _injected(cells):

@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['ALGORITHM', 'HYPERPARAMETERS', 'PLACES', 'row', 'beneath', 'seeds', 'training_key', 'job_key', 'identity', 'place',
-           'Stage', 'ResolvedJob', 'on_gpu', 'settle', 'resolve_job']
+           'Stage', 'ResolvedJob', 'on_gpu', 'settle', 'resolve_job', 'stages_of']
 
 # %% ../../nbs/train/04_resolve.ipynb #f06c35fa
+import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -279,3 +281,19 @@ def _plan_key(data, method, tasks, job, below):
         "extensions": extend(job.extensions),
     }
     return training_key(method, tasks, job, names, below)
+
+# %% ../../nbs/train/04_resolve.ipynb #c1c77bfc
+def stages_of(
+    result: dict,  # content of a result.json
+) -> list[dict]:  # stage and member, counted from 1, and everything that is recorded of the training
+    "List the trainings of a finished job"
+    if "stages" in result:
+        trainings = {t["key"]: t for t in result["trainings"].values()}
+        return [stage | trainings[stage["key"]] for stage in result["stages"]]
+    found, lengths = [], Counter()
+    for name, training in result["trainings"].items():
+        numbered = re.fullmatch(r".+ (\d+)", name)
+        member = int(numbered[1]) if numbered else 1
+        lengths[member] += 1
+        found.append({"stage": lengths[member], "member": member} | training)
+    return found
