@@ -6,7 +6,7 @@ import signal
 import time
 
 from macular.core import DataError, ParameterError, resolve
-from macular.train.failures import identity, place
+from macular.train.resolve import identity, place
 from macular.store import append, lock, read_lines, write_json
 
 

@@ -22,7 +22,8 @@ from macular.core import (
     visible,
 )
 from macular.jobs.engines import Died, attempt
-from macular.train.failures import anonymous, failure, place, recorded
+from macular.train.failures import anonymous, failure, note, recorded
+from macular.train.resolve import place
 from macular.data.readers import read_columns
 from macular.train.config import Job, check, fill
 from macular.store import read_json

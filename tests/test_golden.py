@@ -1,6 +1,6 @@
 """A golden trace: what the same settings train today they train tomorrow, from text to the tenth loss.
 
-If a change here is meant, raise `ALGORITHM` in train/02_config (old trainings are then no longer found under new
+If a change here is meant, raise `ALGORITHM` in train/04_resolve (old trainings are then no longer found under new
 keys) and remake the trace with `python tests/test_golden.py`; if it is not meant, the code is wrong, not the trace."""
 
 import json
@@ -14,7 +14,7 @@ import toy
 from macular.text.code_switch import CodeSwitch, Place
 from macular.core import mix, permutation
 from macular.train.methods import Readings, methods
-from macular.train.config import ALGORITHM
+from macular.train.resolve import ALGORITHM
 
 GOLDEN = Path(__file__).with_name("golden.json")
 SAY = "the golden trace has changed. If that is meant: raise settings.ALGORITHM, then python tests/test_golden.py"

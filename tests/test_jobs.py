@@ -16,7 +16,7 @@ from conftest import ROOT
 from macular.core import DataError, EnvironmentProblem, ParameterError, StorageError
 from macular.jobs.engines import Here, Processes, Ray, attempt, found, sweep
 from macular.jobs.plan import Plan, asked, leaders, plan, remaining, rows, stages, state, summary
-from macular.train.failures import identity, place
+from macular.train.resolve import identity, place
 from macular.jobs.rerun import compare_runs, rerun
 from macular.jobs.search import GRIDS, best, dev_accuracy, paper_search, read_search
 from macular.train.config import check, fill
@@ -171,7 +171,7 @@ def test_a_thousand_jobs_are_planned_in_a_moment(tmp_path):
 def test_two_jobs_share_a_training_here_exactly_if_they_do_in_the_store():
     "The plan's names against the store's hashes, over rows, tasks, seeds and settings"
     from macular.train.inputs import Data, digests, trained_on
-    from macular.train.config import beneath, row, training_key
+    from macular.train.resolve import beneath, row, training_key
 
     read, used, lexicon = {}, {}, None
 

@@ -34,7 +34,7 @@ from macular.ui import views as notebook_views
 from macular.results.timing import fresh
 from macular.core import DataError
 from macular.jobs.engines import compute
-from macular.train.failures import place
+from macular.train.resolve import place
 from macular.jobs.plan import silence
 from macular.data.mini_world import Mini
 from macular.results.figures import curves, history, rounds_of

@@ -13,7 +13,8 @@ from macular.text.code_switch import CodeSwitch, Synonyms
 from macular.core import ParameterError, diff, key
 from macular.train.methods import Method, Readings, differences, methods
 from macular.model.objective import Objective, terms
-from macular.train.config import Job, fill, row, training_key
+from macular.train.config import Job, fill
+from macular.train.resolve import row, training_key
 
 # §4.1.2 and §4.4-4.6, read a second time: row -> (title, what it is derived from, {what differs: (there, here)}).
 # CoSDA-ML is fine-tuning on code-switched text that is drawn anew in every epoch. An ablation of a loss is its weight;

@@ -25,7 +25,8 @@ from macular.data.mini_world import Mini
 from macular.results.compare import above, gate
 from macular.results.records import Record, from_lines, record
 from macular.train.run import run
-from macular.train.config import ALGORITHM, Job
+from macular.train.config import Job
+from macular.train.resolve import ALGORITHM
 from macular.results.tables import languages
 from macular.data.sources import Folder
 from macular.data.tasks import load, tasks

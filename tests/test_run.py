@@ -139,6 +139,18 @@ def test_stage_one_is_a_training_of_its_own(finished):
         assert [line["step"] for line in read_lines(folder / "history.jsonl") if "phase" in line]
 
 
+def test_stages_are_listed_and_older_results_are_read(finished):
+    from macular.train.resolve import stages_of
+
+    result = finished.values
+    assert [(s["stage"], s["member"]) for s in result["stages"]] == [(1, 1), (2, 1)]
+    assert [s["key"] for s in result["stages"]] == [t["key"] for t in result["trainings"].values()]
+    older = {name: value for name, value in result.items() if name != "stages"}
+    assert stages_of(older) == stages_of(result) and stages_of(result)[1]["tasks"] == ["pawsx"]
+    twice = {"trainings": {f"mtl{n}": {"key": f"a{n}"} for n in ("", " 2")} | {f"mtl_ft{n}": {"key": n} for n in ("", " 2")}}
+    assert [(s["stage"], s["member"]) for s in stages_of(twice)] == [(1, 1), (1, 2), (2, 1), (2, 2)]
+
+
 def test_the_same_job_again_finds_it(finished):
     before, events = record(finished.folder.parent), []
     again = run(finished.folder.parent, method="macular", watch=lambda event, facts: events.append(event))

@@ -7,7 +7,8 @@ import pytest
 
 from macular.core import ParameterError
 from macular.train.methods import methods
-from macular.train.config import SOURCES, Job, check, fill, from_notebook, presets, row, training_key
+from macular.train.config import SOURCES, Job, check, fill, from_notebook, presets
+from macular.train.resolve import row, training_key
 from macular.data.tasks import tasks
 
 

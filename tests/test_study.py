@@ -12,7 +12,8 @@ from macular.jobs.plan import plan
 from macular.results.compare import USUAL, ablation, compared, reading, sides, study, verdicts
 from macular.results.records import from_lines
 from macular.train.resolve import settle
-from macular.train.config import ALGORITHM, check, row, training_key
+from macular.train.config import check
+from macular.train.resolve import ALGORITHM, row, training_key
 from macular.train.stages import own_losses
 
 ROOT = Path(__file__).resolve().parents[1]

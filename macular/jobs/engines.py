@@ -29,7 +29,8 @@ from ..interrupts import Listening
 from .plan import Plan, asked, changed, lasting, noted, state
 from ..store import append_text, lock, write_bytes, write_json
 from ..train.config import Job, fill
-from ..train.failures import failure, place
+from ..train.failures import failure
+from ..train.resolve import place
 
 # %% ../../nbs/jobs/02_engines.ipynb #07cfd912
 def compute(

@@ -24,10 +24,10 @@ from statistics import median
 from ..core import DataError, MacularError, ParameterError, key, literal, resolve, table
 from ..data.readers import content
 from ..store import held, read_json
-from ..train.config import LISTS, RANGES, Job, beneath, check, extend, fill, presets, row, seeds, training_key
-from ..train.failures import identity, place
-from ..train.inputs import Data, resources, trained_on
+from ..train.config import LISTS, RANGES, Job, check, fill, presets
+from ..train.inputs import Data, resources
 from ..train.methods import Method
+from ..train.resolve import identity, place, resolve_job, row
 
 # %% ../../nbs/jobs/01_plan.ipynb #a393166c
 def combinations(
@@ -124,35 +124,11 @@ def stages(
     job: Job,  # with a preset
 ) -> list[Stage]:  # the first one first; a `DataError` where data, dictionaries, near-synonyms or trees are missing
     "The trainings of a job"
-    job, method, found = fill(job), row(job), []
-    for seed in seeds(job, method):
-        found += _chain(replace(job, seed=seed), method)
-    return found
-
-
-def _chain(job, method):
-    "The trainings of one seed"
-    data, found = Data(job), []
-    for m in [*([beneath(method, job)] if method.shared else []), method]:
-        learned, near = trained_on(data, m)
-        resources(data, m)
-        everything = [*learned, *([near] if near else [])]
-        names = {
-            "backbone": job.backbone,
-            "rows": [job.data_dir or presets[job.preset].source, job.max_train, *(t.source for t in everything)],
-            "lexicon": job.lexicon_dir if m.augment else None,
-            "synonyms": job.synonyms if m.synonyms else None,
-            "trees": job.tree_dir if m.encoder == "syntax" else None,
-            "extensions": extend(job.extensions),
-        }
-        found.append(
-            Stage(
-                training_key(m, everything, job, names, found[-1].key if found else ""),
-                m,
-                tuple(t.name for t in learned),
-            )
-        )
-    return found
+    job = fill(job)
+    resolved = resolve_job(Data(job), row(job))
+    for stage in resolved.stages:
+        resources(resolved.data, stage.method)
+    return [Stage(s.plan_key, s.method, tuple(t.name for t in s.tasks)) for s in resolved.stages]
 
 # %% ../../nbs/jobs/01_plan.ipynb #17cb22c4
 def changed(

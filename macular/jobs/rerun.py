@@ -19,8 +19,9 @@ from .engines import compute
 from .plan import asked
 from ..results.records import located
 from ..store import read_json
-from ..train.config import beneath, check, row, seeds
+from ..train.config import check
 from ..train.inputs import Data, plant
+from ..train.resolve import beneath, row, seeds, stages_of
 
 # %% ../../nbs/jobs/04_rerun.ipynb #36295e8a
 @dataclass(frozen=True, repr=False)
@@ -140,11 +141,12 @@ def reopen(
         raise DataError(
             f"the backbone '{job.backbone}' is not the one that {folder.name} was trained from; its files differ"
         )
-    for i, seed in enumerate(seeds(job, method)):
+    recorded = {(made["stage"], made["member"]): made for made in stages_of(result)}
+    for n, seed in enumerate(seeds(job, method), 1):
         member = Data(replace(job, seed=seed), trees=data.trees)
         training = None
-        for m in [*([beneath(method, job)] if method.shared else []), method]:
-            made = result["trainings"][m.name + f" {i + 1}" * (i > 0)]
+        for stage, m in enumerate([*([beneath(method, job)] if method.shared else []), method], 1):
+            made = recorded[stage, n]
             training = _opened(
                 m, member, folder.parent / "trainings" / made["key"], made["tasks"], training, accelerator
             )

@@ -28,14 +28,24 @@ from ..data.tasks import Task
 from ..store import clear, read_json, write_bytes, write_json
 from .build import possible
 from .checks import judge, refuse
-from .config import ALGORITHM, Job, job_key, presets, row
+from .config import Job, presets
 from .evaluate import accuracy, collapsed, evaluate
 from .failures import recorded
 from .feed import Recipe
 from .inputs import PAPER, Data, counted
 from .methods import ADVERSARIES, Method
-from .resolve import PLACES, ResolvedJob, Stage, on_gpu, resolve_job, settle
-from .stages import Training, environment, loop_of, there, train
+from macular.train.resolve import (
+    ALGORITHM,
+    PLACES,
+    ResolvedJob,
+    Stage,
+    job_key,
+    on_gpu,
+    resolve_job,
+    row,
+    settle,
+)
+from .stages import Training, as_recorded, environment, loop_of, there, train
 
 # %% ../../nbs/train/13_run.ipynb #21254636
 def averaged(weights: list[dict]) -> dict:
@@ -277,27 +287,12 @@ def _record(resolved: ResolvedJob, trainings: list[Training], folder: Path, watc
         "algorithm": ALGORITHM,
         "config": resolved.config,
         "notes": notes(resolved, trainings[0]),
-        "trainings": _trainings(trainings),
+        **as_recorded(trainings),
         "backbone": backbone_origin(job.backbone, data.backbone) | {"sha256": data.hashes},
         "origins": data.origins,
     }
     write_json(folder / "result.json", result | (data.teacher.result if data.teacher else {}) | scores)
     watch("done", {"folder": folder})
-
-
-def _trainings(trainings: list[Training]) -> dict:
-    "The trainings as result.json keeps them"
-    found = {}
-    for i, last in enumerate(trainings):
-        for t in last.chain:
-            found[t.row.name + f" {i + 1}" * (i > 0)] = {
-                "key": t.key,
-                "tasks": t.record["tasks"],
-                "round": t.best,
-                "dev": [r["dev"] for r in t.record["rounds"]],
-                "switch_rates": t.record["switch_rates"],
-            }
-    return found
 
 # %% ../../nbs/train/13_run.ipynb #d71f0ab7
 def notes(resolved: ResolvedJob, training: Training) -> list[str]:

@@ -17,8 +17,8 @@ from ..data.backbones import local_backbone
 from ..data.lexicon import Lexicon, count_words
 from ..data.tasks import tasks
 from ..text.code_switch import COLOURS, CodeSwitch, Place, Switched, rates, tally
-from ..train.config import row
 from ..train.inputs import Data
+from ..train.resolve import row
 from .views import View, bar, data_of, grid, safe
 
 # %% ../../nbs/ui/02_playground.ipynb #0ce2ec15
