@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from macular import plots
+from macular.results import figures
 from macular.train.methods import macular
 
 
@@ -12,13 +12,13 @@ from macular.train.methods import macular
 def test_the_time_left_after_a_kill(monkeypatch, done):
     "Three rounds of 20 cheap and 10 dear steps; the process starts when `done` of the 90 are behind"
     clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
-    monkeypatch.setattr(plots, "time", clock)
+    monkeypatch.setattr(figures, "time", clock)
     cost = {"discriminator": 1.0, "net": 5.0}
 
     def phase(step):
         return "net" if (step - 1) % 30 >= 20 else "discriminator"
 
-    progress = plots.Progress()
+    progress = figures.Progress()
     progress.start({"row": macular, "steps": 90, "phases": [("discriminator", 20), ("net", 10)]})
     for step in range(done + 1, 91):
         clock.now += cost[phase(step)]
