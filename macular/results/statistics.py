@@ -8,6 +8,7 @@ __all__ = ['LEVEL', 'select', 'design', 'alike', 'common', 'by_seed', 'verdict',
            'resampled', 'Summary', 'summary']
 
 # %% ../../nbs/results/04_statistics.ipynb #fa697543
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -199,7 +200,9 @@ def _t_test(x, y, paired, how):
     varies = np.ptp(x - y) > 0 if paired else np.ptp(x) > 0 or np.ptp(y) > 0
     if not varies:
         return Effect(points, np.nan, np.nan, np.nan, how)
-    test = ttest_rel(x, y) if paired else ttest_ind(x, y, equal_var=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # scipy's, where the values are nearly equal
+        test = ttest_rel(x, y) if paired else ttest_ind(x, y, equal_var=False)
     low, high = test.confidence_interval(LEVEL)
     return Effect(points, float(low), float(high), float(test.pvalue), how)
 
