@@ -324,7 +324,8 @@ from .results.predictions import kind, read
 from .results.compare import checklist, compare as compare_runs
 from .results.records import SELECTIONS, Record, located
 from .results.statistics import select
-from .results.tables import Table, View, as_csv, beside_paper, languages, overview, selections
+from .results.formats import Table, as_csv
+from .results.tables import View, beside_paper, languages, overview, selections
 
 # %% ../nbs/99_cli.ipynb #bf3c22c0
 TABLES = {
@@ -410,7 +411,7 @@ def print_table(
         ),
     ] = ["runs"],
     by: Annotated[str, Option(help="Columns: tasks, languages, selections, paper, checklist.")] = "tasks",
-    against: Annotated[str, Option(help="A method; what differs separably from it is marked.")] = "",
+    against: Annotated[str, Option(help="A method; what differs significantly from it is marked.")] = "",
     where: Annotated[
         list[str],
         Option(

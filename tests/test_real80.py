@@ -22,7 +22,7 @@ from macular.results.simulate import simulate
 from macular.data.sources import Halved, scored_half
 from macular.jobs.plan import plan
 from macular.data.mini_world import Mini
-from macular.results.compare import above, gate
+from macular.results.majority import above, gate
 from macular.results.records import Record, from_lines, record
 from macular.train.run import run
 from macular.train.config import Job
@@ -146,7 +146,7 @@ def test_the_gate_opens_only_for_both(levels, passed, seeds):
     assert (
         found.passed is passed
         and ("can be compared" in found.sentence) is passed
-        and ("cannot carry the question" in found.sentence) is not passed
+        and ("too weak for this comparison" in found.sentence) is not passed
     )
 
 

@@ -469,7 +469,7 @@ def test_figures_of_names_with_formulas(tmp_path):
 
 
 def test_tables_for_latex_and_spreadsheets(shown):
-    from macular.results.tables import as_csv
+    from macular.results.formats import as_csv
 
     latex, lines = shown["results.tables.Table"].latex(), as_csv(shown["results.tables.Table"])
     assert r"\frac" not in latex.replace(r"\textbackslash{}", "") and not re.search(

@@ -11,7 +11,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from macular.core import DataError, ParameterError
-from macular.results.simulate import Noise, expected, simulate
+from macular.results.simulate import Noise, detectable, deviation, expected, seeds_needed, simulate
 from macular.results.records import Record, from_lines
 from macular.results.statistics import (
     Effect,
@@ -19,14 +19,11 @@ from macular.results.statistics import (
     by_language,
     by_seed,
     common,
-    detectable,
-    deviation,
     difference,
     holm,
     item_differences,
     randomisation,
     resampled,
-    seeds_needed,
     select,
     summary,
 )
@@ -167,7 +164,7 @@ def test_where_nothing_varies_there_is_no_interval(x, y):
     found = difference(one_lang("a", x), one_lang("b", y))
     assert (
         np.isnan([found.low, found.high, found.p]).all()
-        and not found.separable
+        and not found.significant
         and found.verdict == "no interval"
         and "no interval" in str(found)
     )
@@ -195,11 +192,11 @@ def test_new_items_widen():
     assert np.isclose(large.high - large.points, stats.t.ppf(0.975, nu) * np.sqrt(se2 + d.var(ddof=1) / 200))
 
 
-def test_separable_is_zero_outside():
+def test_significant_is_zero_outside_the_interval():
     assert (
-        Effect(1, 0.1, 2, 0.04, "").separable
-        and Effect(-1, -2, -0.1, 0.04, "").separable
-        and not Effect(1, -0.1, 2, 0.06, "").separable
+        Effect(1, 0.1, 2, 0.04, "").significant
+        and Effect(-1, -2, -0.1, 0.04, "").significant
+        and not Effect(1, -0.1, 2, 0.06, "").significant
     )
 
 

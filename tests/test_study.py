@@ -80,7 +80,7 @@ def test_a_comparison_rests_on_the_seeds_that_both_have():
     assert sides(five, "macular", "mtl_ft") == {}
 
 
-def test_an_ablation_tells_separable_from_not():
+def test_an_ablation_tells_significant_from_not():
     "Shifted by five points with little noise, and by nothing"
 
     def shifted(r, by):
@@ -97,14 +97,15 @@ def test_an_ablation_tells_separable_from_not():
     less = [replace(shifted(first, -5 - w), seed=s, method="macular_wo_consistency") for s, w in enumerate(wobble)]
     same = [replace(shifted(first, -w), seed=s, method="macular_wo_lang_adv") for s, w in enumerate(wobble)]
     pairs = [("macular", "macular_wo_consistency"), ("macular", "macular_wo_lang_adv")]
-    _, effects = compared([*whole, *less, *same], pairs)
-    assert verdicts(effects) == ["separable", "not separable"]
+    found = compared([*whole, *less, *same], pairs)
+    assert verdicts({key: c.effect for key, c in found.items()}) == ["significant", "not significant"]
     table = ablation([*whole, *less, *same], *pairs)
-    assert [line[-1] for line in table.rows] == ["separable", "not separable"] and table.rows[0][-2].text().startswith(
+    assert [line[-1] for line in table.rows] == ["significant", "not significant"] and table.rows[0][-2].text().startswith(
         "+5.0"
     )
     said = reading([*whole, *less, *same], *pairs)
-    assert "separable: QAM +5.0" in said and "not separable: QAM +0.0" in said and "four times of five" in said
+    assert " significant: QAM +5.0" in said and "not significant: QAM +0.0" in said
+    assert "Holm over all 2 differences" in said and "Minimum detectable difference at 80 % power" in said
 
 
 def test_the_studys_notebook_plans_what_is_recorded():

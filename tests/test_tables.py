@@ -17,24 +17,20 @@ from macular.cli import main
 from macular.core import DataError, ParameterError
 from macular.results.simulate import simulate
 from macular.results.compare import checklist, compare
+from macular.results.formats import Cell, Table, as_csv, harmless, tex
 from macular.results.paper import published
 from macular.results.records import Record, from_lines, save
 from macular.results.statistics import difference, select
 from macular.results.tables import (
-    Cell,
-    Table,
     View,
-    as_csv,
     beside_paper,
     caption,
     cost,
     duration,
-    harmless,
     languages,
     overview,
     rows_of,
     selections,
-    tex,
 )
 
 LANGS = ("en", "de", "fr")
@@ -84,13 +80,13 @@ def test_means_spreads_and_marks_are_those_of_the_records(three):
     assert np.isclose(sds, np.std([r.accuracy["en_dev"]["en"] for r in three if r.method == "finetune"], ddof=1))
 
 
-def test_no_mark_without_a_separable_difference(three):
+def test_no_mark_without_a_significant_difference(three):
     close = select(three, method=["cosda_ml", "macular"])
     found = languages(close, View(against="cosda_ml"))
-    assert not difference(*(select(close, method=m) for m in ("macular", "cosda_ml"))).separable and all(
+    assert not difference(*(select(close, method=m) for m in ("macular", "cosda_ml"))).significant and all(
         c.mark == "" for c in found.rows[1][1:5]
     )
-    assert "without a mark: not separable" in found.caption
+    assert "without a mark: not significant" in found.caption
 
 
 def test_marks_are_corrected_over_a_row():
@@ -251,7 +247,7 @@ def test_the_caption_says_seeds_test_languages_selection_and_simulation():
         "seeds (0, 1, 2)",
         "XNLI test, 2 languages (en, de)",
         "Round selected on source-language dev",
-        "separable from Macular",
+        "difference from Macular significant at 95 %, Holm over",
         "Simulated records, no runs",
     ):
         assert said in text, said
@@ -409,7 +405,7 @@ def test_two_methods(three):
         and found.names == ("Macular", "Fine-tuning")
         and "over seeds; the records hold no items" in found.languages.caption
     )
-    assert "separably higher in 3 languages" in found.markdown() and set(found.settings) == {"method"}
+    assert "significantly higher in 3 languages" in found.markdown() and set(found.settings) == {"method"}
 
 
 def test_two_runs_speak_of_two_checkpoints():
@@ -474,7 +470,7 @@ def test_table_and_compare_from_the_command_line(three, tmp_path, capsys):
         == main(["compare", "macular", "finetune", "--runs", str(path)])
     )
     first, second = (part for part in capsys.readouterr().out.split("**Macular − Fine-tuning**")[1:])
-    assert first.strip() == second.strip() and "separable" in first
+    assert first.strip() == second.strip() and "significant" in first
 
 
 def test_a_rivals_file_from_the_command_line(tmp_path, capsys):

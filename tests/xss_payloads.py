@@ -178,7 +178,7 @@ def reprs() -> dict:
     from macular.jobs.search import Search
     from macular.train.config import Job, presets
     from macular.results.statistics import Effect
-    from macular.results.tables import Cell, Table
+    from macular.results.formats import Cell, Table
     from macular.data.tasks import Facts, Task
     from macular.ui.views import Picture
 

@@ -20,7 +20,8 @@ from ..results.figures import label
 from ..results.predictions import read
 from ..results.records import SELECTIONS, Record
 from ..results.statistics import by_seed, common, design, select
-from ..results.tables import SPREADS, Cell, Table, as_csv, beside_paper, languages, overview, rows_of, task_title
+from ..results.formats import Cell, Table, as_csv
+from ..results.tables import SPREADS, beside_paper, languages, overview, rows_of, task_title
 from ..results.tables import View as Choice
 from ..results.tables import selections as by_selection
 from ..results.tables import title as name_of
@@ -175,9 +176,9 @@ def _forest(found: Comparison):
     figure = Figure(figsize=(5, 0.26 * len(rows) + 0.8), dpi=85)
     ax = figure.subplots()
     for i, r in enumerate(rows):
-        separable = r[-1] == "separable"
+        significant = r[-1] == "significant"
         ax.plot([0, r[3].value], [i, i], color="grey", lw=1)
-        ax.plot(r[3].value, i, "o", color="#0072b2", markerfacecolor="#0072b2" if separable else "white")
+        ax.plot(r[3].value, i, "o", color="#0072b2", markerfacecolor="#0072b2" if significant else "white")
     ax.axvline(0, color="black", lw=0.8)
     ax.set(
         yticks=range(len(rows)),
