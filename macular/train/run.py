@@ -25,7 +25,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from ..core import DataError, resolve
 from ..data.backbones import backbone_origin, local_backbone, parameters
 from ..data.mini_world import Mini
-from ..data.readers import splits
+from ..data.layouts import splits
 from ..data.sources import File
 from ..data.tasks import Task, load
 from ..model.objective import terms
