@@ -24,6 +24,7 @@ MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.stem not in ("__init__", 
 TORCH_FREE = {
     "core",
     "store",
+    "data.layouts",
     "data.readers",
     "data.tasks",
     "data.sources",

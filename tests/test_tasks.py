@@ -8,7 +8,8 @@ import pytest
 from conftest import ROOT
 
 from macular.core import DataError, ParameterError
-from macular.data.readers import Layout, read_columns, read_rows
+from macular.data.layouts import Layout
+from macular.data.readers import read_columns, read_rows
 from macular.data.sources import File, Folder, Hub
 from macular.data.tasks import Task, facts, find, load, tasks
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from ..core import MacularError, literal, resolve, table
 from .download import downloads, licence_label, licensed
+from .layouts import archives, splits
 from .lexicon import Lexicon
-from .readers import splits
-from .sources import Folder, archives
+from .sources import Folder
 from .tasks import facts, find, load, tasks
 
 # %% ../../nbs/data/09_check.ipynb #8355ee5c

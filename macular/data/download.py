@@ -19,8 +19,9 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from ..core import DataError, EnvironmentProblem, MacularError, ParameterError, StorageError, resolve, unknown
+from .layouts import splits
 from .lexicon import MUSE, Lexicon, read_pairs
-from .readers import read_columns, splits
+from .readers import read_columns
 from .sources import Folder, Hub
 from .tasks import load, tasks
 from ..store import lock, put, read_json, sha256, write_bytes, write_json

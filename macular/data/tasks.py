@@ -13,7 +13,8 @@ from collections import Counter
 from dataclasses import MISSING, dataclass, fields
 
 from ..core import DataError, ParameterError, Registry, resolve, table, unknown
-from .readers import content, splits
+from .layouts import splits
+from .readers import content
 from .sources import File, Hub
 
 # %% ../../nbs/data/03_tasks.ipynb #1ef74bca

@@ -15,7 +15,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from ..core import DataError, ParameterError, table, unknown
-from ..data.sources import archives, hub_layouts
+from ..data.layouts import archives, hub_layouts
 from ..data.tasks import Task, find
 from ..results.records import located, record
 from ..results.statistics import LEVEL, summary

@@ -24,7 +24,8 @@ from ..jobs.rerun import refuse_student, reopen
 from ..model.objective import term
 from ..results.records import Record, record
 from ..results.statistics import LEVEL, common, design, resampled
-from ..results.tables import Cell, Table, task_title, title
+from ..results.formats import Cell, Table
+from ..results.tables import task_title, title
 from ..results.timing import Spread, machine, race, ratio
 from ..text.code_switch import CodeSwitch
 from ..text.encode import Views, features

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from ..core import DataError, ParameterError, resolve, unknown
-from ..data.sources import archives
+from ..data.layouts import archives
 from ..data.tasks import find, tasks
 from .records import Record, from_lines, marked, record
 

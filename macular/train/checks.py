@@ -17,7 +17,8 @@ from pathlib import Path
 
 from ..core import DataError, EnvironmentProblem, first_line, shown
 from ..data.lexicon import count_words
-from ..data.readers import SEEN, splits
+from ..data.readers import SEEN
+from ..data.layouts import splits
 from ..data.sources import File
 from ..data.tasks import load
 from ..model.objective import terms
