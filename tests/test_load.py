@@ -32,7 +32,7 @@ from macular import cli, plots, workbench
 from macular.results.timing import fresh
 from macular.core import DataError
 from macular.jobs.engines import compute
-from macular.jobs.plan import place, silence
+from macular.jobs.plan import heartbeat_age, place
 from macular.data.mini_world import Mini
 from macular.results.figures import curves, history, rounds_of
 from macular.train.run import run
@@ -639,7 +639,7 @@ def test_a_worker_that_is_stopped_is_shown_as_silent(tmp_path, monkeypatch, caps
         for path in place(first).iterdir():
             os.utime(path, (time.time() - 300,) * 2)
         assert (
-            silence(first) >= 300
+            heartbeat_age(first) >= 300
             and f"silent for 5.0 min: process {read_json(place(first) / 'state.json')['pid']} on " in told()
             and told().count("silent") == 1
         )
@@ -656,9 +656,9 @@ def test_a_step_is_a_sign_of_life(tmp_path, monkeypatch):
     def fake(job, watch):
         log = place(job) / "log.txt"
         os.utime(log, (time.time() - 100,) * 2)
-        seen.append(silence(job))
+        seen.append(heartbeat_age(job))
         watch("step", {"step": 1})
-        seen.append(silence(job))
+        seen.append(heartbeat_age(job))
         return SimpleNamespace(folder=place(job))
 
     monkeypatch.setattr("macular.train.run.run", fake)
