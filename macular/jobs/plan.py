@@ -49,11 +49,8 @@ def _values(name, value):
     return value
 
 # %% ../../nbs/jobs/01_plan.ipynb #7c8e898e
-def typed(
-    name: str,  # of a parameter
-    text: str,  # as in a CSV file or on a command line
-):  # a number for a numeric parameter; text that is no number is returned as it is, and `check` refuses it
-    "Convert a parameter's value from text"
+def typed(name: str, text: str):  # a number for a numeric parameter, if the text is one; else the text
+    "Convert a parameter's value from text, as in a CSV file or on a command line"
     if name == "deterministic" and text.lower() in ("true", "false"):
         return text.lower() == "true"
     if name not in RANGES:
@@ -102,7 +99,7 @@ def rows(
         if not path.exists():
             raise DataError(f"there is no file {plan}")
         plan = readers[path.suffix](path)
-    elif hasattr(plan, "to_dict"):
+    elif hasattr(plan, "to_dict"):  # an empty cell of a data frame is NaN
         plan = [_without_nan(record) for record in plan.to_dict("records")]
     found = []
     for grid in [plan] if isinstance(plan, (Mapping, Job)) else plan:
@@ -120,13 +117,11 @@ class _Stage:
 
     key: str  # equal for equal trainings of one plan
     row: Method
-    tasks: tuple[str, ...]  # it learns from
+    tasks: tuple[str, ...]
 
 
-def stages(
-    job: Job,  # with a preset
-) -> list[_Stage]:  # stage 1 first; a `DataError` where data, dictionaries, near-synonyms or trees are missing
-    "List the trainings of a job, of all its seeds"
+def stages(job: Job) -> list[_Stage]:  # stage 1 first
+    "List the trainings of a job, of all its seeds; a `DataError` where data, dictionaries or trees are missing"
     job = fill(job)
     method, found = row(job), []
     for seed in seeds(job, method):
@@ -190,17 +185,13 @@ def last_state(job: Job) -> dict:  # state, attempts, started, seconds, and fold
     return found
 
 
-def heartbeat_age(
-    job: Job,  # that runs
-) -> float:
-    "Return the seconds since a job last wrote into its folder"
+def heartbeat_age(job: Job) -> float:
+    "Return the seconds since a running job last wrote into its folder"
     written = [p.stat().st_mtime for p in place(job).glob("[!.]*") if p.is_file()]
     return time.time() - max(written, default=time.time())
 
 # %% ../../nbs/jobs/01_plan.ipynb #5bff3702
-def asked(
-    folder: Path,  # of a result
-) -> dict:  # a job's parameters
+def asked(folder: Path) -> dict:  # parameter -> value
     "Return the parameters of the job that wrote a result"
     names, environment = {f.name for f in fields(Job)}, read_json(folder / "environment.json")
     paths = {name: value for name, value in environment.items() if name in names}
@@ -210,9 +201,7 @@ def asked(
 ALIKE = "cosda_ml"  # the method whose parameters are those of a student of `macular.deploy.distill`
 
 
-def job_of(
-    folder: Path,  # of a result
-) -> Job:  # checked
+def job_of(folder: Path) -> Job:  # checked
     "Return the job that wrote a result; a student's method is not a registered one"
     said = asked(folder)
     if said.pop("teacher", None) is None:
@@ -225,19 +214,14 @@ _SIZE = ["preset", "backbone", "data_dir", "batch_size", "rounds"]
 _SIZE += ["max_length", "max_train", "pool", "accumulation", "word_rate"]
 
 
-def _size(
-    what: tuple,  # of a training its method and tasks; of scoring the task, the method and the languages
-    parameters: Mapping,  # of a job, filled
-) -> str:
+def _size(what: tuple, parameters: Mapping) -> str:  # `what`: the method and tasks of a training, say
     "Return a key that is equal for computations that take equally long"
     decisive = {name: parameters[name] for name in _SIZE}
     return key(what, decisive | {"backbone": Path(parameters["backbone"]).name})
 
 # %% ../../nbs/jobs/01_plan.ipynb #60272198
-def _measured(
-    out,  # a folder of results
-) -> dict:  # size -> [(seconds, device)]
-    "Collect the times of finished trainings and scorings"
+def _measured(out) -> dict:  # size -> [(seconds, device)]
+    "Collect the times of finished trainings and scorings in a folder of results"
     found, seen = defaultdict(list), set()
     for result in sorted(resolve(out).glob("*/result.json")):
         if not (result.parent / "environment.json").exists():
@@ -325,9 +309,7 @@ def _grouped(pairs):
     return dict(found)
 
 # %% ../../nbs/jobs/01_plan.ipynb #fa6cbd50
-def jobs_to_run_first(
-    chains: list[list[_Stage]],  # the trainings of each job
-) -> set[int]:  # positions in `chains`
+def jobs_to_run_first(chains: list[list[_Stage]]) -> set[int]:  # of each job's trainings; positions of jobs
     "Choose for each training that several jobs share the job that runs it"
     users = _grouped((i, stage.key) for i, chain in enumerate(chains) for stage in chain)
     shared = [positions for positions in users.values() if len(positions) > 1]
