@@ -15,7 +15,7 @@ from conftest import ROOT
 
 from macular.core import DataError, EnvironmentProblem, ParameterError, StorageError
 from macular.jobs.engines import Here, Processes, Ray, attempt, found, sweep
-from macular.jobs.plan import Plan, asked, leaders, plan, remaining, rows, stages, state, summary
+from macular.jobs.plan import Plan, asked, jobs_to_run_first, plan, remaining, rows, stages, state, summary
 from macular.train.resolve import identity, place
 from macular.jobs.rerun import compare_runs, rerun
 from macular.jobs.search import GRIDS, best, dev_accuracy, paper_search, read_search
@@ -205,7 +205,7 @@ def test_two_jobs_share_a_training_here_exactly_if_they_do_in_the_store():
     assert len(set(here)) < len(here) - 10
 
 
-def test_leaders_come_first_and_followers_last():
+def test_jobs_that_train_for_others_come_first_and_followers_last():
     common = {"preset": "mini", "task": "pawsx"}
     jobs = plan(
         [
@@ -222,7 +222,7 @@ def test_leaders_come_first_and_followers_last():
         ("macular_wo_consistency", 0),
         ("macular_wo_consistency", 1),
     ]
-    assert leaders(jobs.trainings) == {
+    assert jobs_to_run_first(jobs.trainings) == {
         0,
         1,
     } and "7 distinct trainings, where every job alone would make 10; jobs 1 to 2 make what others share." in str(jobs)

@@ -34,8 +34,8 @@ from macular.ui import views as notebook_views
 from macular.results.timing import fresh
 from macular.core import DataError
 from macular.jobs.engines import compute
+from macular.jobs.plan import heartbeat_age
 from macular.train.resolve import place
-from macular.jobs.plan import silence
 from macular.data.mini_world import Mini
 from macular.results.figures import curves, history, rounds_of
 from macular.train.run import run
@@ -650,7 +650,7 @@ def test_a_worker_that_is_stopped_is_shown_as_silent(tmp_path, monkeypatch, caps
         for path in place(first).iterdir():
             os.utime(path, (time.time() - 300,) * 2)
         assert (
-            silence(first) >= 300
+            heartbeat_age(first) >= 300
             and f"silent for 5.0 min: process {read_json(place(first) / 'state.json')['pid']} on " in told()
             and told().count("silent") == 1
         )
@@ -667,9 +667,9 @@ def test_a_step_is_a_sign_of_life(tmp_path, monkeypatch):
     def fake(job, watch):
         log = place(job) / "log.txt"
         os.utime(log, (time.time() - 100,) * 2)
-        seen.append(silence(job))
+        seen.append(heartbeat_age(job))
         watch("step", {"step": 1})
-        seen.append(silence(job))
+        seen.append(heartbeat_age(job))
         return SimpleNamespace(folder=place(job))
 
     monkeypatch.setattr("macular.train.run.run", fake)

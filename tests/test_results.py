@@ -315,13 +315,13 @@ def test_a_runs_name_below_runs_is_enough(job, tmp_path, monkeypatch, capsys):
     "For rerun and what a run is taken by, and for tables and comparisons"
     from macular.deploy.card import result_of
     from macular.cli import main
-    from macular.jobs.rerun import finished
+    from macular.jobs.rerun import _finished_run
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").symlink_to(job.folder.parent)
     name, elsewhere = job.folder.name, "0123456789abcdef"
     assert (
-        finished(name).resolve() == result_of(name).folder.resolve() == job.folder.resolve()
+        _finished_run(name).resolve() == result_of(name).folder.resolve() == job.folder.resolve()
         and located(elsewhere) is None
     )
     assert main(["table", name, "--by", "languages"]) == 0 and "| Fine-tuning |" in capsys.readouterr().out

@@ -205,7 +205,7 @@ def reprs() -> dict:
         replace(macular, title=" ".join(PAYLOADS)),
         progress,
         compare.Comparison((one, other), Effect(1.0, 0.5, 1.5, 0.01, " ".join(PAYLOADS)), table, every, PAYLOADS),
-        rerun.Comparison((one, other), (1, 2), False, Difference(every), Difference(every)),
+        rerun.RunComparison((one, other), (1, 2), False, Difference(every), Difference(every)),
         records()[0],
         Search({"task": "xnli", "preset": "mini", "method": "finetune"}, ({p: [p] for p in PAYLOADS},)),
         Job(**parameters),
