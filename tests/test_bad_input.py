@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from macular.core import DataError, EnvironmentProblem, MacularError, ParameterError
+from macular.core import DataError, SetupError, MacularError, ParameterError
 from macular.train.config import check, from_notebook
 
 A, W = "accepted", "accepted, and said"
@@ -919,15 +919,15 @@ def test_P38_a_pointer_in_place_of_the_weights(tmp_path):
 
     pointer(tmp_path / "net")
     with pytest.raises(
-        EnvironmentProblem,
+        SetupError,
         match=r"net/model.safetensors \(13\d bytes\) is no safetensors file; is it a Git LFS pointer\? Fetch it with git lfs pull",
     ):
         parameters(tmp_path / "net")
-    with pytest.raises(EnvironmentProblem, match="cannot load the backbone"):
+    with pytest.raises(SetupError, match="cannot load the backbone"):
         load_encoder(tmp_path / "net", 0)
     for head in (b"", b"\x02", (2).to_bytes(8, "little") + b"[]", (2).to_bytes(8, "little") + b"{x"):
         (tmp_path / "net" / "model.safetensors").write_bytes(head)
-        with pytest.raises(EnvironmentProblem, match="is no safetensors file"):
+        with pytest.raises(SetupError, match="is no safetensors file"):
             parameters(tmp_path / "net")
     assert parameters(backbone("mini-bert")) > 1_000_000
 
@@ -947,7 +947,7 @@ def test_P38_an_error_without_a_text(outcome, monkeypatch, where):
         raise TimeoutError
 
     monkeypatch.setattr(where, fails)
-    with pytest.raises(EnvironmentProblem, match="TimeoutError"):
+    with pytest.raises(SetupError, match="TimeoutError"):
         if "Model" in where:
             load_encoder("some/net", 0)
         else:
@@ -964,7 +964,7 @@ def test_P38_a_tokenizer_of_another_network(outcome, tmp_path):
         outcome,
         {"net": make},
         dict(backbone=str(tmp_path / "net")),
-        EnvironmentProblem,
+        SetupError,
         ("embeddings for 100 tokens", "do not belong together"),
     )
 
@@ -989,7 +989,7 @@ def test_E01_no_network_and_no_cache(outcome, cached):
         outcome,
         {},
         dict(backbone="some/net"),
-        EnvironmentProblem,
+        SetupError,
         ("cannot fetch the backbone 'some/net'", "give a folder with its files"),
     )
 
@@ -999,7 +999,7 @@ def test_E02_half_a_backbone_in_the_cache(outcome, cached):
         outcome,
         {"cache/some--net/0123": without("model.safetensors")},
         dict(backbone="some/net"),
-        EnvironmentProblem,
+        SetupError,
         ("a part only", "lacks model.safetensors", "Go online once"),
     )
 
@@ -1018,7 +1018,7 @@ def test_E02_half_of_the_shards_of_a_backbone(outcome, cached):
         outcome,
         {"cache/some--net/0123": make},
         dict(backbone="some/net"),
-        EnvironmentProblem,
+        SetupError,
         ("lacks model-00002-of-00002.safetensors",),
     )
 
@@ -1031,7 +1031,7 @@ def test_E02_half_of_the_rows_in_the_cache(cached):
     parquet(
         [{"premise": "a", "hypothesis": "b", "label": i} for i in range(3)], ["entailment", "neutral", "contradiction"]
     )(path / "train-00000-of-00004.parquet")
-    with pytest.raises(EnvironmentProblem, match="1 of 4 files are in the hub's cache; rows would be missing"):
+    with pytest.raises(SetupError, match="1 of 4 files are in the hub's cache; rows would be missing"):
         load("xnli", "train", source=Hub())
     with pytest.raises(DataError, match="or it is not in the hub's cache and the network is off"):
         load("xnli", "dev", "de", source=Hub())
@@ -1058,7 +1058,7 @@ def test_E07_memory_that_runs_out_names_the_setting(tmp_path, monkeypatch, error
     monkeypatch.setattr(macular.train.run, "train", train)
     world(tmp_path, {})
     with pytest.raises(
-        EnvironmentProblem, match="max_length or precision=bf16; where it was training, accumulation=2"
+        SetupError, match="max_length or precision=bf16; where it was training, accumulation=2"
     ) as raised:
         macular.train.run.run(
             check(
@@ -1078,7 +1078,7 @@ def test_E06_memory_in_a_step_names_the_portions():
     import torch
     from macular.train.trainer import _memory
 
-    with pytest.raises(EnvironmentProblem, match="accumulation=2.*same mathematics"):
+    with pytest.raises(SetupError, match="accumulation=2.*same mathematics"):
         with _memory({}):
             raise torch.OutOfMemoryError("CUDA out of memory")
 

@@ -16,7 +16,7 @@ from conftest import ROOT
 
 import macular.cli
 from macular.cli import app, main, names, read_table
-from macular.core import DataError, EnvironmentProblem, NumericError, ParameterError
+from macular.core import DataError, SetupError, NumericError, ParameterError
 from macular.jobs.plan import plan, state
 from macular.train.config import Job, check
 from macular.store import write_json
@@ -148,7 +148,7 @@ def test_exit_codes(words, code, tmp_path, no_kernel):
 
 
 @pytest.mark.parametrize(
-    "error,code", [(ParameterError, 2), (DataError, 3), (EnvironmentProblem, 4), (NumericError, 6)]
+    "error,code", [(ParameterError, 2), (DataError, 3), (SetupError, 4), (NumericError, 6)]
 )
 def test_a_failed_sweep_ends_with_the_code_of_its_failures(error, code, tmp_path, monkeypatch, capsys):
     def do(job):

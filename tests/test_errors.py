@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 import macular.train.failures
 from macular.core import (
     DataError,
-    EnvironmentProblem,
+    SetupError,
     MacularError,
     NumericError,
     ParameterError,
@@ -30,7 +30,7 @@ from macular.data.readers import read_columns
 from macular.train.config import Job, check, fill
 from macular.store import read_json
 
-KINDS = (MacularError, ParameterError, DataError, EnvironmentProblem, StorageError, NumericError)
+KINDS = (MacularError, ParameterError, DataError, SetupError, StorageError, NumericError)
 TEXT = st.text(st.characters(), max_size=300) | st.builds(
     lambda t, n: t * n, st.text(st.characters(), max_size=30), st.integers(0, 3000)
 )  # surrogates, too
@@ -53,6 +53,7 @@ def test_one_hierarchy():
         error_class("DataError") is DataError
         and error_class("Died") is Died
         and error_class("ValueError") is MacularError
+        and error_class("EnvironmentProblem") is SetupError
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, strategies as st
 
-from macular.core import DataError, EnvironmentProblem, ParameterError
+from macular.core import DataError, SetupError, ParameterError
 from macular.data.lexicon import CHUNK, MUSE, Lexicon, count_words, read_file, read_pairs, split
 
 ROOT = Path(__file__).parents[1]
@@ -287,7 +287,7 @@ def test_identity():
 
 def test_simplify_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "opencc", None)
-    with pytest.raises(EnvironmentProblem, match=r"macular\[zh\]"):
+    with pytest.raises(SetupError, match=r"macular\[zh\]"):
         Lexicon({"zh": {"still": "還"}}).simplify()
     assert Lexicon({"de": {"dog": "Hund"}}).simplify().langs == ("de",)  # nothing to convert, nothing needed
 

@@ -11,7 +11,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import toy
 from macular.text.code_switch import CodeSwitch
-from macular.core import DataError, EnvironmentProblem, MacularError
+from macular.core import DataError, SetupError, MacularError
 from macular.train.methods import Readings, methods
 from macular.model.objective import Objective
 from macular.train.trainer import Loop, Phase, fit
@@ -577,7 +577,7 @@ def test_out_of_memory_says_what_takes_less(error, portions, says):
         raise error
 
     built = toy.made(methods["finetune"], toy.material("toy3"), toy.recipe(accumulation=portions))
-    with pytest.raises(EnvironmentProblem, match=says):
+    with pytest.raises(SetupError, match=says):
         fit([replace(built.phases[0], loss=fail)], Loop(1))
 
 

@@ -717,14 +717,14 @@ def test_another_trainings_state_is_neither_read_nor_removed(tmp_path):
 def test_another_number_of_threads(tmp_path):
     "Two instead of one: refused by both numbers; asked for, it is remarked on, and the remark stays"
     import torch
-    from macular.core import EnvironmentProblem
+    from macular.core import SetupError
     from macular.train.checkpoints import remarks
 
     trained(tmp_path, stop=8)
     before, threads = files(tmp_path), torch.get_num_threads()
     torch.set_num_threads(threads + 1)
     try:
-        with pytest.raises(EnvironmentProblem, match=f"threads {threads}, here {threads + 1}.*MACULAR_INEXACT"):
+        with pytest.raises(SetupError, match=f"threads {threads}, here {threads + 1}.*MACULAR_INEXACT"):
             trained(tmp_path)
         assert files(tmp_path) == before and remarks(tmp_path) == []
         assert trained(tmp_path, stop=12, exact=False)[0] == 9

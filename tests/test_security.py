@@ -435,7 +435,7 @@ def test_escaping_cannot_be_undone_by_what_stands_before():
             and not any(":" in link and not link.startswith("http") for link in found.links)
             and "img" not in found.tags
         ), text
-    assert table([{"a": "[00_core](00_core.ipynb)"}]).endswith("| [00_core](00_core.ipynb) |")
+    assert table([{"a": "[01_core](01_core.ipynb)"}]).endswith("| [01_core](01_core.ipynb) |")
 
 
 def test_figures_of_names_with_formulas(tmp_path):

@@ -11,7 +11,7 @@ import json
 import math
 from pathlib import Path
 
-from ..core import DataError, EnvironmentProblem, first_line, resolve
+from ..core import DataError, SetupError, first_line, resolve
 from .mini_world import backbone as mini_backbone
 from ..store import sha256
 
@@ -76,18 +76,18 @@ def backbone_folder(
     if (here := local_backbone(name)) is not None:
         return refuse_code(here)
     if name.startswith((".", "/", "~")):
-        raise EnvironmentProblem(f"there is no folder '{name}' with a backbone")
+        raise SetupError(f"there is no folder '{name}' with a backbone")
     from huggingface_hub import snapshot_download
 
     try:
         folder = Path(snapshot_download(name, allow_patterns=[*FILES, "README.md"]))  # where the licence stands
     except Exception as e:
-        raise EnvironmentProblem(
+        raise SetupError(
             f"cannot fetch the backbone '{name}': {first_line(e)}\n"
             "Check the name and the network, or give a folder with its files."
         ) from e
     if lost := lacking(folder):
-        raise EnvironmentProblem(
+        raise SetupError(
             f"of the backbone '{name}' the hub's cache has a part only; it lacks {', '.join(lost)}.\nGo online once to fetch the rest, or give a folder with its files."
         )
     return refuse_code(folder)
@@ -124,7 +124,7 @@ def _head(path):
             head = None
     if isinstance(head, dict):
         return head
-    raise EnvironmentProblem(
+    raise SetupError(
         f"{path.parent.name}/{path.name} ({size:,} bytes) is no safetensors file; is it a Git LFS pointer? Fetch it with git lfs pull, or fetch the backbone again."
     )
 
@@ -137,7 +137,7 @@ def parameters(
     for path in Path(folder).glob("*.safetensors"):
         total += sum(math.prod(tensor["shape"]) for name, tensor in _head(path).items() if name != "__metadata__")
     if not total:
-        raise EnvironmentProblem(
+        raise SetupError(
             f"the backbone {Path(folder).name} has no .safetensors file; other formats are not read"
         )
     return total

@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 
 from macular.core import (
     DataError,
-    EnvironmentProblem,
+    SetupError,
     MacularError,
     ParameterError,
     StorageError,
@@ -247,7 +247,7 @@ def _get(name, part, folder):
                 source = next(iter(sums))
                 _settle(part, source, aside, folder, files, sums)
                 return dict(files=files, rows=rows, source=source)
-    raise EnvironmentProblem(
+    raise SetupError(
         "\n".join([f"no source gave {part.keep[0]}:", *failed, f"Try again later. {part.by_hand}"])
     )
 

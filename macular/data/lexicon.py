@@ -16,7 +16,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from types import MappingProxyType
 
-from ..core import DataError, EnvironmentProblem, ParameterError, key, permutation, resolve, table, unknown
+from ..core import DataError, SetupError, ParameterError, key, permutation, resolve, table, unknown
 from .readers import content
 from ..store import sha256
 
@@ -304,7 +304,7 @@ def _simplify(lexicon):
     try:
         from opencc import OpenCC
     except ImportError as e:
-        raise EnvironmentProblem(
+        raise SetupError(
             "simplified Chinese needs the package OpenCC.\nInstall the extra: pip install 'macular[zh]'"
         ) from e
     convert = OpenCC("t2s").convert

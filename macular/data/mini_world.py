@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, replace
 from functools import cache, lru_cache
 from pathlib import Path
 
-from ..core import EnvironmentProblem, ParameterError, unknown
+from ..core import SetupError, ParameterError, unknown
 from .lexicon import Lexicon
 from .readers import as_dataset
 from macular.data.scenes import (
@@ -410,7 +410,7 @@ def backbone(
     if name not in names:
         raise ParameterError(unknown("backbone of the mini world", name, names))
     if not (DATA / name / "config.json").is_file():
-        raise EnvironmentProblem(
+        raise SetupError(
             f"the package was installed without its data folder {name}. Install it again, or make it with nbs/pretrain.ipynb."
         )
     return DATA / name

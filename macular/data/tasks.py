@@ -18,7 +18,7 @@ import numpy as np
 
 from macular.core import (
     DataError,
-    EnvironmentProblem,
+    SetupError,
     ParameterError,
     Registry,
     mix,
@@ -434,7 +434,7 @@ def _all_shards(paths, what, task):
     "A data set in several files, of which an interrupted download leaves some"
     whole = max(int(m[1]) if (m := re.search(r"-of-0*(\d+)\.", p.name)) else 1 for p in paths)
     if len(paths) < whole:
-        raise EnvironmentProblem(
+        raise SetupError(
             f"of {what} {len(paths)} of {whole} files are in the hub's cache; rows would be missing. Online, `macular data fetch {task}` stores them all."
         )
 
@@ -459,7 +459,7 @@ class Hub(Files):
                 snapshot_download(repo, repo_type="dataset", revision=self.revisions.get(repo), allow_patterns=[wanted])
             )
         except Exception as e:  # whatever the client of the hub raises, the wanted file is not to be had
-            raise EnvironmentProblem(
+            raise SetupError(
                 f"{wanted} of the data set {repo} is neither in the hub's cache nor to be had now: {type(e).__name__}: "
                 f"{str(e)[:300]}\nOnline, `macular data fetch {task.name}` stores it; or give a local folder as data_dir."
             ) from e

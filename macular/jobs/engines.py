@@ -24,7 +24,7 @@ from signal import SIG_IGN, SIGINT, SIGTERM, signal
 from socket import create_connection
 from threading import Thread
 
-from ..core import EnvironmentProblem, MacularError, ParameterError, StorageError, error_class, resolve, root
+from ..core import SetupError, MacularError, ParameterError, StorageError, error_class, resolve, root
 from ..interrupts import Listening
 from .plan import Plan, asked, changed, lasting, noted, state
 from ..store import append_text, lock, write_bytes, write_json
@@ -52,7 +52,7 @@ def compute(
     return run(job, watch).folder
 
 # %% ../../nbs/jobs/02_engines.ipynb #76aeff8f
-class Died(EnvironmentProblem):
+class Died(SetupError):
     "The process or kernel that did a job was killed"
 
 
@@ -64,7 +64,7 @@ def run_notebook(
     "Do a job as `train.ipynb`, through papermill; its errors are raised here. A signal to end goes to the kernel, which saves first"
     notebook = root() / "nbs" / "train.ipynb"
     if not notebook.exists():
-        raise EnvironmentProblem(f"there is no {notebook}; run this inside a clone of the repository")
+        raise SetupError(f"there is no {notebook}; run this inside a clone of the repository")
     if Path(output).resolve() == notebook.resolve():
         raise ParameterError(
             f"the report would replace {notebook.name} itself. Give it another path, such as runs/{job.task}.ipynb."
@@ -312,7 +312,7 @@ class Ray:
         for name, wanted in (("CPU", self.cpus), ("GPU", gpus)):
             there = ray.cluster_resources().get(name, 0)
             if wanted > there:
-                raise EnvironmentProblem(
+                raise SetupError(
                     f"a job is to take {wanted:g} {name}, and the cluster has {there:g}; it would wait for ever"
                 )
         try:
@@ -326,7 +326,7 @@ def _connected(engine):
     try:
         import ray
     except ImportError as e:
-        raise EnvironmentProblem(
+        raise SetupError(
             'Ray is not installed. In the clone: pip install -c constraints.txt -e ".[cluster]"'
         ) from e
     before, own = (
@@ -339,7 +339,7 @@ def _connected(engine):
         if not before:
             ray.init(address=engine.address, log_to_driver=False, logging_level="error", **own)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as e:
-        raise EnvironmentProblem(
+        raise SetupError(
             f"cannot reach a Ray cluster: {next(iter(str(e).splitlines()), type(e).__name__)[:300]}"
         ) from e
     return ray, before
@@ -366,7 +366,7 @@ class _Cluster:
 
 def _in(job, work, folder):
     if not Path(folder).is_dir():
-        raise EnvironmentProblem(
+        raise SetupError(
             f"{platform.node()} has no folder {folder}; all machines must see the project in one place"
         )
     os.chdir(folder)

@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..core import EnvironmentProblem, ParameterError, permutation
+from ..core import SetupError, ParameterError, permutation
 from ..model.modules import Encoder
 from ..store import read_json, write_json
 
@@ -186,7 +186,7 @@ def fresh(
         [sys.executable, "-c", first + program + last, json.dumps(given)], capture_output=True, text=True
     )
     if done.returncode:
-        raise EnvironmentProblem(
+        raise SetupError(
             f"a program that was to be measured failed: {done.stderr.strip().splitlines()[-1][:300]}"
         )
     result, mb = json.loads(done.stdout.splitlines()[-1])

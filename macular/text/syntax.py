@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core import DataError, EnvironmentProblem, resolve
+from ..core import DataError, SetupError, resolve
 from ..data.lexicon import CHUNK
 from ..data.readers import content
 from ..data.tasks import Task
@@ -276,7 +276,7 @@ def parse(
     try:
         import stanza
     except ImportError as e:
-        raise EnvironmentProblem(
+        raise SetupError(
             "parsing needs the package Stanza.\nInstall the extra: pip install 'macular[trees]'; or use any parser that writes CoNLL-U."
         ) from e
     say = stanza.Pipeline(lang, processors="tokenize,mwt,pos,lemma,depparse", verbose=False)

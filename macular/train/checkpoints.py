@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ..core import EnvironmentProblem, StorageError, diff
+from ..core import SetupError, StorageError, diff
 from ..store import append, clear, newest, read_json, staged, write_json
 
 # %% ../../nbs/train/06_checkpoints.ipynb #36a8b615
@@ -130,7 +130,7 @@ class Checkpoints:
         self.at = time.monotonic()
 
     def restore(self) -> tuple[int, list, dict]:  # steps done, rounds done, record of the round under way
-        "Go on from the newest state that is what was written; raises `StorageError` for another training's, `EnvironmentProblem` for another machine's"
+        "Go on from the newest state that is what was written; raises `StorageError` for another training's, `SetupError` for another machine's"
         clear(self.folder)
         state, there = newest(self.folder, "state"), self.states()
         if there and there[-1] != state:
@@ -202,7 +202,7 @@ def _fits(kept, position) -> list[str]:  # remarks
         )
     step, other = position["step"], diff(position.get("machine", kept.machine), kept.machine)
     if other and kept.loop.exact:
-        raise EnvironmentProblem(
+        raise SetupError(
             f"{kept.folder} was trained up to step {step} elsewhere: {_said(other)}. From here on it would not be, bit for bit, what one machine makes. Go on there, or here "
             "in the same way (threads: OMP_NUM_THREADS), or with MACULAR_INEXACT=1 in the environment, and the result will say so. To begin anew, delete the folder."
         )

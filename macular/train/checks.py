@@ -14,7 +14,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..core import DataError, EnvironmentProblem, first_line, shown
+from ..core import DataError, SetupError, first_line, shown
 from ..data.lexicon import count_words
 from ..data.readers import SEEN
 from .config import beneath
@@ -257,11 +257,11 @@ def odd_tokens(
         config = json.loads((folder / "config.json").read_bytes())
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as e:
-        raise EnvironmentProblem(
+        raise SetupError(
             f"the tokenizer or config.json of the backbone '{Path(data.job.backbone).name}' cannot be read: {first_line(e)}\nGive a folder made with save_pretrained, or fetch it again."
         ) from e
     if len(tokenizer) > (n := config.get("vocab_size", len(tokenizer))):
-        raise EnvironmentProblem(
+        raise SetupError(
             f"the backbone '{Path(data.job.backbone).name}' has embeddings for {n:,} tokens, and its tokenizer gives {len(tokenizer):,}; they do not belong together.\nGive a folder with the network and its own tokenizer."
         )
     rates = {}

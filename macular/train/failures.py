@@ -15,7 +15,7 @@ from functools import wraps
 from inspect import signature
 from pathlib import Path
 
-from ..core import EnvironmentProblem, MacularError, ParameterError, Stopped, brief, key, resolve, root
+from ..core import SetupError, MacularError, ParameterError, Stopped, brief, key, resolve, root
 from ..store import sha256, write_json
 from .config import ALGORITHM, Job, check, extend, fill
 
@@ -100,7 +100,7 @@ def memory(
     ):
         return error
     at = ", ".join(f"{k} {v}" for k, v in where.items()) or "before the training"
-    return EnvironmentProblem(
+    return SetupError(
         f"memory ran out ({at}). What was trained is kept.\nGive the same command with a shorter max_length or precision=bf16; where it was training, accumulation=2 does, with the same mathematics."
     )
 

@@ -20,7 +20,7 @@ from accelerate.utils import send_to_device
 from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from ..core import EnvironmentProblem, NumericError, Stopped, StorageError, mix
+from ..core import SetupError, NumericError, Stopped, StorageError, mix
 from ..interrupts import Listening
 from ..store import write_bytes, write_json
 from .checkpoints import Checkpoints
@@ -123,7 +123,7 @@ def _memory(batch):
         ):
             raise
         n = len(batch) if isinstance(batch, list) else 1
-        raise EnvironmentProblem(
+        raise SetupError(
             f"a step does not fit into memory {f'in {n} portions' if n > 1 else 'at once'}. Say accumulation={2 * n}: the same batch in {2 * n} portions, one after the "
             "other, with the same mathematics, as their gradients are added up; only dropout falls elsewhere. Or take precision bf16, or a shorter max_length."
         ) from e
