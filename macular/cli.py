@@ -19,7 +19,7 @@ from .core import MacularError, ParameterError, key, root, table, unknown
 from .data.download import check as check_data
 from .data.download import fetch as fetch_data
 from .data.tasks import tasks
-from .deploy.texts import TEXTS, new_file, predict_texts, read_texts, write_table
+from .deploy.texts import TEXTS, new_file, predict_texts, read_texts, write_predictions
 from .interrupts import ending
 from .jobs.engines import compute, report, run_notebook, sweep
 from .jobs.plan import command
@@ -276,7 +276,7 @@ def _predict(
     if to:
         new_file(to)  # refuses a file that exists before anything is computed
     frame = predict_texts(read_texts(file, columns, keep), folder, columns)
-    print(f"{len(frame):,} rows in {write_table(frame, to)}\n" if to else frame.to_csv(index=False), end="")
+    print(f"{len(frame):,} rows in {write_predictions(frame, to)}\n" if to else frame.to_csv(index=False), end="")
 
 # %% ../nbs/99_cli.ipynb #97d464c2
 @app.command("distill")
