@@ -17,8 +17,9 @@ from pathlib import Path
 
 from typer import Context
 
-from .core import ParameterError, resolve, root, unknown
+from .core import resolve, root
 from .data.tasks import tasks
+from .exceptions import ParameterError, unknown
 from .jobs.engines import Here, Processes, Ray
 from .jobs.plan import plan, typed
 from .jobs.search import read_search

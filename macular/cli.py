@@ -15,11 +15,12 @@ from typer import Argument, Exit, Option, Typer
 from typer.core import TyperCommand
 
 from .arguments import complete, conditions, engine, explained, parameters, plans, records_at, side_of
-from .core import MacularError, ParameterError, key, root, table, unknown
+from .core import key, root, table
 from .data.download import check as check_data
 from .data.download import fetch as fetch_data
 from .data.tasks import tasks
 from .deploy.texts import TEXTS, new_file, predict_texts, read_texts, write_predictions
+from .exceptions import MacularError, ParameterError, unknown
 from .interrupts import ending
 from .jobs.engines import compute, report, run_notebook, sweep
 from .jobs.plan import command

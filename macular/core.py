@@ -17,20 +17,7 @@ from pathlib import Path
 import numpy as np
 
 # %% ../nbs/01_core.ipynb #5fbdb6e8
-from macular.exceptions import (
-    DataError,
-    MacularError,
-    NumericError,
-    ParameterError,
-    SetupError,
-    Stopped,
-    StorageError,
-    brief,
-    error_class,
-    first_line,
-    shown,
-    unknown,
-)
+from .exceptions import ParameterError, unknown
 
 # %% ../nbs/01_core.ipynb #7f2f9900
 class Registry(Mapping):

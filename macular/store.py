@@ -21,7 +21,7 @@ import warnings
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .core import StorageError
+from .exceptions import StorageError
 
 # %% ../nbs/02_store.ipynb #66fc06cd
 def _sync(path):

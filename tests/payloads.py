@@ -136,8 +136,8 @@ def records():
 
 def views(folder) -> dict:
     "Every view of the workbench, of payloads only"
+    from macular.exceptions import DataError
     from macular.ui.board import board, heat_map, versus
-    from macular.core import DataError
     from macular.ui.error_browser import errors
     from macular.ui.live import live
     from macular.ui.playground import playground, show_batch
@@ -168,15 +168,16 @@ def reprs() -> dict:
     from dataclasses import replace
 
     from macular import distill, fetch, lexicon, plots, reports, rerun
-    from macular.text.code_switch import CodeSwitch, Place
-    from macular.core import DataError, Difference, diff
+    from macular.core import Difference, diff
+    from macular.data.tasks import Facts, Task
+    from macular.exceptions import DataError
     from macular.jobs.plan import plan
-    from macular.train.methods import macular
     from macular.jobs.search import Search
-    from macular.train.config import Job, presets
     from macular.results.statistics import Effect
     from macular.results.tables import Cell, Table
-    from macular.data.tasks import Facts, Task
+    from macular.text.code_switch import CodeSwitch, Place
+    from macular.train.config import Job, presets
+    from macular.train.methods import macular
     from macular.ui.views import Picture
 
     def refuse():

@@ -4,7 +4,8 @@ import os
 import signal
 import time
 
-from macular.core import DataError, ParameterError, resolve
+from macular.core import resolve
+from macular.exceptions import DataError, ParameterError
 from macular.jobs.plan import identity, place
 from macular.store import append, lock, read_lines, write_json
 

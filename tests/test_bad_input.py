@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from macular.core import DataError, SetupError, MacularError, ParameterError
+from macular.exceptions import DataError, MacularError, ParameterError, SetupError
 from macular.train.config import check, from_notebook
 
 A, W = "accepted", "accepted, and said"
@@ -877,6 +877,7 @@ def without(*names):
 
     def make(path):
         import shutil
+
         from macular.data.mini_world import backbone
 
         shutil.copytree(backbone("mini-bert"), path)
@@ -1043,6 +1044,7 @@ def test_E02_half_of_the_rows_in_the_cache(cached):
 @pytest.mark.parametrize("error", ["torch", "cpu", "python"])
 def test_E07_memory_that_runs_out_names_the_setting(tmp_path, monkeypatch, error):
     import torch
+
     import macular.train.run
 
     kinds = {
@@ -1076,6 +1078,7 @@ def test_E07_memory_that_runs_out_names_the_setting(tmp_path, monkeypatch, error
 
 def test_E06_memory_in_a_step_names_the_portions():
     import torch
+
     from macular.train.trainer import _memory
 
     with pytest.raises(SetupError, match="accumulation=2.*same mathematics"):
@@ -1084,7 +1087,9 @@ def test_E06_memory_in_a_step_names_the_portions():
 
 
 def test_E11_a_terminal_of_few_characters(monkeypatch, tmp_path):
-    import io, sys
+    import io
+    import sys
+
     from macular.cli import main
 
     out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
@@ -1097,6 +1102,7 @@ def test_E11_a_terminal_of_few_characters(monkeypatch, tmp_path):
 def test_P44_a_report_never_replaces_the_notebook(monkeypatch):
     import papermill
     from conftest import ROOT
+
     from macular.cli import main
 
     monkeypatch.setattr(papermill, "execute_notebook", lambda *a, **k: pytest.fail("a kernel was started"))
@@ -1107,7 +1113,8 @@ def test_P44_a_report_never_replaces_the_notebook(monkeypatch):
 
 def test_P47_a_notebook_that_lost_its_parameters_tag(tmp_path):
     "As papermill does it: without the tag its cell comes first, and the defaults undo it"
-    import nbformat, papermill
+    import nbformat
+    import papermill
     from conftest import ROOT
 
     notebook = nbformat.read(ROOT / "nbs" / "train.ipynb", 4)

@@ -8,13 +8,13 @@ import pytest
 import toy
 from conftest import ROOT
 
-from macular.text.batches import Tokens, cut
-from macular.results.timing import Spread, Target, counted, flops, fresh, keep, machine, peak, race, ratio, turns
-from macular.core import SetupError, ParameterError
-from macular.train.methods import methods
+from macular.exceptions import ParameterError, SetupError
 from macular.model.modules import MultiTask, load_encoder
 from macular.results.schedules import Cost, bare, cost, literal, naive, sizes, views
+from macular.results.timing import Spread, Target, counted, flops, fresh, keep, machine, peak, race, ratio, turns
 from macular.store import read_json
+from macular.text.batches import Tokens, cut
+from macular.train.methods import methods
 
 SCHEDULES = {"shared": lambda built, numbers: built.phases, "literal": literal, "naive": naive}
 

@@ -18,7 +18,7 @@ from conftest import ROOT
 import macular.cli
 from macular.arguments import complete, engine, explained, jobs_table
 from macular.cli import app, main
-from macular.core import DataError, NumericError, ParameterError, SetupError
+from macular.exceptions import DataError, NumericError, ParameterError, SetupError
 from macular.jobs.plan import plan, state
 from macular.store import write_json
 from macular.train.config import Job, check

@@ -6,29 +6,29 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import macular.train.failures
-from macular.core import (
+from macular.core import key, visible
+from macular.data.readers import read_columns
+from macular.exceptions import (
     DataError,
-    SetupError,
     MacularError,
     NumericError,
     ParameterError,
+    SetupError,
     StorageError,
     brief,
     error_class,
     first_line,
-    key,
     shown,
     unknown,
-    visible,
 )
 from macular.jobs.engines import Died, attempt
-from macular.train.failures import anonymous, failure, note, place, recorded
-from macular.data.readers import read_columns
-from macular.train.config import Job, check, fill
 from macular.store import read_json
+from macular.train.config import Job, check, fill
+from macular.train.failures import anonymous, failure, note, place, recorded
 
 KINDS = (MacularError, ParameterError, DataError, SetupError, StorageError, NumericError)
 TEXT = st.text(st.characters(), max_size=300) | st.builds(

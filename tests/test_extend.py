@@ -1,12 +1,15 @@
 """Records of one's own: defined twice in a notebook, and known to a fresh kernel on a Ray worker."""
 
-import os, subprocess, sys
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from macular.core import ParameterError, Registry
+from macular.core import Registry
+from macular.exceptions import ParameterError
 
 ROOT = Path(__file__).parents[1]
 

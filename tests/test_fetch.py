@@ -18,9 +18,9 @@ from conftest import ROOT
 
 from macular import fetch as module
 from macular.cli import main
-from macular.core import DataError, SetupError, ParameterError, StorageError
 from macular.data.download import Download, check, downloads, fetch, unpack
 from macular.data.tasks import Folder, load, tasks
+from macular.exceptions import DataError, ParameterError, SetupError, StorageError
 
 DATA = ROOT.parent / "shared" / "data"
 real = pytest.mark.skipif(not DATA.is_dir(), reason="the real files in ../shared/data are not here")
@@ -423,8 +423,9 @@ def test_a_damaged_file_ends_with_the_code_of_data(tmp_path, capsys, monkeypatch
 
 
 def test_a_licence_is_known_by_what_a_file_holds_and_not_by_its_name(site, tmp_path, offer):
+    from macular.train.config import check as check_job
+    from macular.train.config import fill
     from macular.train.inputs import Data
-    from macular.train.config import check as check_job, fill
 
     for lang in ("de", "fr"):
         (site / f"en-{lang}.txt").write_text("".join(f"word{i} {lang}{i}\n" for i in range(12_000)))

@@ -13,13 +13,13 @@ import pretend
 import pytest
 from conftest import ROOT
 
-from macular.core import DataError, SetupError, ParameterError, StorageError
+from macular.exceptions import DataError, ParameterError, SetupError, StorageError
 from macular.jobs.engines import Here, Processes, Ray, attempt, found, sweep
 from macular.jobs.plan import Plan, asked, identity, leaders, place, plan, remaining, rows, stages, state, summary
 from macular.jobs.rerun import compare_runs, rerun
 from macular.jobs.search import GRIDS, best, dev_accuracy, paper_search, read_search
-from macular.train.config import check, fill
 from macular.store import lock, read_json, sha256, write_json
+from macular.train.config import check, fill
 
 TESTS = str(Path(__file__).parent)
 TINY = {"task": "pawsx", "method": "finetune", "preset": "mini", "max_train": 64, "rounds": 1, "langs": ["de"]}
@@ -166,8 +166,8 @@ def test_a_thousand_jobs_are_planned_in_a_moment(tmp_path):
 
 def test_two_jobs_share_a_training_here_exactly_if_they_do_in_the_store():
     "The plan's names against the store's hashes, over rows, tasks, seeds and settings"
-    from macular.train.inputs import Data, digests, trained_on
     from macular.train.config import beneath, row, training_key
+    from macular.train.inputs import Data, digests, trained_on
 
     read, used, lexicon = {}, {}, None
 

@@ -1,13 +1,16 @@
 """Dictionaries: what is read, what is refused, what is reported."""
 
-import subprocess, sys, time
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
-from macular.core import DataError, SetupError, ParameterError
 from macular.data.lexicon import CHUNK, MUSE, Lexicon, count_words, read_file, read_pairs, split
+from macular.exceptions import DataError, ParameterError, SetupError
 
 ROOT = Path(__file__).parents[1]
 REAL = ROOT / "../shared/data/dictionaries"

@@ -1,19 +1,20 @@
 """The rows of the paper's tables: how they differ, what their losses are, what may not be misspelt."""
 
-import re
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
 import torch
-
 import toy
-from macular.text.code_switch import CodeSwitch, Synonyms
-from macular.core import ParameterError, diff, key
-from macular.train.methods import Method, Readings, differences, methods
+
+from macular.core import diff, key
+from macular.exceptions import ParameterError
 from macular.model.objective import Objective, terms
+from macular.text.code_switch import CodeSwitch, Synonyms
 from macular.train.config import Job, fill, row, training_key
+from macular.train.methods import Method, Readings, differences, methods
 
 # §4.1.2 and §4.4-4.6, read a second time: row -> (title, what it is derived from, {what differs: (there, here)}).
 # CoSDA-ML is fine-tuning on code-switched text that is drawn anew in every epoch. An ablation of a loss is its weight; leaving

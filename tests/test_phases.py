@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import toy
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-import toy
-from macular.text.code_switch import CodeSwitch
-from macular.core import DataError, SetupError, MacularError
-from macular.train.methods import Readings, methods
+from macular.exceptions import DataError, MacularError, SetupError
 from macular.model.objective import Objective
+from macular.text.code_switch import CodeSwitch
+from macular.train.methods import Readings, methods
 from macular.train.trainer import Loop, Phase, fit
 
 ROWS = ("finetune", "cosda_ml", "macular_nots", "macular")

@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 
 from macular.cli import main
-from macular.core import DataError
 from macular.data.mini_world import Mini
 from macular.data.tasks import load
 from macular.deploy.huggingface import export
 from macular.deploy.texts import predict_texts, read_texts
+from macular.exceptions import DataError
 from macular.store import read_json, write_json
 from macular.train.config import check
 from macular.train.run import run

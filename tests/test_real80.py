@@ -16,17 +16,18 @@ import pytest
 from conftest import ROOT
 from hub import fill, serve
 
-from macular.core import DataError, SetupError, NumericError, ParameterError, number
-from macular.results.simulate import simulate
+from macular.core import number
 from macular.data.dev_split import Halved, scored_half
-from macular.jobs.plan import plan
 from macular.data.mini_world import Mini
+from macular.data.tasks import Folder, load, tasks
+from macular.exceptions import DataError, NumericError, ParameterError, SetupError
+from macular.jobs.plan import plan
 from macular.results.compare import above, gate
 from macular.results.records import Record, from_lines, record
-from macular.train.run import run
-from macular.train.config import ALGORITHM, Job
+from macular.results.simulate import simulate
 from macular.results.tables import languages
-from macular.data.tasks import Folder, load, tasks
+from macular.train.config import ALGORITHM, Job
+from macular.train.run import run
 
 RECORDS = sorted((ROOT / "nbs" / "records" / "real80").glob("*.jsonl"))
 SMALL = Mini(train=48, dev=40, test=8)

@@ -67,9 +67,11 @@ def half(path, data):
 def points():
     "The named places of a job, in its order"
     import shutil
+
     import torch
     from accelerate import Accelerator
     from accelerate.optimizer import AcceleratedOptimizer
+
     from macular import checkpoints, feed, store, trainer, training, views
 
     run = sys.modules["macular.train.run"]
@@ -207,6 +209,7 @@ def elsewhere():
 def setup():
     "What every attempt needs, made before the first fork"
     import toy
+
     from macular import checkpoints, inputs, trainer
     from macular.data.mini_world import Mini
 
@@ -217,7 +220,8 @@ def setup():
         test: int = 10
 
     inputs.Mini = Few
-    import macular.cli, macular.train.run
+    import macular.cli
+    import macular.train.run
 
     steps, one = [0], trainer._Learner.step
 
@@ -266,9 +270,9 @@ def attempt(job, out, leg, n):
         from macular.cli import main
 
         return main(["sweep", "run", *(f"{k}={v}" for k, v in (job | {"out": str(out)}).items())])
-    from macular.core import MacularError
-    from macular.train.run import run
+    from macular.exceptions import MacularError
     from macular.train.config import check
+    from macular.train.run import run
 
     said = []
     try:
@@ -639,6 +643,7 @@ def test_started_again_after_the_end_changes_nothing(legs):
 def trained(folder, stop=None, rounds=2, **loop):
     "A small training in this process, stopped after a step; the steps it took"
     from test_trainer import ready
+
     from macular.train.trainer import Loop, Stopped, fit
 
     built, numbers = ready()
@@ -705,7 +710,7 @@ def test_never_less_than_one_whole_state(tmp_path, monkeypatch, before):
 
 
 def test_another_trainings_state_is_neither_read_nor_removed(tmp_path):
-    from macular.core import StorageError
+    from macular.exceptions import StorageError
 
     trained(tmp_path, stop=8)
     before = files(tmp_path)
@@ -717,7 +722,8 @@ def test_another_trainings_state_is_neither_read_nor_removed(tmp_path):
 def test_another_number_of_threads(tmp_path):
     "Two instead of one: refused by both numbers; asked for, it is remarked on, and the remark stays"
     import torch
-    from macular.core import SetupError
+
+    from macular.exceptions import SetupError
     from macular.train.checkpoints import remarks
 
     trained(tmp_path, stop=8)
@@ -758,7 +764,7 @@ def test_a_state_of_an_older_version_is_read(tmp_path):
 def test_no_room(tmp_path, monkeypatch):
     "Told before the first step, with both numbers; what is there already is not counted again"
     from macular import checkpoints
-    from macular.core import StorageError
+    from macular.exceptions import StorageError
 
     usage = shutil.disk_usage(tmp_path)
 
@@ -781,9 +787,9 @@ def test_no_room(tmp_path, monkeypatch):
 )
 def test_the_environment_is_checked_first(tmp_path, monkeypatch, said, problem):
     from macular import inputs
-    from macular.core import ParameterError
-    from macular.train.run import run
+    from macular.exceptions import ParameterError
     from macular.train.config import Job
+    from macular.train.run import run
 
     monkeypatch.setenv("MACULAR_CHECKPOINT", said)
     monkeypatch.setattr(inputs, "load", lambda *a, **k: pytest.fail("rows were read"))
@@ -808,8 +814,9 @@ label = "label"
 def small(tmp_path_factory):
     "A job of a hundred steps on a task of one's own, and what it leaves when nothing happens to it"
     import toy
-    from macular.train.run import run
+
     from macular.train.config import check
+    from macular.train.run import run
 
     folder = tmp_path_factory.mktemp("small")
     (folder / "own.toml").write_text(OWN)
@@ -939,8 +946,8 @@ def test_a_sweep_of_processes_saves_before_it_ends(small, tmp_path):
         newest(training, "state").name
         == f"state-{max(line['step'] for line in read_lines(training / 'history.jsonl'))}"
     )
-    from macular.train.run import run
     from macular.train.config import check
+    from macular.train.run import run
 
     run(check(job | {"out": str(out)}), lambda event, facts: None)
     assert files(out) == files(folder / "whole") and again(out) == 0

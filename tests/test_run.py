@@ -1,15 +1,19 @@
 """Whole jobs on the mini world: what they leave, what they find again, what survives a kill, what is refused."""
 
-import json, os, signal, subprocess, sys
+import json
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from macular.core import DataError, ParameterError
+from macular.exceptions import DataError, ParameterError
 from macular.jobs.plan import Job
-from macular.train.config import check
 from macular.store import read_json, read_lines, sha256, verify
+from macular.train.config import check
 
 SMALL = dict(preset="mini", max_train=48, rounds=2, langs="en,de", stage1="pawsx,xnli", task="pawsx")
 
@@ -76,6 +80,7 @@ def test_no_path_and_no_time_in_what_must_not_differ(finished):
 
 def test_the_backbone_is_part_of_the_record(finished, tmp_path):
     import shutil
+
     from macular.data.backbones import backbone_origin
     from macular.data.mini_world import backbone
 
@@ -111,9 +116,9 @@ def test_the_plan_counts_the_steps_that_are_taken(finished):
 
 def test_hashes_do_not_depend_on_what_was_read_before():
     "The neighbour's dev rows, which stage 1 reads in ordinary jobs only"
+    from macular.train.config import fill
     from macular.train.inputs import Data, digests, row_digest, trained_on
     from macular.train.methods import methods
-    from macular.train.config import fill
 
     fresh, used = (Data(fill(check(SMALL | {"task": "qam"}))) for _ in range(2))
     used.rows(used.task("qadsm"), "dev")
@@ -239,6 +244,7 @@ def test_a_job_made_in_python_is_checked_as_well(tmp_path, wrong, said):
 def test_the_precision_is_that_of_the_device_a_job_computes_on(monkeypatch):
     "Preset mini computes on the CPU, beside whatever GPU there is"
     import torch
+
     from macular.train.run import settle
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -254,6 +260,7 @@ def test_a_callers_accelerator_and_settings_survive_a_job():
     import torch
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
+
     from macular.train.run import _device, settle
 
     torch.use_deterministic_algorithms(True)  # errors, not warnings

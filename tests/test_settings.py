@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from macular.core import ParameterError
-from macular.train.methods import methods
-from macular.train.config import SOURCES, Job, check, fill, from_notebook, presets, row, training_key
 from macular.data.tasks import tasks
+from macular.exceptions import ParameterError
+from macular.train.config import SOURCES, Job, check, fill, from_notebook, presets, row, training_key
+from macular.train.methods import methods
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from conftest import ROOT
 from test_layers import MODULES, module
 
 from macular import store
-from macular.core import StorageError
+from macular.exceptions import StorageError
 from macular.store import (
     FORMAT,
     MANIFEST,

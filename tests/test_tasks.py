@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 from conftest import ROOT
 
-from macular.core import DataError, ParameterError
 from macular.data.readers import Layout, read_columns, read_rows
 from macular.data.tasks import File, Folder, Hub, Task, facts, find, load, tasks
+from macular.exceptions import DataError, ParameterError
 
 DATA = ROOT.parent / "shared" / "data"
 real = pytest.mark.skipif(not DATA.is_dir(), reason="the real files in ../shared/data are not here")

@@ -17,13 +17,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import toy
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-import toy
 from macular import checkpoints, trainer
-from macular.core import NumericError
-from macular.train.methods import methods
+from macular.exceptions import NumericError
 from macular.store import newest, read_lines, sha256, verify
+from macular.train.methods import methods
 from macular.train.trainer import Loop, Phase, Stopped, fit
 
 # with ten rows a round of "macular" is D 1-6 (two passes of three batches) and the net 7-9; the second one 10-15 and 16-18

@@ -18,17 +18,17 @@ from conftest import ROOT
 from payloads import HIDDEN, PAYLOADS, VIEWS, views
 
 from macular import workbench
-from macular.text.code_switch import COLOURS, CodeSwitch, Piece, Place, Switched
-from macular.ui.board import board, heat_map, means, varying, versus
-from macular.core import DataError, ParameterError
-from macular.ui.error_browser import KINDS, answers, errors, of_kind, share, taught
-from macular.ui.live import ask, live, status, trainings
 from macular.data.mini_world import backbone
-from macular.ui.playground import playground, show_batch, switch_pair, token_ids
+from macular.data.tasks import tasks
+from macular.exceptions import DataError, ParameterError
 from macular.results.records import from_lines
 from macular.results.statistics import select
 from macular.store import lock
-from macular.data.tasks import tasks
+from macular.text.code_switch import COLOURS, CodeSwitch, Piece, Place, Switched
+from macular.ui.board import board, heat_map, means, varying, versus
+from macular.ui.error_browser import KINDS, answers, errors, of_kind, share, taught
+from macular.ui.live import ask, live, status, trainings
+from macular.ui.playground import playground, show_batch, switch_pair, token_ids
 from macular.ui.views import View, data_of, grid, safe
 
 CONTROL = select(
@@ -417,7 +417,8 @@ def test_numbers_of_the_mini_world_say_so():
 
 
 def test_an_export_is_the_table_that_is_shown():
-    import base64, re
+    import base64
+    import re
 
     html = board(CONTROL, task="qam", contains="CoSDA").html()
     found = {

@@ -19,20 +19,11 @@ from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from macular.core import (
-    DataError,
-    SetupError,
-    MacularError,
-    ParameterError,
-    StorageError,
-    literal,
-    resolve,
-    table,
-    unknown,
-)
+from ..core import literal, resolve, table
 from .lexicon import MUSE, Lexicon, read_pairs
 from .readers import read_columns, splits
 from .tasks import Folder, Hub, archives, facts, find, load, tasks
+from ..exceptions import DataError, MacularError, ParameterError, SetupError, StorageError, unknown
 from ..store import lock, put, read_json, sha256, write_bytes, write_json
 
 # %% ../../nbs/data/08_download.ipynb #1e498392

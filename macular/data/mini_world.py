@@ -13,7 +13,6 @@ from dataclasses import dataclass, fields, replace
 from functools import cache, lru_cache
 from pathlib import Path
 
-from ..core import SetupError, ParameterError, unknown
 from .lexicon import Lexicon
 from .readers import as_dataset
 from macular.data.scenes import (
@@ -48,6 +47,7 @@ from macular.data.scenes import (
     vocabulary,
     words,
 )
+from ..exceptions import ParameterError, SetupError, unknown
 from ..store import sha256
 
 # %% ../../nbs/data/06_mini_world.ipynb #dab5d261

@@ -18,7 +18,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..core import DataError, ParameterError, shown, unknown
+from ..exceptions import DataError, ParameterError, shown, unknown
 
 # %% ../../nbs/data/01_readers.ipynb #d4b1f6b3
 KINDS = {

@@ -16,19 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from macular.core import (
-    DataError,
-    SetupError,
-    ParameterError,
-    Registry,
-    mix,
-    number,
-    resolve,
-    table,
-    uniform,
-    unknown,
-)
+from ..core import Registry, mix, number, resolve, table, uniform
 from .readers import Layout, content, read_columns, read_rows, splits
+from ..exceptions import DataError, ParameterError, SetupError, unknown
 from ..store import sha256
 
 # %% ../../nbs/data/02_tasks.ipynb #1ef74bca

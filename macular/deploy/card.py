@@ -14,8 +14,9 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from ..core import DataError, ParameterError, table, unknown
+from ..core import table
 from ..data.tasks import Task, archives, find, hub_layouts
+from ..exceptions import DataError, ParameterError, unknown
 from ..results.records import located, record
 from ..results.statistics import LEVEL, summary
 from ..store import read_json, verify

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
-from ..core import DataError, ParameterError, StorageError, resolve, unknown
+from ..core import resolve
 from ..data.readers import as_dataset, read_columns
+from ..exceptions import DataError, ParameterError, StorageError, unknown
 from ..results.records import located
 from ..store import read_json, write_bytes
 

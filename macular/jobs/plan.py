@@ -21,8 +21,9 @@ from itertools import product
 from pathlib import Path
 from statistics import median
 
-from ..core import DataError, MacularError, ParameterError, key, literal, resolve, table
+from ..core import key, literal, resolve, table
 from ..data.readers import content
+from ..exceptions import DataError, MacularError, ParameterError
 from ..store import held, read_json
 from ..train.config import LISTS, RANGES, Job, beneath, check, extend, fill, presets, row, seeds, training_key
 from ..train.failures import identity, place

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
 from transformers.utils import logging
 
-from ..core import SetupError, ParameterError, first_line, mix
+from ..core import mix
+from ..exceptions import ParameterError, SetupError, first_line
 from ..text.packing import HOST, filler, pack, packable, pad, prepare, start
 
 # %% ../../nbs/model/01_modules.ipynb #e1624022

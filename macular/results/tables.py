@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..core import ParameterError, literal, table, unknown
+from ..core import literal, table
 from ..data.tasks import tasks
+from ..exceptions import ParameterError, unknown
 from .paper import average, paper, published, sources
 from .records import SELECTIONS, Record
 from .statistics import LEVEL, common, difference, holm, summary

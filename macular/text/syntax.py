@@ -13,10 +13,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core import DataError, SetupError, resolve
+from ..core import resolve
 from ..data.lexicon import CHUNK
 from ..data.readers import content
 from ..data.tasks import Task
+from ..exceptions import DataError, SetupError
 from ..store import write_bytes
 from .batches import tokenize
 from .code_switch import Switched, tally

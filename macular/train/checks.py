@@ -14,9 +14,9 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..core import DataError, SetupError, first_line, shown
 from ..data.lexicon import count_words
 from ..data.readers import SEEN
+from ..exceptions import DataError, SetupError, first_line, shown
 from .config import beneath
 from .inputs import Data, dictionaries, read_lexicon, read_neighbours, trained_on
 from .methods import Method

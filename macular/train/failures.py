@@ -15,7 +15,8 @@ from functools import wraps
 from inspect import signature
 from pathlib import Path
 
-from ..core import SetupError, MacularError, ParameterError, Stopped, brief, key, resolve, root
+from ..core import key, resolve, root
+from ..exceptions import MacularError, ParameterError, SetupError, Stopped, brief
 from ..store import sha256, write_json
 from .config import ALGORITHM, Job, check, extend, fill
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from ..core import DataError, number, permutation, resolve
+from ..core import number, permutation, resolve
 from ..data.backbones import backbone_folder, hashes
 from ..data.download import licensed
 from ..data.lexicon import Lexicon, read_file
@@ -22,6 +22,7 @@ from ..data.mini_world import Mini
 from ..data.mini_world import lexicon as mini_lexicon
 from ..data.mini_world import neighbours as mini_neighbours
 from ..data.tasks import Folder, Hub, Task, find, load, tasks
+from ..exceptions import DataError
 from ..store import sha256
 from .config import Job, extend, presets
 from .methods import Method

@@ -9,7 +9,8 @@ __all__ = ['ADVERSARIES', 'REVERSALS', 'CHOICES', 'LATER', 'methods', 'finetune'
 # %% ../../nbs/train/01_methods.ipynb #0748a061
 from dataclasses import dataclass, field, fields, replace
 
-from ..core import ParameterError, Registry, diff, table, unknown
+from ..core import Registry, diff, table
+from ..exceptions import ParameterError, unknown
 from ..text.code_switch import CodeSwitch, Synonyms
 
 # %% ../../nbs/train/01_methods.ipynb #c4c56cf2

@@ -22,11 +22,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
-from ..core import DataError, resolve
+from ..core import resolve
 from ..data.backbones import backbone_origin, local_backbone, parameters
 from ..data.mini_world import Mini
 from ..data.readers import splits
 from ..data.tasks import File, Task, load
+from ..exceptions import DataError
 from ..model.objective import terms
 from ..store import clear, read_json, write_bytes, write_json
 from .build import possible
