@@ -157,7 +157,9 @@ def side_of(
         return records_at(name, wanted)
     if colon and _exists(path):
         return select(records_at(path, wanted), method=method)
-    among = [record for path in paths for record in records_at(path, wanted)]
+    among = []
+    for path in paths:
+        among += records_at(path, wanted)
     found = [record for record in among if record.method == name]
     if not found:
         known = {record.method for record in among}

@@ -357,7 +357,7 @@ def _table(
     write = _FORMS[_one_of("form", form, _FORMS)]
     wanted = conditions(where)
     view = View(against, selection=_one_of("selection", selection, SELECTIONS))
-    found = [record for path in paths for record in records_at(path, wanted)]
+    found = sum((records_at(path, wanted) for path in paths), [])
     print(write(make(select(found, **wanted), view)).rstrip())
 
 # %% ../nbs/99_cli.ipynb #249e9913

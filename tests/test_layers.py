@@ -11,7 +11,8 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "macular"
 CHAPTERS = list(tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["macular"]["chapters"])
-FIRST, LAST = ("exceptions", "core", "store", "interrupts"), ("arguments", "cli")  # the modules at the top, before and after the chapters
+# the modules at the top, before and after the chapters
+FIRST, LAST = ("exceptions", "core", "store", "interrupts"), ("arguments", "cli")
 
 
 def module(path):
