@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from macular.text.code_switch import CodeSwitch, Draws, Place, Synonyms, draw, exchange, item_numbers, rates, tally
-from macular.core import DataError, ParameterError, key, mix, number, pick, uniform, visible
+from macular.core import key, mix, number, pick, uniform, visible
 from macular.data.lexicon import CHUNK, Lexicon, split
+from macular.exceptions import DataError, ParameterError
+from macular.text.code_switch import CodeSwitch, Draws, Place, Synonyms, draw, exchange, item_numbers, rates, tally
 
 ROOT = Path(__file__).parents[1]
 NINE = Lexicon(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from macular.core import DataError, EnvironmentProblem, MacularError, ParameterError
+from macular.exceptions import DataError, MacularError, ParameterError, SetupError
 from macular.train.config import check, from_notebook
 
 A, W = "accepted", "accepted, and said"
@@ -878,6 +878,7 @@ def without(*names):
 
     def make(path):
         import shutil
+
         from macular.data.mini_world import backbone
 
         shutil.copytree(backbone("mini-bert"), path)
@@ -924,11 +925,11 @@ def test_P38_a_pointer_in_place_of_the_weights(tmp_path):
         match=r"net/model.safetensors \(13\d bytes\) is no safetensors file; is it a Git LFS pointer\? Fetch it with git lfs pull",  # noqa: E501
     ):
         parameters(tmp_path / "net")
-    with pytest.raises(EnvironmentProblem, match="cannot load the backbone"):
+    with pytest.raises(SetupError, match="cannot load the backbone"):
         load_encoder(tmp_path / "net", 0)
     for head in (b"", b"\x02", (2).to_bytes(8, "little") + b"[]", (2).to_bytes(8, "little") + b"{x"):
         (tmp_path / "net" / "model.safetensors").write_bytes(head)
-        with pytest.raises(EnvironmentProblem, match="is no safetensors file"):
+        with pytest.raises(SetupError, match="is no safetensors file"):
             parameters(tmp_path / "net")
     assert parameters(backbone("mini-bert")) > 1_000_000
 
@@ -948,7 +949,7 @@ def test_P38_an_error_without_a_text(outcome, monkeypatch, where):
         raise TimeoutError
 
     monkeypatch.setattr(where, fails)
-    with pytest.raises(EnvironmentProblem, match="TimeoutError"):
+    with pytest.raises(SetupError, match="TimeoutError"):
         if "Model" in where:
             load_encoder("some/net", 0)
         else:
@@ -965,7 +966,7 @@ def test_P38_a_tokenizer_of_another_network(outcome, tmp_path):
         outcome,
         {"net": make},
         dict(backbone=str(tmp_path / "net")),
-        EnvironmentProblem,
+        SetupError,
         ("embeddings for 100 tokens", "do not belong together"),
     )
 
@@ -990,7 +991,7 @@ def test_E01_no_network_and_no_cache(outcome, cached):
         outcome,
         {},
         dict(backbone="some/net"),
-        EnvironmentProblem,
+        SetupError,
         ("cannot fetch the backbone 'some/net'", "give a folder with its files"),
     )
 
@@ -1000,7 +1001,7 @@ def test_E02_half_a_backbone_in_the_cache(outcome, cached):
         outcome,
         {"cache/some--net/0123": without("model.safetensors")},
         dict(backbone="some/net"),
-        EnvironmentProblem,
+        SetupError,
         ("a part only", "lacks model.safetensors", "Go online once"),
     )
 
@@ -1019,7 +1020,7 @@ def test_E02_half_of_the_shards_of_a_backbone(outcome, cached):
         outcome,
         {"cache/some--net/0123": make},
         dict(backbone="some/net"),
-        EnvironmentProblem,
+        SetupError,
         ("lacks model-00002-of-00002.safetensors",),
     )
 
@@ -1033,7 +1034,7 @@ def test_E02_half_of_the_rows_in_the_cache(cached):
     parquet(
         [{"premise": "a", "hypothesis": "b", "label": i} for i in range(3)], ["entailment", "neutral", "contradiction"]
     )(path / "train-00000-of-00004.parquet")
-    with pytest.raises(EnvironmentProblem, match="1 of 4 files are in the hub's cache; rows would be missing"):
+    with pytest.raises(SetupError, match="1 of 4 files are in the hub's cache; rows would be missing"):
         load("xnli", "train", source=Hub())
     with pytest.raises(DataError, match="or it is not in the hub's cache and the network is off"):
         load("xnli", "dev", "de", source=Hub())
@@ -1045,6 +1046,7 @@ def test_E02_half_of_the_rows_in_the_cache(cached):
 @pytest.mark.parametrize("error", ["torch", "cpu", "python"])
 def test_E07_memory_that_runs_out_names_the_setting(tmp_path, monkeypatch, error):
     import torch
+
     import macular.train.run
 
     kinds = {
@@ -1060,7 +1062,7 @@ def test_E07_memory_that_runs_out_names_the_setting(tmp_path, monkeypatch, error
     monkeypatch.setattr(macular.train.run, "train", train)
     world(tmp_path, {})
     with pytest.raises(
-        EnvironmentProblem, match="max_length or precision=bf16; where it was training, accumulation=2"
+        SetupError, match="max_length or precision=bf16; where it was training, accumulation=2"
     ) as raised:
         macular.train.run.run(
             check(
@@ -1100,6 +1102,7 @@ def test_E11_a_terminal_of_few_characters(monkeypatch, tmp_path):
 def test_P44_a_report_never_replaces_the_notebook(monkeypatch):
     import papermill
     from conftest import ROOT
+
     from macular.cli import main
 
     monkeypatch.setattr(papermill, "execute_notebook", lambda *a, **k: pytest.fail("a kernel was started"))

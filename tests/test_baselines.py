@@ -6,6 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import toy
+from test_reference import Adam, Alone, ce, encoded, lengths, one_hot
 from torch import nn
 
 import toy
@@ -18,11 +20,18 @@ from macular.core import DataError, ParameterError
 from macular.model.losses import kl_s
 from macular.train.methods import methods
 from macular.data.mini_world import neighbours
+from macular.exceptions import DataError, ParameterError
+from macular.model.baselines import SyntaxEncoder, cloze, distances, reverse
+from macular.model.losses import kl_s
 from macular.model.modules import load_encoder
 from macular.model.objective import Objective, terms
-from macular.text.syntax import ByTree, Tree, Treebank, attach, grow, origins, read_conllu
+from macular.text.batches import cut, order
+from macular.text.code_switch import Place
 from macular.text.encode import ByChunk, ByText, Text, Views, way
-from test_reference import Adam, Alone, ce, encoded, lengths, one_hot
+from macular.text.prompts import ByCloze, verbalise
+from macular.text.syntax import ByTree, Tree, Treebank, attach, grow, origins, read_conllu
+from macular.train.build import build, build_net
+from macular.train.methods import methods
 
 CLOSE = 1e-10
 THREE = toy.TASKS["toy3"]
@@ -472,8 +481,8 @@ JOB = dict(task="pawsx", preset="mini", max_train=48, rounds=1, langs="de")
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    from macular.train.run import run
     from macular.train.config import check
+    from macular.train.run import run
 
     out = str(tmp_path_factory.mktemp("runs"))
 

@@ -9,13 +9,13 @@ import pytest
 import toy
 from conftest import ROOT
 
-from macular.text.batches import Tokens, cut
-from macular.results.timing import Spread, Target, counted, flops, fresh, keep, machine, peak, race, ratio, turns
-from macular.core import EnvironmentProblem, ParameterError
-from macular.train.methods import methods
+from macular.exceptions import ParameterError, SetupError
 from macular.model.modules import MultiTask, load_encoder
 from macular.results.schedules import Cost, bare, cost, literal, naive, sizes, views
+from macular.results.timing import Spread, Target, counted, flops, fresh, keep, machine, peak, race, ratio, turns
 from macular.store import read_json
+from macular.text.batches import Tokens, cut
+from macular.train.methods import methods
 
 pytestmark = pytest.mark.slow
 
@@ -199,7 +199,7 @@ def test_memory_of_a_fresh_process():
 
 
 def test_a_program_that_fails_says_why():
-    with pytest.raises(EnvironmentProblem, match="ZeroDivisionError"):
+    with pytest.raises(SetupError, match="ZeroDivisionError"):
         fresh("result = 1 / 0")
 
 

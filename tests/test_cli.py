@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import papermill
 import fake_jobs
@@ -15,11 +16,13 @@ import pytest
 from conftest import ROOT
 
 import macular.cli
-from macular.cli import app, main, names, read_table
-from macular.core import DataError, EnvironmentProblem, NumericError, ParameterError
+from macular.arguments import complete, engine, explained, jobs_table
+from macular.cli import app, main
+from macular.exceptions import DataError, NumericError, ParameterError, SetupError
 from macular.jobs.plan import plan, state
-from macular.train.config import Job, check
 from macular.store import write_json
+from macular.train.config import Job, check
+from macular.train.methods import methods
 
 TINY = ["task=pawsx", "method=finetune", "preset=mini", "max_train=64", "rounds=1", "langs=de"]
 CODE = [
@@ -72,6 +75,8 @@ def test_every_command_says_what_it_does():
     found = dict(commands(get_command(app)))
     assert {
         ("tasks",),
+        ("methods",),
+        ("predict",),
         ("train",),
         ("rerun",),
         ("export",),
@@ -93,8 +98,8 @@ def test_help_tells_the_exit_codes_and_fits_a_terminal():
     assert said.returncode == 0 and re.search(
         r"0 done, 2 parameters, 3 data,\s+4 machine, 5 storage,\s+6 numbers", re.sub(r"\s+", " ", said.stdout)
     )
-    for words in ((), ("sweep",), ("sweep", "run"), ("train",), ("rerun",)):
-        said = shell(*words, "--help")
+    for words in ((), ("sweep",), ("sweep", "run"), ("train",), ("rerun",), ("predict",)):
+        said = shell(*words, "-h")
         assert (
             said.returncode == 0 and max(map(len, said.stdout.splitlines())) <= 100 and "Usage: macular" in said.stdout
         )
@@ -110,7 +115,68 @@ def test_the_shell_completes_commands_and_parameters():
         words = typed.split()
         said = shell(_MACULAR_COMPLETE="complete_bash", COMP_WORDS=typed, COMP_CWORD=str(len(words) - 1))
         assert wanted in said.stdout.split(), (typed, said.stdout, said.stderr)
-    assert names("") == [f"{name}=" for name in Job.__dataclass_fields__]
+
+
+def complete_after(incomplete, *before):
+    return complete(SimpleNamespace(params={"words": before}), incomplete)
+
+
+def test_names_and_values_are_completed():
+    assert complete_after("") == [f"{name}=" for name in Job.__dataclass_fields__]
+    assert set(complete_after("task=")) == {"task=xnli", "task=pawsx", "task=qam", "task=qadsm"}
+    assert complete_after("task=xnli,qa", "seed=0,1") == ["task=xnli,qam", "task=xnli,qadsm"]
+    assert complete_after("method=cosda") == ["method=cosda_ml", "method=cosda_ml_x2"]
+    assert complete_after("preset=") == ["preset=auto", "preset=mini", "preset=quick", "preset=paper"]
+    assert complete_after("seed=1") == complete_after("nothing=") == []
+
+
+def test_values_are_completed_in_bash_which_divides_words_at_the_sign():
+    assert complete_after("cosda", "seed=0", "method", "=") == ["cosda_ml", "cosda_ml_x2"]
+    assert complete_after("", "preset") == ["auto", "mini", "quick", "paper"]
+    for words, number, wanted in (
+        ("macular train method = cosda", 4, "cosda_ml"),
+        ("macular train preset =", 3, "quick"),
+        ("macular sweep plan task = pa", 5, "pawsx"),
+        ("macular distill run method = cosda", 5, "cosda_ml"),
+    ):
+        said = shell(_MACULAR_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=str(number))
+        assert wanted in said.stdout.split(), (words, said.stdout, said.stderr)
+
+
+def test_the_help_of_train_lists_the_parameters_of_the_notebook():
+    said = re.sub(r"\s+", " ", shell("train", "--help").stdout)
+    cell = papermill.inspect_notebook(str(ROOT / "nbs" / "train.ipynb"))
+    assert list(explained()) == list(Job.__dataclass_fields__) == list(cell)
+    for name, comment in explained().items():
+        assert comment and f"{name}: {comment}" in said, name
+
+
+def test_without_the_notebook_the_parameters_are_explained_by_the_source(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "settings.ini").write_text("")
+    assert all(explained().values()) and "a number" not in explained()["seed"]
+    (tmp_path / "nbs").mkdir()
+    for odd in ("{", '{"cells": []}', '{"cells": 1}', json.dumps({"cells": [{"metadata": {"tags": ["parameters"]}}]})):
+        (tmp_path / "nbs" / "train.ipynb").write_text(odd)
+        assert explained()["alpha"] == "Eq. 8: weight of the shared encoder, 0 to 1"
+
+
+def test_the_version_is_printed(capsys):
+    assert main(["--version"]) == 0 and re.fullmatch(r"macular \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+def test_methods_are_listed(capsys):
+    assert main(["methods"]) == 0
+    said = capsys.readouterr().out
+    assert len(said.splitlines()) == 2 + len(methods)
+    assert "| macular | Macular | near | macular_nots | task + aug_kl + 0.1 lang_adv + 0.1 consistency |" in said
+
+
+def test_every_command_has_the_short_form_of_help(capsys):
+    from typer.main import get_command
+
+    for path in [(), ("data",), ("sweep",), *dict(commands(get_command(app)))]:
+        assert main([*path, "-h"]) == 0 and "Usage: " in capsys.readouterr().out, path
 
 
 def test_tasks_are_listed(capsys):
@@ -148,9 +214,7 @@ def test_exit_codes(words, code, tmp_path, no_kernel):
     assert main([*words, f"out={tmp_path}"] if "preset=mini" in words else words) == code
 
 
-@pytest.mark.parametrize(
-    "error,code", [(ParameterError, 2), (DataError, 3), (EnvironmentProblem, 4), (NumericError, 6)]
-)
+@pytest.mark.parametrize("error,code", [(ParameterError, 2), (DataError, 3), (SetupError, 4), (NumericError, 6)])
 def test_a_failed_sweep_ends_with_the_code_of_its_failures(error, code, tmp_path, monkeypatch, capsys):
     def do(job):
         if job.seed == 1:
@@ -230,14 +294,14 @@ def test_a_value_that_is_code_stays_a_text(tmp_path):
 
 
 def test_commas_multiply_except_within_lists():
-    assert read_table(["plan.toml"]) == "plan.toml"
-    assert read_table(["seed=0,1", "seed=5", "langs=de,fr", "langs=sw", "deterministic=true", "task=xnli"]) == {
+    assert jobs_table(["plan.toml"]) == "plan.toml"
+    assert jobs_table(["seed=0,1", "seed=5", "langs=de,fr", "langs=sw", "deterministic=true", "task=xnli"]) == {
         "seed": [0, 1, 5],
         "langs": [["de", "fr"], ["sw"]],
         "deterministic": [True],
         "task": ["xnli"],
     }
-    jobs = plan(read_table([*TINY, "langs=de,fr", "learning_rate=1e-3,2e-5"]))
+    jobs = plan(jobs_table([*TINY, "langs=de,fr", "learning_rate=1e-3,2e-5"]))
     assert len(jobs) == 4 and {j.learning_rate for j in jobs} == {1e-3, 2e-5}
 
 
@@ -297,9 +361,7 @@ def test_a_search_is_done_a_stage_at_a_time(tmp_path, monkeypatch, capsys):
 
 
 def test_two_processes_unless_said_otherwise():
-    from macular.cli import engine_of
-
-    assert [engine_of("processes", n, None, None).slots for n in (None, 8)] == [2, 8]
+    assert [engine("processes", n, None, None).slots for n in (None, 8)] == [2, 8]
 
 
 def test_a_students_rival_is_looked_up_before_it_is_trained(monkeypatch, capsys):

@@ -10,29 +10,35 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+import toy
 from accelerate import Accelerator
 from safetensors.torch import load_file
 from test_model import elsewhere
-from test_run import quiet, record as files
+from test_run import quiet
+from test_run import record as files
 
-import toy
-from macular.text.code_switch import CodeSwitch
-from macular.results.timing import counted
-from macular.ui.board import records_of
-from macular.train.build import build, text_of
-from macular.deploy.card import result_of, take
 from macular.cli import main
-from macular.core import DataError, ParameterError
+from macular.data.mini_world import Mini
+from macular.data.tasks import load
+from macular.deploy.card import result_of, take
 from macular.deploy.distill import Teacher, accuracies, distill, latency, report, student_row, teacher_loss
+from macular.deploy.huggingface import export, model_of, predict
+from macular.exceptions import DataError, ParameterError
+from macular.jobs.rerun import reopen, rerun
+from macular.results.compare import compare
+from macular.results.records import record
+from macular.results.statistics import alike, resampled
+from macular.results.tables import languages
+from macular.results.timing import counted
+from macular.store import read_json, read_lines, write_json
+from macular.text.code_switch import CodeSwitch
+from macular.text.encode import Views, features
+from macular.train.build import build, text_of
+from macular.train.config import check
 from macular.train.evaluate import evaluate
 from macular.train.feed import Feed
 from macular.train.inputs import digests
 from macular.train.methods import methods
-from macular.data.mini_world import Mini
-from macular.deploy.huggingface import export, model_of, predict
-from macular.results.compare import compare
-from macular.jobs.rerun import reopen, rerun
-from macular.results.records import record
 from macular.train.run import run
 from macular.train.config import check
 from macular.results.statistics import alike, resampled

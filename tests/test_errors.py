@@ -5,21 +5,21 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from macular.core import (
     DataError,
-    EnvironmentProblem,
     MacularError,
     NumericError,
     ParameterError,
+    SetupError,
     StorageError,
     brief,
     error_class,
     first_line,
     shown,
     unknown,
-    visible,
 )
 from macular.jobs.engines import Died, attempt
 from macular.train.failures import anonymous, failure, note, recorded
@@ -27,8 +27,10 @@ from macular.train.resolve import place
 from macular.data.readers import read_columns
 from macular.train.config import Job, check, fill
 from macular.store import read_json
+from macular.train.config import Job, check, fill
+from macular.train.failures import anonymous, failure, note, place, recorded
 
-KINDS = (MacularError, ParameterError, DataError, EnvironmentProblem, StorageError, NumericError)
+KINDS = (MacularError, ParameterError, DataError, SetupError, StorageError, NumericError)
 TEXT = st.text(st.characters(), max_size=300) | st.builds(
     lambda t, n: t * n, st.text(st.characters(), max_size=30), st.integers(0, 3000)
 )  # surrogates, too
@@ -51,6 +53,7 @@ def test_one_hierarchy():
         error_class("DataError") is DataError
         and error_class("Died") is Died
         and error_class("ValueError") is MacularError
+        and error_class("EnvironmentProblem") is SetupError
     )
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from macular.core import ParameterError, Registry
+from macular.core import Registry
+from macular.exceptions import ParameterError
 
 pytestmark = pytest.mark.slow
 

@@ -236,7 +236,7 @@ def test_when_no_source_helps(site, tmp_path, offer, path, reason):
     (site / "good").write_bytes(good)
     with served(site) as (url, _):
         offer("pawsx", Download((f"{url}/{path}",), KEEP, "free", by_hand="Ask a librarian."))
-        with pytest.raises(EnvironmentProblem) as raised:
+        with pytest.raises(SetupError) as raised:
             fetch("pawsx", tmp_path / "data", yes=True)
     assert reason in str(raised.value) and "Ask a librarian." in str(raised.value) and len(str(raised.value)) <= 1000
     assert everything(tmp_path / "data") == set()
@@ -246,7 +246,7 @@ def test_a_published_sum_is_checked(site, tmp_path, offer):
     (site / "en-xx.txt").write_text(WORDS)
     with served(site) as (url, _):
         offer("words", Download((f"{url}/en-xx.txt",), ("en-xx.txt",), "CC0", sha256="0" * 64))
-        with pytest.raises(EnvironmentProblem, match="not 0000000000000000…"):
+        with pytest.raises(SetupError, match="not 0000000000000000…"):
             fetch("words", tmp_path / "data", yes=True)
 
 
@@ -259,7 +259,7 @@ def test_a_file_that_changed_since_it_was_first_seen(site, tmp_path, offer):
         fetch("words", tmp_path / "data", yes=True)
         (tmp_path / "data/en-xx.txt").unlink()
         (site / "en-xx.txt").write_text(WORDS.replace("wort1\n", "gift\n"))
-        with pytest.raises(EnvironmentProblem, match="published anew"):
+        with pytest.raises(SetupError, match="published anew"):
             fetch("words", tmp_path / "data", yes=True)
     assert everything(tmp_path / "data") == {"fetched.json"}
 
@@ -280,7 +280,7 @@ def test_a_dictionary_that_is_cut_short(site, tmp_path, offer):
     (site / "en-xx.txt").write_text("a few\nwords only\n")
     with served(site) as (url, _):
         offer("words", Download((f"{url}/en-xx.txt",), ("en-xx.txt",), "CC0"))
-        with pytest.raises(EnvironmentProblem, match="en-xx.txt has 2 lines"):
+        with pytest.raises(SetupError, match="en-xx.txt has 2 lines"):
             fetch("words", tmp_path / "data", yes=True)
 
 

@@ -13,14 +13,14 @@ import fake_jobs
 import pytest
 from conftest import ROOT
 
-from macular.core import DataError, EnvironmentProblem, ParameterError, StorageError
+from macular.exceptions import DataError, ParameterError, SetupError, StorageError
 from macular.jobs.engines import Here, Processes, Ray, attempt, found, sweep
 from macular.jobs.plan import Plan, asked, jobs_to_run_first, plan, remaining, rows, stages, state, summary
 from macular.train.resolve import identity, place
 from macular.jobs.rerun import compare_runs, rerun
 from macular.jobs.search import GRIDS, best, dev_accuracy, paper_search, read_search
-from macular.train.config import check, fill
 from macular.store import lock, read_json, sha256, write_json
+from macular.train.config import check, fill
 
 TESTS = str(Path(__file__).parent)
 TINY = {"task": "pawsx", "method": "finetune", "preset": "mini", "max_train": 64, "rounds": 1, "langs": ["de"]}

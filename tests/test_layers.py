@@ -12,7 +12,8 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "macular"
 CHAPTERS = list(tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["macular"]["chapters"])
-FIRST, LAST = ("core", "store", "interrupts"), ("cli",)  # the modules at the top, before and after the chapters
+# the modules at the top, before and after the chapters
+FIRST, LAST = ("exceptions", "core", "store", "interrupts"), ("arguments", "cli")
 
 
 def module(path):
@@ -22,6 +23,7 @@ def module(path):
 
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.stem not in ("__init__", "_modidx"))
 TORCH_FREE = {
+    "exceptions",
     "core",
     "store",
     "data.layouts",

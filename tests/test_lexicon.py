@@ -6,10 +6,11 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
-from macular.core import DataError, EnvironmentProblem, ParameterError
 from macular.data.lexicon import CHUNK, MUSE, Lexicon, count_words, read_file, read_pairs, split
+from macular.exceptions import DataError, ParameterError, SetupError
 
 ROOT = Path(__file__).parents[1]
 REAL = ROOT / "../shared/data/dictionaries"
@@ -292,7 +293,7 @@ def test_identity():
 
 def test_simplify_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "opencc", None)
-    with pytest.raises(EnvironmentProblem, match=r"macular\[zh\]"):
+    with pytest.raises(SetupError, match=r"macular\[zh\]"):
         Lexicon({"zh": {"still": "還"}}).simplify()
     assert Lexicon({"de": {"dog": "Hund"}}).simplify().langs == ("de",)  # nothing to convert, nothing needed
 

@@ -38,9 +38,10 @@ from macular.jobs.plan import heartbeat_age
 from macular.train.resolve import place
 from macular.data.mini_world import Mini
 from macular.results.figures import curves, history, rounds_of
-from macular.train.run import run
-from macular.train.config import check
+from macular.results.timing import fresh
 from macular.store import read_json
+from macular.train.config import check
+from macular.train.run import run
 
 pytestmark = [
     pytest.mark.slow,
@@ -65,8 +66,9 @@ def train_long():
     """Macular without the consistency training for 1,500 steps, watched as a notebook does, then 400 more with every
     loss kept"""
     import toy
-    from macular.train.methods import methods
+
     from macular.results.figures import Live
+    from macular.train.methods import methods
 
     row, numbers, kept = methods["macular_nots"], toy.recipe(rounds=5), []
     built = toy.made(row, toy.for_row(row, n=134, dropout=0.1), numbers, double=False)
@@ -473,11 +475,11 @@ def cell(monkeypatch):
 
 
 def views_of(result):
+    from macular.results.records import from_lines
+    from macular.results.statistics import select
     from macular.ui.board import board, heat_map
     from macular.ui.live import live
     from macular.ui.playground import playground
-    from macular.results.records import from_lines
-    from macular.results.statistics import select
 
     control = select(
         from_lines(ROOT / "nbs" / "records" / "control.jsonl"), world="related", dictionary="own", backbone="mini-xlmr"

@@ -1,17 +1,16 @@
 """The rows of the paper's tables: how they differ, what their losses are, what may not be misspelt."""
 
-import re
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
 import torch
-
 import toy
-from macular.text.code_switch import CodeSwitch, Synonyms
-from macular.core import ParameterError, diff, key
-from macular.train.methods import Method, Readings, differences, methods
+
+from macular.core import diff, key
+from macular.exceptions import ParameterError
 from macular.model.objective import Objective, terms
 from macular.train.config import Job, fill
 from macular.train.resolve import row, training_key

@@ -8,9 +8,9 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from macular.core import ParameterError
 from macular.data.lexicon import CHUNK
 from macular.data.mini_world import Mini, backbone, items, lexicon, makers, text, told, web
 from macular.data.scenes import (
@@ -40,8 +40,9 @@ from macular.data.scenes import (
     vocabulary,
     words,
 )
-from macular.store import read_lines, sha256
 from macular.data.tasks import Task, load, tasks
+from macular.exceptions import ParameterError
+from macular.store import read_lines, sha256
 
 ROOT = Path(__file__).parents[1]
 SMALL = Mini(train=120, dev=40, test=60)

@@ -16,22 +16,22 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import toy
 import yaml
 from huggingface_hub import ModelCard, parse_eval_result_entries
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-import toy
-from macular.text.batches import tokenize
 from macular.cli import main
-from macular.core import DataError, ParameterError, StorageError
 from macular.data.mini_world import Mini
+from macular.data.tasks import load
 from macular.deploy.card import limits, result_of, scores, seeds_of, take
 from macular.deploy.huggingface import MacularConfig, MacularForSequenceClassification, export, predict
-from macular.train.run import run
-from macular.train.config import check
+from macular.exceptions import DataError, ParameterError, StorageError
 from macular.store import read_json, verify, write_json
-from macular.data.tasks import load
+from macular.text.batches import tokenize
+from macular.train.config import check
+from macular.train.run import run
 
 pytestmark = pytest.mark.slow
 

@@ -99,13 +99,13 @@ def test_exporting_changes_nothing(project):
 
 
 def test_an_edited_module_is_noticed(project):
-    module = project / "macular" / "core.py"
+    module = project / "macular" / "exceptions.py"
     before = files(project / "macular")
     module.write_text(module.read_text("utf-8").replace("MacularError", "MaculaError"), encoding="utf-8")
     edited = files(project / "macular")
     tool("nbdev-export", project)
     assert (
-        changed(edited, files(project / "macular")) == ["core.py"] and changed(before, files(project / "macular")) == []
+        changed(edited, files(project / "macular")) == ["exceptions.py"] and changed(before, files(project / "macular")) == []
     )
 
 

@@ -6,16 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-
 import toy
 from macular.text import encode
 from macular.core import NumericError
 from macular.train.evaluate import Exam, evaluate
 from macular.train.inputs import Data, trained_on
 from macular.train.methods import methods
-from macular.model.objective import Objective
-from macular.train.config import check, fill
-from macular.store import newest, read_json
 from macular.train.trainer import Loop, Phase, fit
 
 ROWS = ("macular_nots", "macular")

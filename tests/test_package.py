@@ -146,7 +146,7 @@ def test_no_version_with_a_known_hole():
 @pytest.mark.parametrize("command", ["nbdev_test", "nbdev-test"])
 def test_both_spellings_test_notebooks(command, project):
     for notebook in (project / "nbs").rglob("*.ipynb"):
-        if notebook.stem != "00_core":
+        if notebook.stem != "01_core":
             notebook.unlink()
     done = subprocess.run(
         [Path(sys.executable).with_name(command), "--do-print"],
@@ -155,13 +155,13 @@ def test_both_spellings_test_notebooks(command, project):
         text=True,
         timeout=120,
     )
-    assert done.returncode == 0 and "Success." in done.stdout and re.search("Completed .*00_core.ipynb", done.stdout), (
+    assert done.returncode == 0 and "Success." in done.stdout and re.search("Completed .*01_core.ipynb", done.stdout), (
         done.stderr
     )
 
 
 def test_a_failing_notebook_fails_the_command(project):
-    notebook = project / "nbs" / "00_core.ipynb"
+    notebook = project / "nbs" / "01_core.ipynb"
     text = notebook.read_text("utf-8")
     notebook.write_text(text.replace("assert key(apple) ==", "assert key(apple) !="), encoding="utf-8")
     assert notebook.read_text("utf-8") != text
@@ -172,7 +172,7 @@ def test_a_failing_notebook_fails_the_command(project):
         text=True,
         timeout=120,
     )
-    assert done.returncode == 1 and "00_core.ipynb" in done.stderr
+    assert done.returncode == 1 and "01_core.ipynb" in done.stderr
 
 
 def test_the_command_line_is_installed():

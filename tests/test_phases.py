@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import toy
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-import toy
-from macular.text.code_switch import CodeSwitch
-from macular.core import DataError, EnvironmentProblem, MacularError
-from macular.train.methods import Readings, methods
+from macular.exceptions import DataError, MacularError, SetupError
 from macular.model.objective import Objective
+from macular.text.code_switch import CodeSwitch
+from macular.train.methods import Readings, methods
 from macular.train.trainer import Loop, Phase, fit
 
 ROWS = ("finetune", "cosda_ml", "macular_nots", "macular")
@@ -582,7 +582,7 @@ def test_out_of_memory_says_what_takes_less(error, portions, says):
         raise error
 
     built = toy.made(methods["finetune"], toy.material("toy3"), toy.recipe(accumulation=portions))
-    with pytest.raises(EnvironmentProblem, match=says):
+    with pytest.raises(SetupError, match=says):
         fit([replace(built.phases[0], loss=fail)], Loop(1))
 
 

@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from macular.core import DataError, ParameterError
+from macular.exceptions import DataError, ParameterError
 from macular.jobs.engines import compute
-from macular.results.probes import cka, held_out, probe, proxy_a_distance
 from macular.jobs.rerun import encode, reopen
+from macular.results.probes import cka, held_out, probe, proxy_a_distance
 from macular.train.config import check
 
 

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from macular.core import DataError, ParameterError
 from macular.data.mini_world import Mini
-from macular.results.predictions import kind, read, runs
+from macular.data.tasks import load
+from macular.exceptions import DataError, ParameterError
 from macular.results.paper import average, paper, published, read_averages, read_blocks, recomputed, sources
+from macular.results.predictions import kind, read, runs
 from macular.results.records import Record, from_dict, from_lines, located, marked, record, save
 from macular.store import append
-from macular.data.tasks import load
 
 LANGS = {
     "xnli": "en ar bg de el es fr hi ru sw th tr ur vi zh",
@@ -250,8 +250,8 @@ def test_items_are_known_by_id_and_label():
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
     "A small run that was really done"
-    from macular.train.run import run
     from macular.train.config import check
+    from macular.train.run import run
 
     out = tmp_path_factory.mktemp("runs")
     return run(
@@ -313,7 +313,6 @@ def test_our_predictions_as_a_table_are_the_same_items(job):
 @pytest.mark.slow
 def test_a_runs_name_below_runs_is_enough(job, tmp_path, monkeypatch, capsys):
     "For rerun and what a run is taken by, and for tables and comparisons"
-    from macular.deploy.card import result_of
     from macular.cli import main
     from macular.jobs.rerun import _finished_run
 

@@ -272,9 +272,9 @@ def attempt(job, out, leg, n):
         from macular.cli import main
 
         return main(["sweep", "run", *(f"{k}={v}" for k, v in (job | {"out": str(out)}).items())])
-    from macular.core import MacularError
-    from macular.train.run import run
+    from macular.exceptions import MacularError
     from macular.train.config import check
+    from macular.train.run import run
 
     said = []
     try:
@@ -711,7 +711,7 @@ def test_never_less_than_one_whole_state(tmp_path, monkeypatch, before):
 
 
 def test_another_trainings_state_is_neither_read_nor_removed(tmp_path):
-    from macular.core import StorageError
+    from macular.exceptions import StorageError
 
     trained(tmp_path, stop=8)
     before = files(tmp_path)
@@ -723,14 +723,15 @@ def test_another_trainings_state_is_neither_read_nor_removed(tmp_path):
 def test_another_number_of_threads(tmp_path):
     "Two instead of one: refused by both numbers; asked for, it is remarked on, and the remark stays"
     import torch
-    from macular.core import EnvironmentProblem
+
+    from macular.exceptions import SetupError
     from macular.train.checkpoints import remarks
 
     trained(tmp_path, stop=8)
     before, threads = files(tmp_path), torch.get_num_threads()
     torch.set_num_threads(threads + 1)
     try:
-        with pytest.raises(EnvironmentProblem, match=f"threads {threads}, here {threads + 1}.*MACULAR_INEXACT"):
+        with pytest.raises(SetupError, match=f"threads {threads}, here {threads + 1}.*MACULAR_INEXACT"):
             trained(tmp_path)
         assert files(tmp_path) == before and remarks(tmp_path) == []
         assert trained(tmp_path, stop=12, exact=False)[0] == 9
@@ -790,6 +791,7 @@ def test_the_environment_is_checked_first(tmp_path, monkeypatch, said, problem):
     from macular.core import ParameterError
     from macular.train.run import run
     from macular.train.config import Job
+    from macular.train.run import run
 
     monkeypatch.setenv("MACULAR_CHECKPOINT", said)
     monkeypatch.setattr(inputs, "load", lambda *a, **k: pytest.fail("rows were read"))
@@ -814,8 +816,9 @@ label = "label"
 def small(tmp_path_factory):
     "A job of a hundred steps on a task of one's own, and what it leaves when nothing happens to it"
     import toy
-    from macular.train.run import run
+
     from macular.train.config import check
+    from macular.train.run import run
 
     folder = tmp_path_factory.mktemp("small")
     (folder / "own.toml").write_text(OWN)
@@ -945,8 +948,8 @@ def test_a_sweep_of_processes_saves_before_it_ends(small, tmp_path):
         newest(training, "state").name
         == f"state-{max(line['step'] for line in read_lines(training / 'history.jsonl'))}"
     )
-    from macular.train.run import run
     from macular.train.config import check
+    from macular.train.run import run
 
     run(check(job | {"out": str(out)}), lambda event, facts: None)
     assert files(out) == files(folder / "whole") and again(out) == 0

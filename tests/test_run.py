@@ -14,6 +14,7 @@ from macular.core import DataError, ParameterError
 from macular.train.config import Job
 from macular.train.config import check
 from macular.store import read_json, read_lines, sha256, verify
+from macular.train.config import check
 
 SMALL = dict(preset="mini", max_train=48, rounds=2, langs="en,de", stage1="pawsx,xnli", task="pawsx")
 
@@ -80,6 +81,7 @@ def test_no_path_and_no_time_in_what_must_not_differ(finished):
 
 def test_the_backbone_is_part_of_the_record(finished, tmp_path):
     import shutil
+
     from macular.data.backbones import backbone_origin
     from macular.data.mini_world import backbone
 
@@ -115,9 +117,9 @@ def test_the_plan_counts_the_steps_that_are_taken(finished):
 
 def test_hashes_do_not_depend_on_what_was_read_before():
     "The neighbour's dev rows, which stage 1 reads in ordinary jobs only"
+    from macular.train.config import fill
     from macular.train.inputs import Data, digests, row_digest, trained_on
     from macular.train.methods import methods
-    from macular.train.config import fill
 
     fresh, used = (Data(fill(check(SMALL | {"task": "qam"}))) for _ in range(2))
     used.rows(used.task("qadsm"), "dev")

@@ -19,10 +19,10 @@ from xss_payloads import HIDDEN, PAYLOADS, reprs
 from test_layers import MODULES, module, offences
 from test_notebooks import NOTEBOOKS, cells, named, of_all
 
-from macular.core import DataError, MacularError, ParameterError, StorageError, literal, table
-from macular.train.config import check, from_notebook
+from macular.core import literal, table
+from macular.exceptions import DataError, MacularError, ParameterError, StorageError
 from macular.store import read_json, verify
-
+from macular.train.config import check, from_notebook
 
 # code that runs nothing of others
 
@@ -454,7 +454,7 @@ def test_escaping_cannot_be_undone_by_what_stands_before():
             and not any(":" in link and not link.startswith("http") for link in found.links)
             and "img" not in found.tags
         ), text
-    assert table([{"a": "[00_core](00_core.ipynb)"}]).endswith("| [00_core](00_core.ipynb) |")
+    assert table([{"a": "[01_core](01_core.ipynb)"}]).endswith("| [01_core](01_core.ipynb) |")
 
 
 def test_figures_of_names_with_formulas(tmp_path):
@@ -498,11 +498,11 @@ def test_no_special_token_comes_out_of_a_text(name):
     import toy
     from transformers import AutoTokenizer
 
-    from macular.text.code_switch import CodeSwitch, Place
-    from macular.text.batches import tokenize
-    from macular.text.chunks import frame, obstacle
     from macular.data.mini_world import backbone
+    from macular.text.batches import tokenize
     from macular.text.chunk_table import Chunked
+    from macular.text.chunks import frame, obstacle
+    from macular.text.code_switch import CodeSwitch, Place
 
     tokenizer = (
         AutoTokenizer.from_pretrained(backbone(name), trust_remote_code=False)
@@ -619,9 +619,9 @@ def test_every_file_a_result_rests_on_is_named(run_folder):
 
 
 def test_files_of_trees_are_named_too(tmp_path):
-    from macular.train.inputs import Data, plant
-    from macular.train.config import fill
     from macular.data.tasks import tasks
+    from macular.train.config import fill
+    from macular.train.inputs import Data, plant
 
     (tmp_path / "pawsx-dev-en.conllu").write_text(
         "1\tDogs\t_\t_\t_\t_\t2\tnsubj\t_\t_\n2\tbark\t_\t_\t_\t_\t0\troot\t_\t_\n\n"

@@ -10,6 +10,9 @@ from macular.train.methods import methods
 from macular.train.config import SOURCES, Job, check, fill, from_notebook, presets
 from macular.train.resolve import row, training_key
 from macular.data.tasks import tasks
+from macular.exceptions import ParameterError
+from macular.train.config import SOURCES, Job, check, fill, from_notebook, presets, row, training_key
+from macular.train.methods import methods
 
 
 @pytest.mark.parametrize(

@@ -181,7 +181,7 @@ def test_every_notebook_and_module_is_in_the_navigation(pages):
         ("benchmarks/bench", "Jobs"),
         ("anything_new", "Jobs"),
         ("model/02_losses", "model"),
-        ("00_core", "core"),
+        ("01_core", "core"),
         ("paper/01_table2", "paper"),
     ],
 )

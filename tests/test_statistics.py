@@ -13,6 +13,7 @@ from statsmodels.stats.multitest import multipletests
 from macular.core import DataError, ParameterError
 from macular.results.simulate import Noise, detectable, deviation, expected, seeds_needed, simulate
 from macular.results.records import Record, from_lines
+from macular.results.simulate import Noise, expected, simulate
 from macular.results.statistics import (
     Effect,
     alike,

@@ -23,7 +23,7 @@ from conftest import ROOT
 from test_layers import MODULES, module
 
 from macular import store
-from macular.core import StorageError
+from macular.exceptions import StorageError
 from macular.store import (
     FORMAT,
     MANIFEST,
@@ -881,6 +881,10 @@ ALLOWED = {  # module, function, call -> why
     ("deploy.huggingface", "export", "model.save_pretrained"): "into a staged folder",
     ("deploy.huggingface", "export", "tokenizer.save_pretrained"): "into a staged folder",
     ("train.run", "_record", "predictions.to_parquet"): "into memory",
+    ("deploy.texts", None, "frame.to_csv"): "into memory",
+    ("deploy.texts", None, "frame.to_json"): "into memory",
+    ("deploy.texts", None, "frame.to_parquet"): "into memory",
+    ("cli", "_predict", "frame.to_csv"): "to the screen",
     ("ui.views", "picture", "figure.savefig"): "into memory",
     ("data.download", "unpack", "open"): "into a scratch folder; `put` gives the files their names",
     ("data.download", "_download", "open"): "into a scratch folder",

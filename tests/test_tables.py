@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from macular.cli import main
-from macular.core import DataError, ParameterError
-from macular.results.simulate import simulate
+from macular.exceptions import DataError, ParameterError
 from macular.results.compare import checklist, compare
 from macular.results.formats import Cell, Table, as_csv, harmless, tex
 from macular.results.paper import published
 from macular.results.records import Record, from_lines, save
+from macular.results.simulate import simulate
 from macular.results.statistics import difference, select
 from macular.results.tables import (
     View,

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import toy
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import toy

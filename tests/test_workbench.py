@@ -24,11 +24,16 @@ from macular.core import DataError, ParameterError
 from macular.ui.error_browser import KINDS, answers, errors, of_kind, share, taught
 from macular.ui.live import ask, live, status, trainings
 from macular.data.mini_world import backbone
-from macular.ui.playground import playground, show_batch, switch_pair, token_ids
+from macular.data.tasks import tasks
+from macular.exceptions import DataError, ParameterError
 from macular.results.records import from_lines
 from macular.results.statistics import select
 from macular.store import lock
-from macular.data.tasks import tasks
+from macular.text.code_switch import COLOURS, CodeSwitch, Piece, Place, Switched
+from macular.ui.board import board, heat_map, means, varying, versus
+from macular.ui.error_browser import KINDS, answers, errors, of_kind, share, taught
+from macular.ui.live import ask, live, status, trainings
+from macular.ui.playground import playground, show_batch, switch_pair, token_ids
 from macular.ui.views import View, data_of, grid, safe
 
 CONTROL = select(

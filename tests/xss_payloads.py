@@ -136,8 +136,8 @@ def records():
 
 def views(folder) -> dict:
     "Every view of the workbench, of payloads only"
+    from macular.exceptions import DataError
     from macular.ui.board import board, heat_map, versus
-    from macular.core import DataError
     from macular.ui.error_browser import errors
     from macular.ui.live import live
     from macular.ui.playground import playground, show_batch
@@ -174,9 +174,7 @@ def reprs() -> dict:
     from macular.text.code_switch import CodeSwitch, Place
     from macular.core import DataError, Difference, diff
     from macular.jobs.plan import plan
-    from macular.train.methods import macular
     from macular.jobs.search import Search
-    from macular.train.config import Job, presets
     from macular.results.statistics import Effect
     from macular.results.formats import Cell, Table
     from macular.data.tasks import Facts, Task

@@ -10,8 +10,9 @@ import json
 import math
 from pathlib import Path
 
-from ..core import DataError, EnvironmentProblem, first_line, resolve
+from ..core import resolve
 from .mini_world import backbone as mini_backbone
+from ..exceptions import DataError, SetupError, first_line
 from ..store import sha256
 
 # %% ../../nbs/data/07_backbones.ipynb #8f1b4656
@@ -75,13 +76,13 @@ def backbone_folder(
     if (here := local_backbone(name)) is not None:
         return refuse_code(here)
     if name.startswith((".", "/", "~")):
-        raise EnvironmentProblem(f"there is no folder '{name}' with a backbone")
+        raise SetupError(f"there is no folder '{name}' with a backbone")
     from huggingface_hub import snapshot_download
 
     try:
         folder = Path(snapshot_download(name, allow_patterns=[*_FILES, "README.md"]))  # where the licence stands
     except Exception as e:
-        raise EnvironmentProblem(
+        raise SetupError(
             f"cannot fetch the backbone '{name}': {first_line(e)}\n"
             "Check the name and the network, or give a folder with its files."
         ) from e
@@ -139,7 +140,7 @@ def parameters(
     for path in Path(folder).glob("*.safetensors"):
         total += sum(math.prod(tensor["shape"]) for name, tensor in _head(path).items() if name != "__metadata__")
     if not total:
-        raise EnvironmentProblem(
+        raise SetupError(
             f"the backbone {Path(folder).name} has no .safetensors file; other formats are not read"
         )
     return total

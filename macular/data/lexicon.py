@@ -16,8 +16,9 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from types import MappingProxyType
 
-from ..core import DataError, EnvironmentProblem, ParameterError, key, permutation, resolve, table, unknown
+from ..core import key, permutation, resolve, table
 from .readers import content
+from ..exceptions import DataError, ParameterError, SetupError, unknown
 from ..store import sha256
 
 # %% ../../nbs/data/04_lexicon.ipynb #21686bef
@@ -304,7 +305,7 @@ def _simplify(lexicon):
     try:
         from opencc import OpenCC
     except ImportError as e:
-        raise EnvironmentProblem(
+        raise SetupError(
             "simplified Chinese needs the package OpenCC.\nInstall the extra: pip install 'macular[zh]'"
         ) from e
     convert = OpenCC("t2s").convert

@@ -37,6 +37,7 @@ from macular.data.scenes import (
     turned,
     words,
 )
+from ..exceptions import ParameterError, SetupError, unknown
 from ..store import sha256
 
 # %% ../../nbs/data/06_mini_world.ipynb #dab5d261

@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core import ParameterError, diff, key, literal
+from ..core import diff, key, literal
 from .card import result_of, take, training_of
+from ..exceptions import ParameterError
 from ..jobs.plan import ALIKE, asked, job_of
 from ..jobs.rerun import refuse_student, reopen
 from ..model.objective import term

@@ -20,9 +20,10 @@ from transformers import (
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from ..core import DataError, ParameterError, StorageError, resolve, unknown
+from ..core import resolve
 from ..data.backbones import backbone_folder, hashes, refuse_code
 from .card import Taken, card, eval_results, kept, take
+from ..exceptions import DataError, ParameterError, StorageError, unknown
 from ..model.losses import task_loss
 from ..model.modules import LABELS, aggregate, behead
 from ..store import MANIFEST, read_json, staged, verify, write_bytes

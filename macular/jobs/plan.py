@@ -22,8 +22,9 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from ..core import DataError, MacularError, ParameterError, key, literal, resolve, table
+from ..core import key, literal, resolve, table
 from ..data.readers import content
+from ..exceptions import DataError, MacularError, ParameterError
 from ..store import held, read_json
 from ..train.config import LISTS, RANGES, Job, check, fill, presets
 from ..train.inputs import Data, resources

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import DataError, Difference, ParameterError, diff, literal, number, permutation, resolve, table
+from ..core import Difference, diff, literal, number, permutation, resolve, table
 from ..data.readers import as_dataset
+from ..exceptions import DataError, ParameterError
 from .engines import compute
 from .plan import asked
 from ..results.records import located

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
-from ..core import DataError, ParameterError, literal, resolve, table
+from ..core import literal, resolve, table
+from ..exceptions import DataError, ParameterError
 from .plan import Plan, count, plan, read_toml, rows, state
 from ..store import read_json
 from ..train.config import Job, fill

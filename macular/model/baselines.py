@@ -11,8 +11,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..core import ParameterError
 from ..data.tasks import Task
+from ..exceptions import ParameterError
 from .losses import kl_s, task_loss
 from .modules import Encoder, MultiTask, load_filler, seeded
 from .objective import lang_disc, task_disc, term

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
 from transformers.utils import logging
 
-from ..core import EnvironmentProblem, ParameterError, first_line, mix
+from ..core import mix
+from ..exceptions import ParameterError, SetupError, first_line
 from ..text.packing import HOST, filler, pack, packable, pad, prepare, start
 
 # %% ../../nbs/model/01_modules.ipynb #e1624022
@@ -150,7 +151,7 @@ def _pretrained(kind, backbone, seed, **options):
                 **options,
             )
     except (OSError, ValueError, SafetensorError) as err:
-        raise EnvironmentProblem(
+        raise SetupError(
             f"cannot load the backbone '{backbone}': {first_line(err)}\n"
             "Give a folder with config.json, model.safetensors and tokenizer files, or a hub name."
         ) from err

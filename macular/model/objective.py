@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from inspect import signature
 
-from ..core import ParameterError, Registry
+from ..core import Registry
+from ..exceptions import ParameterError
 from .losses import adversarial_loss, discriminator_loss, kl_s, task_loss
 
 # %% ../../nbs/model/03_objective.ipynb #8e3a6782

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from ..core import DataError, visible
+from ..core import visible
+from ..exceptions import DataError
 
 # %% ../../nbs/results/07_figures.ipynb #94faedb7
 MOST = 20_000  # steps that are read of a history, about

@@ -9,7 +9,7 @@ __all__ = ['sources', 'paper', 'Published', 'read_blocks', 'read_averages', 'pub
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from ..core import DataError, ParameterError, unknown
+from ..exceptions import DataError, ParameterError, unknown
 
 # %% ../../nbs/results/01_paper.ipynb #3da1e36f
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..core import DataError, ParameterError, permutation
+from ..core import permutation
+from ..exceptions import DataError, ParameterError
 
 # %% ../../nbs/results/09_probes.ipynb #24c7a6ac
 _HELD_OUT = 0.3  # of the items

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import DataError, key, literal, resolve, table, unknown
+from ..core import key, literal, resolve, table
+from ..exceptions import DataError, unknown
 from ..store import read_json, write_bytes
 from ..train.methods import methods
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..core import DataError, ParameterError, diff, unknown
+from ..core import diff
+from ..exceptions import DataError, ParameterError, unknown
 from .paper import average
 from .records import SELECTIONS, Record
 

@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core import DataError, ParameterError, mix, number, pick, uniform, visible
+from ..core import mix, number, pick, uniform, visible
 from ..data.lexicon import CHUNK, split
+from ..exceptions import DataError, ParameterError
 
 # %% ../../nbs/text/01_code_switch.ipynb #e4d16c25
 def _probability(name, p):

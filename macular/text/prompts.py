@@ -8,8 +8,8 @@ __all__ = ['verbalise', 'ByCloze']
 # %% ../../nbs/text/07_prompts.ipynb #8af4bc46
 import numpy as np
 
-from ..core import ParameterError
 from ..data.tasks import Task
+from ..exceptions import ParameterError
 from .batches import Tokens
 from .chunk_table import longest_first
 from .chunks import Ragged, encode, ranges

@@ -13,10 +13,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core import DataError, EnvironmentProblem, resolve
+from ..core import resolve
 from ..data.lexicon import CHUNK
 from ..data.readers import content
 from ..data.tasks import Task
+from ..exceptions import DataError, SetupError
 from ..store import write_bytes
 from .batches import tokenize
 from .code_switch import Switched, tally
@@ -276,7 +277,7 @@ def parse(
     try:
         import stanza
     except ImportError as e:
-        raise EnvironmentProblem(
+        raise SetupError(
             "parsing needs the package Stanza.\nInstall the extra: pip install 'macular[trees]'; or use any parser that writes CoNLL-U."
         ) from e
     say = stanza.Pipeline(lang, processors="tokenize,mwt,pos,lemma,depparse", verbose=False)

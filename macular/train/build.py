@@ -13,8 +13,8 @@ from functools import partial
 import numpy as np
 import torch
 
-from ..core import DataError, ParameterError
 from ..data.tasks import Task
+from ..exceptions import DataError, ParameterError
 from ..model.baselines import SyntaxEncoder, cloze, reverse
 from ..model.modules import Encoder, MultiTask, Net, TaskSpecific, discriminator, load_encoder
 from ..model.objective import Objective

@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ..core import EnvironmentProblem, StorageError, diff
+from ..core import diff
+from ..exceptions import SetupError, StorageError
 from ..store import append, clear, newest, read_json, staged, write_json
 
 # %% ../../nbs/train/06_checkpoints.ipynb #36a8b615

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 
-from ..core import DataError, EnvironmentProblem, first_line, shown
 from ..data.lexicon import count_words
 from ..data.readers import SEEN
 from ..data.layouts import splits

@@ -18,11 +18,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core import MacularError, ParameterError, Registry, key, resolve, shown, table, unknown
+from ..core import Registry, key, resolve, table
 from ..data.backbones import lacking
 from ..data.mini_world import backbone as mini_backbone
 from ..data.readers import a_file
 from ..data.tasks import find, tasks
+from ..exceptions import MacularError, ParameterError, shown, unknown
 from ..store import sha256
 from .methods import ADVERSARIES, Method, methods
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from ..core import ParameterError
 from ..data.tasks import Task
+from ..exceptions import ParameterError
 from ..model.modules import aggregate
 from ..text.batches import cut
 from ..text.encode import ByText, Text, features

@@ -15,7 +15,7 @@ from functools import cached_property
 from itertools import product
 from pathlib import Path
 
-from ..core import DataError, number, permutation, resolve
+from ..core import number, permutation, resolve
 from ..data.backbones import backbone_folder, hashes
 from ..data.download import licensed
 from ..data.lexicon import Lexicon, read_file

@@ -8,7 +8,8 @@ __all__ = ['ADVERSARIES', 'REVERSALS', 'methods', 'finetune', 'macular', 'Readin
 # %% ../../nbs/train/01_methods.ipynb #0748a061
 from dataclasses import dataclass, field, fields, replace
 
-from ..core import ParameterError, Registry, diff, table, unknown
+from ..core import Registry, diff, table
+from ..exceptions import ParameterError, unknown
 from ..text.code_switch import CodeSwitch, Synonyms
 
 # %% ../../nbs/train/01_methods.ipynb #c4c56cf2

@@ -23,8 +23,9 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from ..core import ParameterError, StorageError, key, resolve
+from ..core import key, resolve
 from ..data.tasks import Task
+from ..exceptions import ParameterError, StorageError
 from ..model.objective import terms
 from ..store import held, lock, read_json, verify, write_json
 from .build import Built, build, build_net, text_of

@@ -20,7 +20,8 @@ from accelerate.utils import send_to_device
 from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from ..core import EnvironmentProblem, NumericError, Stopped, StorageError, mix
+from ..core import mix
+from ..exceptions import NumericError, SetupError, Stopped, StorageError
 from ..interrupts import Listening
 from ..store import write_bytes, write_json
 from .checkpoints import Checkpoints

@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 from markupsafe import Markup
 
-from ..core import ParameterError, unknown
+from ..exceptions import ParameterError, unknown
 from ..results.compare import Comparison, compare
 from ..results.figures import label
 from ..results.predictions import read

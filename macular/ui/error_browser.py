@@ -13,8 +13,9 @@ from functools import cache
 
 from markupsafe import Markup
 
-from ..core import DataError, ParameterError, resolve, unknown
+from ..core import resolve
 from ..data.lexicon import CHUNK, split
+from ..exceptions import DataError, ParameterError, unknown
 from ..store import read_json
 from ..train.inputs import Data
 from .views import View, bar, data_of, grid, safe

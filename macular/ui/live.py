@@ -14,7 +14,8 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from ..core import ParameterError, resolve, unknown
+from ..core import resolve
+from ..exceptions import ParameterError, unknown
 from ..jobs.engines import attempt
 from ..results.figures import curves, history, rounds_of
 from ..store import held, read_json, write_bytes

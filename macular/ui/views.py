@@ -15,7 +15,8 @@ from io import BytesIO
 
 from markupsafe import Markup, escape
 
-from ..core import MacularError, ParameterError, resolve, visible
+from ..core import resolve, visible
+from ..exceptions import MacularError, ParameterError
 from ..jobs.plan import job_of
 from ..train.config import check, fill
 from ..train.inputs import Data
