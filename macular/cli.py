@@ -14,15 +14,13 @@ from typing import Annotated
 from typer import Argument, Exit, Option, Typer
 from typer.core import TyperCommand
 
-from .core import MacularError, ParameterError, key, resolve, root, table, unknown
-from .jobs.engines import Here, Processes, Ray, compute, report as as_report, run_notebook, sweep as do_sweep
-from .data.check import check as check_data
+from .arguments import complete, conditions, engine, explained, parameters, plans, records_at, side_of
+from .core import key, root, table
+from .data.download import check as check_data
 from .data.download import fetch as fetch_data
-from .jobs.plan import Plan, command, plan as plan_jobs, typed
-from .train.methods import methods
-from .jobs.rerun import rerun as do_rerun
-from .jobs.search import read_search
-from .train.config import LISTS, Job, check as check_job
+from .data.tasks import tasks
+from .deploy.texts import TEXTS, new_file, predict_texts, read_texts, write_predictions
+from .exceptions import MacularError, ParameterError, unknown
 from .interrupts import ending
 from .jobs.engines import compute, report, run_notebook, sweep
 from .jobs.plan import command
@@ -31,7 +29,8 @@ from .jobs.search import read_search
 from .results.compare import checklist, compare
 from .results.records import SELECTIONS
 from .results.statistics import select
-from .results.tables import Table, View, as_csv, beside_paper, languages, overview, selections
+from .results.formats import Table, as_csv
+from .results.tables import View, beside_paper, languages, overview, selections
 from .train.config import check
 from .train.methods import methods
 
@@ -317,14 +316,6 @@ def _distill(
         f"\nThe student's run is {student.folder}; macular export {student.folder} FOLDER makes a model folder of it."
     )
 
-# %% ../nbs/99_cli.ipynb #a185d714
-from .results.predictions import kind, read
-from .results.compare import checklist, compare as compare_runs
-from .results.records import SELECTIONS, Record, located
-from .results.statistics import select
-from .results.formats import Table, as_csv
-from .results.tables import View, beside_paper, languages, overview, selections
-
 # %% ../nbs/99_cli.ipynb #bf3c22c0
 _TABLES = {
     "tasks": overview,
@@ -357,14 +348,9 @@ def _table(
         ),
     ] = ["runs"],  # noqa: B006 (typer copies it)
     by: Annotated[str, Option(help="Columns: tasks, languages, selections, paper, checklist.")] = "tasks",
-    against: Annotated[str, Option(help="A method; what differs significantly from it is marked.")] = "",
-    where: Annotated[
-        list[str],
-        Option(
-            help="name=value, which records; may be said several times. Of a file of others it says what the file does not (task=xnli)."
-        ),
-    ] = [],
-    selection: Annotated[str, Option(help="Which round is scored: en_dev, last, averaged, all_dev_oracle.")] = "en_dev",
+    against: Annotated[str, Option(help="A method; what differs separably from it is marked.")] = "",
+    where: _Where = [],  # noqa: B006
+    selection: _Selection = "en_dev",
     form: Annotated[str, Option(help="markdown, latex or csv.")] = "markdown",
 ):
     "Print a table of methods: means with intervals over seeds, marks, costs; also LaTeX and CSV."

@@ -5,9 +5,10 @@ import os
 import signal
 import time
 
-from macular.core import DataError, ParameterError, resolve
-from macular.train.resolve import identity, place
+from macular.core import resolve
+from macular.exceptions import DataError, ParameterError
 from macular.store import append, lock, read_lines, write_json
+from macular.train.resolve import identity, place
 
 
 def result(job):

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from macular.exceptions import DataError, MacularError, ParameterError, SetupError
+from macular.exceptions import SetupError
+from macular.exceptions import DataError, MacularError, ParameterError
 from macular.train.config import check, from_notebook
 
 A, W = "accepted", "accepted, and said"
@@ -921,7 +922,7 @@ def test_P38_a_pointer_in_place_of_the_weights(tmp_path):
 
     pointer(tmp_path / "net")
     with pytest.raises(
-        EnvironmentProblem,
+        SetupError,
         match=r"net/model.safetensors \(13\d bytes\) is no safetensors file; is it a Git LFS pointer\? Fetch it with git lfs pull",  # noqa: E501
     ):
         parameters(tmp_path / "net")
@@ -1080,9 +1081,10 @@ def test_E07_memory_that_runs_out_names_the_setting(tmp_path, monkeypatch, error
 
 def test_E06_memory_in_a_step_names_the_portions():
     import torch
+
     from macular.train.trainer import _memory_errors
 
-    with pytest.raises(EnvironmentProblem, match="accumulation=2.*same mathematics"):
+    with pytest.raises(SetupError, match="accumulation=2.*same mathematics"):
         with _memory_errors(1):
             raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -1090,6 +1092,7 @@ def test_E06_memory_in_a_step_names_the_portions():
 def test_E11_a_terminal_of_few_characters(monkeypatch, tmp_path):
     import io
     import sys
+
     from macular.cli import main
 
     out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")

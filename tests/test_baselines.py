@@ -10,18 +10,9 @@ import toy
 from test_reference import Adam, Alone, ce, encoded, lengths, one_hot
 from torch import nn
 
-import toy
-from macular.text.code_switch import Place
-from macular.model.baselines import SyntaxEncoder, _distances, cloze, reverse
-from macular.text.batches import cut, order
-from macular.train.build import build, build_net
-from macular.text.prompts import ByCloze, verbalise
-from macular.core import DataError, ParameterError
-from macular.model.losses import kl_s
-from macular.train.methods import methods
 from macular.data.mini_world import neighbours
 from macular.exceptions import DataError, ParameterError
-from macular.model.baselines import SyntaxEncoder, cloze, distances, reverse
+from macular.model.baselines import SyntaxEncoder, _distances, cloze, reverse
 from macular.model.losses import kl_s
 from macular.model.modules import load_encoder
 from macular.model.objective import Objective, terms

@@ -23,7 +23,7 @@ from macular.data.tasks import load
 from macular.deploy.card import result_of, take
 from macular.deploy.distill import Teacher, accuracies, distill, latency, report, student_row, teacher_loss
 from macular.deploy.huggingface import export, model_of, predict
-from macular.exceptions import DataError, ParameterError
+from macular.exceptions import DataError, ParameterError, Stopped
 from macular.jobs.rerun import reopen, rerun
 from macular.results.compare import compare
 from macular.results.records import record
@@ -40,13 +40,7 @@ from macular.train.feed import Feed
 from macular.train.inputs import digests
 from macular.train.methods import methods
 from macular.train.run import run
-from macular.train.config import check
-from macular.results.statistics import alike, resampled
-from macular.store import read_json, read_lines, write_json
-from macular.results.tables import languages
-from macular.data.tasks import load
-from macular.core import Stopped
-from macular.text.encode import Views, features
+from macular.ui.board import records_of
 from macular.ui.views import data_of
 
 pytestmark = pytest.mark.slow

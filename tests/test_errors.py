@@ -8,7 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from macular.core import (
+from macular.data.readers import read_columns
+from macular.exceptions import (
     DataError,
     MacularError,
     NumericError,
@@ -22,13 +23,10 @@ from macular.core import (
     unknown,
 )
 from macular.jobs.engines import Died, attempt
-from macular.train.failures import anonymous, failure, note, recorded
-from macular.train.resolve import place
-from macular.data.readers import read_columns
-from macular.train.config import Job, check, fill
 from macular.store import read_json
 from macular.train.config import Job, check, fill
-from macular.train.failures import anonymous, failure, note, place, recorded
+from macular.train.failures import anonymous, failure, note, recorded
+from macular.train.resolve import place
 
 KINDS = (MacularError, ParameterError, DataError, SetupError, StorageError, NumericError)
 TEXT = st.text(st.characters(), max_size=300) | st.builds(
@@ -237,7 +235,7 @@ def test_a_place_that_cannot_be_written_hides_no_error(tmp_path):
 
 
 def test_a_stopped_job_has_not_failed(job):
-    from macular.core import Stopped
+    from macular.exceptions import Stopped
 
     with pytest.raises(Stopped):
         doing(Stopped("stopped in round 1"))(job)

@@ -13,14 +13,15 @@ import fake_jobs
 import pytest
 from conftest import ROOT
 
-from macular.exceptions import DataError, ParameterError, SetupError, StorageError
+from macular.exceptions import SetupError
+from macular.exceptions import DataError, ParameterError, StorageError
 from macular.jobs.engines import Here, Processes, Ray, attempt, found, sweep
 from macular.jobs.plan import Plan, asked, jobs_to_run_first, plan, remaining, rows, stages, state, summary
-from macular.train.resolve import identity, place
 from macular.jobs.rerun import compare_runs, rerun
 from macular.jobs.search import GRIDS, best, dev_accuracy, paper_search, read_search
 from macular.store import lock, read_json, sha256, write_json
 from macular.train.config import check, fill
+from macular.train.resolve import identity, place
 
 TESTS = str(Path(__file__).parent)
 TINY = {"task": "pawsx", "method": "finetune", "preset": "mini", "max_train": 64, "rounds": 1, "langs": ["de"]}
@@ -531,9 +532,9 @@ def test_ray_puts_two_jobs_on_a_card(cluster, tmp_path):
 
 
 def test_ray_refuses_what_would_wait_for_ever(cluster, tmp_path):
-    with pytest.raises(EnvironmentProblem, match="3 GPU, and the cluster has 2"):
+    with pytest.raises(SetupError, match="3 GPU, and the cluster has 2"):
         sweep(many(tmp_path, 1), Ray(gpus=3), do=fake_jobs.wait)
-    with pytest.raises(EnvironmentProblem, match="64 CPU"):
+    with pytest.raises(SetupError, match="64 CPU"):
         sweep(many(tmp_path, 1), Ray(cpus=64, gpus=0), do=fake_jobs.wait)
 
 
@@ -555,14 +556,14 @@ def test_a_real_job_killed_on_ray_ends_in_the_same_bytes(cluster, tmp_path):
 def test_a_cluster_that_is_not_there_is_told_at_once(tmp_path):
     pytest.importorskip("ray", reason="Ray is not installed: the extra `cluster`")
     started = time.monotonic()
-    with pytest.raises(EnvironmentProblem, match="cannot reach a Ray cluster"):
+    with pytest.raises(SetupError, match="cannot reach a Ray cluster"):
         sweep(many(tmp_path, 1), Ray(address="127.0.0.1:1"), do=fake_jobs.wait)
     assert time.monotonic() - started < 20
 
 
 def test_without_ray_the_command_for_it_is_told(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(EnvironmentProblem, match=r"pip install .*\[cluster\]"):
+    with pytest.raises(SetupError, match=r"pip install .*\[cluster\]"):
         sweep(many(tmp_path, 1), Ray(), do=fake_jobs.wait)
 
 

@@ -21,27 +21,26 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import fake_jobs
 import nbformat
 import numpy as np
-import fake_jobs
 import pytest
 from conftest import ROOT
 from test_jobs import TESTS, done_once, many
 
 from macular import cli
-from macular.results import figures
-from macular.ui import views as notebook_views
-from macular.results.timing import fresh
-from macular.core import DataError
+from macular.data.mini_world import Mini
+from macular.exceptions import DataError
 from macular.jobs.engines import compute
 from macular.jobs.plan import heartbeat_age
-from macular.train.resolve import place
-from macular.data.mini_world import Mini
+from macular.results import figures
 from macular.results.figures import curves, history, rounds_of
 from macular.results.timing import fresh
 from macular.store import read_json
 from macular.train.config import check
+from macular.train.resolve import place
 from macular.train.run import run
+from macular.ui import views as notebook_views
 
 pytestmark = [
     pytest.mark.slow,

@@ -12,7 +12,9 @@ import toy
 from macular.core import diff, key
 from macular.exceptions import ParameterError
 from macular.model.objective import Objective, terms
+from macular.text.code_switch import CodeSwitch, Synonyms
 from macular.train.config import Job, fill
+from macular.train.methods import Method, Readings, differences, methods
 from macular.train.resolve import row, training_key
 
 # §4.1.2 and §4.4-4.6, read a second time: row -> (title, what it is derived from, {what differs: (there, here)}).

@@ -7,8 +7,12 @@ import numpy as np
 import pytest
 import torch
 import toy
+
+from macular.exceptions import NumericError
+from macular.model.objective import Objective
+from macular.store import newest, read_json
 from macular.text import encode
-from macular.core import NumericError
+from macular.train.config import check, fill
 from macular.train.evaluate import Exam, evaluate
 from macular.train.inputs import Data, trained_on
 from macular.train.methods import methods

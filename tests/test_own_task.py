@@ -11,10 +11,10 @@ import pytest
 from conftest import ROOT
 
 from macular.cli import main
-from macular.core import DataError, ParameterError
 from macular.data.check import check as check_data
 from macular.data.mini_world import Mini, lexicon
 from macular.data.tasks import find, load
+from macular.exceptions import DataError, ParameterError
 from macular.train.config import check
 from macular.train.run import plan, run
 

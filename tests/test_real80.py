@@ -17,19 +17,20 @@ import pytest
 from conftest import ROOT
 from fake_hub import fill, serve
 
-from macular.core import DataError, EnvironmentProblem, NumericError, ParameterError, number
-from macular.results.simulate import simulate
-from macular.data.sources import Halved, scored_half
-from macular.jobs.plan import plan
+from macular.exceptions import SetupError
+from macular.core import number
 from macular.data.mini_world import Mini
+from macular.data.sources import Folder, Halved, scored_half
+from macular.data.tasks import load, tasks
+from macular.exceptions import DataError, NumericError, ParameterError
+from macular.jobs.plan import plan
 from macular.results.majority import above, gate
 from macular.results.records import Record, from_lines, record
-from macular.train.run import run
+from macular.results.simulate import simulate
+from macular.results.tables import languages
 from macular.train.config import Job
 from macular.train.resolve import ALGORITHM
-from macular.results.tables import languages
-from macular.data.sources import Folder
-from macular.data.tasks import load, tasks
+from macular.train.run import run
 
 pytestmark = pytest.mark.slow
 
@@ -458,7 +459,7 @@ def test_the_hubs_rows_go_through_it(tmp_path):
             text=True,
             timeout=300,
         )
-    told = done.stderr.split("macular.exceptions.NumericError: ")[-1]
+    told = done.stderr.split("macular.core.NumericError: ")[-1]
     assert done.returncode == 1 and "of 5 checks failed" in told, done.stderr[-2000:]
     assert (
         "XNLI, xlm-roberta-base, all languages, test: not measured" in told

@@ -314,6 +314,7 @@ def test_our_predictions_as_a_table_are_the_same_items(job):
 def test_a_runs_name_below_runs_is_enough(job, tmp_path, monkeypatch, capsys):
     "For rerun and what a run is taken by, and for tables and comparisons"
     from macular.cli import main
+    from macular.deploy.card import result_of
     from macular.jobs.rerun import _finished_run
 
     monkeypatch.chdir(tmp_path)

@@ -70,8 +70,10 @@ def half(path, data):
 def points():
     "The named places of a job, in its order"
     import shutil
+
     from accelerate import Accelerator
     from accelerate.optimizer import AcceleratedOptimizer
+
     from macular import store
     from macular.text import encode
     from macular.train import checkpoints, feed, stages, trainer
@@ -212,8 +214,9 @@ def elsewhere():
 def setup():
     "What every attempt needs, made before the first fork"
     import toy
-    from macular.train import checkpoints, inputs, trainer
+
     from macular.data.mini_world import Mini
+    from macular.train import checkpoints, inputs, trainer
 
     @dataclass(frozen=True)
     class Few(Mini):
@@ -646,8 +649,9 @@ def test_started_again_after_the_end_changes_nothing(legs):
 def trained(folder, stop=None, rounds=2, **loop):
     "A small training in this process, stopped after a step; the steps it took"
     from test_trainer import ready
+
+    from macular.exceptions import Stopped
     from macular.train.trainer import Loop, fit
-    from macular.core import Stopped
 
     built, numbers = ready()
     steps = []
@@ -764,8 +768,8 @@ def test_a_state_of_an_older_version_is_read(tmp_path):
 
 def test_no_room(tmp_path, monkeypatch):
     "Told before the first step, with both numbers; what is there already is not counted again"
+    from macular.exceptions import StorageError
     from macular.train import checkpoints
-    from macular.core import StorageError
 
     usage = shutil.disk_usage(tmp_path)
 
@@ -787,9 +791,8 @@ def test_no_room(tmp_path, monkeypatch):
     "said,problem", [("soon", "a number of seconds"), ("-1", "0 or more"), ("nan", "0 or more"), ("inf", "0 or more")]
 )
 def test_the_environment_is_checked_first(tmp_path, monkeypatch, said, problem):
+    from macular.exceptions import ParameterError
     from macular.train import inputs
-    from macular.core import ParameterError
-    from macular.train.run import run
     from macular.train.config import Job
     from macular.train.run import run
 

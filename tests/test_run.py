@@ -10,11 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from macular.core import DataError, ParameterError
-from macular.train.config import Job
-from macular.train.config import check
+from macular.exceptions import DataError, ParameterError
 from macular.store import read_json, read_lines, sha256, verify
-from macular.train.config import check
+from macular.train.config import Job, check
 
 SMALL = dict(preset="mini", max_train=48, rounds=2, langs="en,de", stage1="pawsx,xnli", task="pawsx")
 
@@ -260,6 +258,7 @@ def test_a_job_made_in_python_is_checked_as_well(tmp_path, wrong, said):
 def test_the_precision_is_that_of_the_device_a_job_computes_on(monkeypatch):
     "Preset mini computes on the CPU, beside whatever GPU there is"
     import torch
+
     from macular.train.resolve import settle
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -276,8 +275,9 @@ def test_a_callers_accelerator_and_settings_survive_a_job():
     import torch
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
-    from macular.train.run import _device
+
     from macular.train.resolve import settle
+    from macular.train.run import _device
 
     torch.use_deterministic_algorithms(True)  # errors, not warnings
     AcceleratorState._reset_state(reset_partial_state=True)  # as in a process that has made none yet

@@ -15,9 +15,9 @@ import pytest
 from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from xss_payloads import HIDDEN, PAYLOADS, reprs
 from test_layers import MODULES, module, offences
 from test_notebooks import NOTEBOOKS, cells, named, of_all
+from xss_payloads import HIDDEN, PAYLOADS, reprs
 
 from macular.core import literal, table
 from macular.exceptions import DataError, MacularError, ParameterError, StorageError

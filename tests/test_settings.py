@@ -5,14 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from macular.core import ParameterError
-from macular.train.methods import methods
-from macular.train.config import SOURCES, Job, check, fill, from_notebook, presets
-from macular.train.resolve import row, training_key
 from macular.data.tasks import tasks
 from macular.exceptions import ParameterError
-from macular.train.config import SOURCES, Job, check, fill, from_notebook, presets, row, training_key
+from macular.train.config import SOURCES, Job, check, fill, from_notebook, presets
 from macular.train.methods import methods
+from macular.train.resolve import row, training_key
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from macular.core import DataError, ParameterError
-from macular.results.simulate import Noise, detectable, deviation, expected, seeds_needed, simulate
+from macular.exceptions import DataError, ParameterError
 from macular.results.records import Record, from_lines
-from macular.results.simulate import Noise, expected, simulate
+from macular.results.simulate import Noise, detectable, deviation, expected, seeds_needed, simulate
 from macular.results.statistics import (
     Effect,
     alike,

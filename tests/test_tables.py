@@ -514,11 +514,11 @@ def test_what_a_rivals_file_says_is_not_said_otherwise(tmp_path, capsys, where, 
 
 
 def test_what_is_said_of_a_rivals_file_stays_a_text(tmp_path):
-    from macular.cli import _conditions, _records
+    from macular.arguments import conditions as parsed, records_at
 
     (tmp_path / "a.csv").write_text("item,language,label,prediction\n1,en,neutral,neutral\n")
-    conditions = _conditions(["task=xnli", "year=2024", "seed=3"])
-    (found,) = select(_records(tmp_path / "a.csv", conditions), **conditions)
+    conditions = parsed(["task=xnli", "year=2024", "seed=3"])
+    (found,) = select(records_at(tmp_path / "a.csv", conditions), **conditions)
     assert (found.method, found.get("year"), found.seed) == ("a", "2024", 3)
 
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 from conftest import ROOT
 
-from macular.core import DataError, ParameterError
 from macular.data.layouts import Layout
 from macular.data.readers import read_columns, read_rows
 from macular.data.sources import File, Folder, Hub
 from macular.data.tasks import Task, facts, find, load, tasks
+from macular.exceptions import DataError, ParameterError
 
 DATA = ROOT.parent / "shared" / "data"
 real = pytest.mark.skipif(not DATA.is_dir(), reason="the real files in ../shared/data are not here")

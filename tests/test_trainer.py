@@ -20,13 +20,11 @@ import torch
 import toy
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-import toy
-from macular.train import checkpoints, trainer
-from macular.core import NumericError
-from macular.train.methods import methods
+from macular.exceptions import NumericError, Stopped
 from macular.store import newest, read_lines, sha256, verify
+from macular.train import checkpoints, trainer
+from macular.train.methods import methods
 from macular.train.trainer import Loop, Phase, fit
-from macular.core import Stopped
 
 # with ten rows a round of "macular" is D 1-6 (two passes of three batches) and the net 7-9; the second one 10-15 and
 # 16-18

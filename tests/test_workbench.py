@@ -17,12 +17,6 @@ import pytest
 from conftest import ROOT
 from xss_payloads import HIDDEN, PAYLOADS, VIEWS, views
 
-from macular.ui import views as notebook_views
-from macular.text.code_switch import COLOURS, CodeSwitch, Piece, Place, Switched
-from macular.ui.board import board, heat_map, means, varying, versus
-from macular.core import DataError, ParameterError
-from macular.ui.error_browser import KINDS, answers, errors, of_kind, share, taught
-from macular.ui.live import ask, live, status, trainings
 from macular.data.mini_world import backbone
 from macular.data.tasks import tasks
 from macular.exceptions import DataError, ParameterError
@@ -30,6 +24,7 @@ from macular.results.records import from_lines
 from macular.results.statistics import select
 from macular.store import lock
 from macular.text.code_switch import COLOURS, CodeSwitch, Piece, Place, Switched
+from macular.ui import views as notebook_views
 from macular.ui.board import board, heat_map, means, varying, versus
 from macular.ui.error_browser import KINDS, answers, errors, of_kind, share, taught
 from macular.ui.live import ask, live, status, trainings

@@ -167,17 +167,20 @@ def reprs() -> dict:
     "One of every class that shows itself in a notebook, of payloads wherever it takes a text; its markup by class"
     from dataclasses import replace
 
+    from macular.core import Difference, diff
     from macular.data import download, lexicon
+    from macular.data.tasks import Facts, Task
     from macular.deploy import distill
+    from macular.exceptions import DataError
     from macular.jobs import rerun
-    from macular.results import compare, figures
-    from macular.text.code_switch import CodeSwitch, Place
-    from macular.core import DataError, Difference, diff
     from macular.jobs.plan import plan
     from macular.jobs.search import Search
-    from macular.results.statistics import Effect
+    from macular.results import compare, figures
     from macular.results.formats import Cell, Table
-    from macular.data.tasks import Facts, Task
+    from macular.results.statistics import Effect
+    from macular.text.code_switch import CodeSwitch, Place
+    from macular.train.config import Job, presets
+    from macular.train.methods import macular
     from macular.ui.views import Picture
 
     def refuse():

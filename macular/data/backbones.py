@@ -10,9 +10,10 @@ import json
 import math
 from pathlib import Path
 
+from ..exceptions import SetupError
 from ..core import resolve
 from .mini_world import backbone as mini_backbone
-from ..exceptions import DataError, SetupError, first_line
+from ..exceptions import DataError, first_line
 from ..store import sha256
 
 # %% ../../nbs/data/07_backbones.ipynb #8f1b4656
@@ -87,7 +88,7 @@ def backbone_folder(
             "Check the name and the network, or give a folder with its files."
         ) from e
     if lost := lacking(folder):
-        raise EnvironmentProblem(
+        raise SetupError(
             f"of the backbone '{name}' the hub's cache has a part only; it lacks {', '.join(lost)}.\n"
             "Go online once to fetch the rest, or give a folder with its files."
         )
@@ -126,7 +127,7 @@ def _head(path):
             head = None
     if isinstance(head, dict):
         return head
-    raise EnvironmentProblem(
+    raise SetupError(
         f"{path.parent.name}/{path.name} ({size:,} bytes) is no safetensors file; is it a Git LFS pointer? "
         "Fetch it with git lfs pull, or fetch the backbone again."
     )

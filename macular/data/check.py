@@ -10,12 +10,13 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..core import MacularError, literal, resolve, table
+from ..core import literal, resolve, table
 from .download import downloads, licence_label, licensed
 from .layouts import archives, splits
 from .lexicon import Lexicon
 from .sources import Folder
 from .tasks import facts, find, load, tasks
+from ..exceptions import MacularError
 
 # %% ../../nbs/data/09_check.ipynb #8355ee5c
 @dataclass(frozen=True)

@@ -18,12 +18,14 @@ from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from ..core import DataError, EnvironmentProblem, MacularError, ParameterError, StorageError, resolve, unknown
+from ..exceptions import SetupError
+from ..core import resolve
 from .layouts import splits
 from .lexicon import MUSE, Lexicon, read_pairs
 from .readers import read_columns
 from .sources import Folder, Hub
 from .tasks import load, tasks
+from ..exceptions import DataError, MacularError, ParameterError, StorageError, unknown
 from ..store import lock, put, read_json, sha256, write_bytes, write_json
 
 # %% ../../nbs/data/08_download.ipynb #1e498392
@@ -245,7 +247,7 @@ def _get(name, part, folder):
                 continue
             return {"rows": rows, **_settle(part, sums, aside, folder, files)}
     lines = [f"no source gave {part.keep[0]}:", *failed, f"Try again later. {part.by_hand}"]
-    raise EnvironmentProblem("\n".join(lines))
+    raise SetupError("\n".join(lines))
 
 # %% ../../nbs/data/08_download.ipynb #aa2d35a1
 def _is_here(part, folder):

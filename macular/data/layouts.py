@@ -9,7 +9,7 @@ __all__ = ['splits', 'archives', 'hub_layouts', 'Layout', 'pick_layout']
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..core import ParameterError, unknown
+from ..exceptions import ParameterError, unknown
 
 # %% ../../nbs/data/00_layouts.ipynb #332a20e5
 splits = ("train", "dev", "test")

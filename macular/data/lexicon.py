@@ -16,9 +16,10 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from types import MappingProxyType
 
+from ..exceptions import SetupError
 from ..core import key, permutation, resolve, table
 from .readers import content
-from ..exceptions import DataError, ParameterError, SetupError, unknown
+from ..exceptions import DataError, ParameterError, unknown
 from ..store import sha256
 
 # %% ../../nbs/data/04_lexicon.ipynb #21686bef

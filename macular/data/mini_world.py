@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 from functools import cache, lru_cache
 from pathlib import Path
 
-from ..core import EnvironmentProblem, ParameterError, unknown
+from ..exceptions import SetupError
 from . import scenes
 from .lexicon import Lexicon
 from .readers import as_dataset
@@ -37,7 +37,7 @@ from macular.data.scenes import (
     turned,
     words,
 )
-from ..exceptions import ParameterError, SetupError, unknown
+from ..exceptions import ParameterError, unknown
 from ..store import sha256
 
 # %% ../../nbs/data/06_mini_world.ipynb #dab5d261
@@ -396,5 +396,5 @@ def backbone(
         raise ParameterError(unknown("backbone of the mini world", name, names))
     if not (DATA / name / "config.json").is_file():
         missing = f"the package was installed without its data folder {name}. "
-        raise EnvironmentProblem(missing + "Install it again, or make it with nbs/pretrain.ipynb.")
+        raise SetupError(missing + "Install it again, or make it with nbs/pretrain.ipynb.")
     return DATA / name

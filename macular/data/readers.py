@@ -16,8 +16,8 @@ import zlib
 from collections import Counter
 from pathlib import Path
 
-from ..core import DataError, ParameterError, shown, unknown
 from .layouts import Layout
+from ..exceptions import DataError, ParameterError, shown, unknown
 
 # %% ../../nbs/data/01_readers.ipynb #d4b1f6b3
 _KINDS = {

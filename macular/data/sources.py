@@ -14,9 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import DataError, EnvironmentProblem, ParameterError, mix, number, resolve, uniform
+from ..exceptions import SetupError
+from ..core import mix, number, resolve, uniform
 from .layouts import Layout, archives, hub_layouts, pick_layout, splits
 from .readers import read_columns, read_rows
+from ..exceptions import DataError, ParameterError
 from ..store import sha256
 
 # %% ../../nbs/data/02_sources.ipynb #89a92490
@@ -183,13 +185,13 @@ class Folder(_Files):
 
 # %% ../../nbs/data/02_sources.ipynb #8767a718
 def _check_shards(paths, what, task):
-    "Raise `EnvironmentProblem` where an interrupted download left a part of a data set's files"
+    "Raise `SetupError` where an interrupted download left a part of a data set's files"
     whole = 1
     for path in paths:
         if found := re.search(r"-of-0*(\d+)\.", path.name):
             whole = max(whole, int(found[1]))
     if len(paths) < whole:
-        raise EnvironmentProblem(
+        raise SetupError(
             f"of {what} {len(paths)} of {whole} files are in the hub's cache; rows would be missing. "
             f"Online, `macular data fetch {task}` stores them all."
         )
@@ -215,7 +217,7 @@ class Hub(_Files):
                 snapshot_download(repo, repo_type="dataset", revision=self.revisions.get(repo), allow_patterns=[wanted])
             )
         except Exception as e:  # of any kind: the hub's client raises many
-            raise EnvironmentProblem(
+            raise SetupError(
                 f"{wanted} of the data set {repo} is neither in the hub's cache nor to be had now: {type(e).__name__}: "
                 f"{str(e)[:300]}\nOnline, `macular data fetch {task.name}` stores it; "
                 "or give a local folder as data_dir."

@@ -12,10 +12,11 @@ import tomllib
 from collections import Counter
 from dataclasses import MISSING, dataclass, fields
 
-from ..core import DataError, ParameterError, Registry, resolve, table, unknown
+from ..core import Registry, resolve, table
 from .layouts import splits
 from .readers import content
 from .sources import File, Hub
+from ..exceptions import DataError, ParameterError, unknown
 
 # %% ../../nbs/data/03_tasks.ipynb #1ef74bca
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from ..core import DataError, ParameterError, table, unknown
+from ..core import table
 from ..data.layouts import archives, hub_layouts
 from ..data.tasks import Task, find
+from ..exceptions import DataError, ParameterError, unknown
 from ..results.records import located, record
 from ..results.statistics import LEVEL, summary
 from ..store import read_json, verify

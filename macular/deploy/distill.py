@@ -21,9 +21,9 @@ from ..exceptions import ParameterError
 from ..jobs.plan import ALIKE, asked, job_of
 from ..jobs.rerun import refuse_student, reopen
 from ..model.objective import term
+from ..results.formats import Cell, Table
 from ..results.records import Record, record
 from ..results.statistics import LEVEL, common, design, resampled
-from ..results.formats import Cell, Table
 from ..results.tables import task_title, title
 from ..results.timing import Spread, machine, race, ratio
 from ..text.code_switch import CodeSwitch
@@ -32,8 +32,8 @@ from ..train.build import text_of
 from ..train.config import Job, check
 from ..train.inputs import Data, plant
 from ..train.methods import Method
-from ..train.run import Result, carry_out, say
 from ..train.resolve import settle
+from ..train.run import Result, carry_out, say
 
 # %% ../../nbs/deploy/03_distill.ipynb #07a84da2
 def teacher_loss(

@@ -23,8 +23,9 @@ from signal import SIG_IGN, SIGINT, SIGTERM, signal
 from socket import create_connection
 from threading import Thread
 
+from ..exceptions import SetupError
 from ..core import resolve, root
-from ..exceptions import MacularError, ParameterError, SetupError, StorageError, error_class
+from ..exceptions import MacularError, ParameterError, StorageError, error_class
 from ..interrupts import Listening
 from .plan import Plan, asked, changed, format_duration, last_state, state
 from ..store import append_text, lock, write_bytes, write_json
@@ -52,7 +53,7 @@ def compute(job: Job) -> Path:  # the result's folder
     return run(job, watch).folder
 
 # %% ../../nbs/jobs/02_engines.ipynb #76aeff8f
-class Died(EnvironmentProblem):
+class Died(SetupError):
     "The process or kernel that ran a job was killed"
 
 
@@ -85,7 +86,7 @@ def run_notebook(
 
 def _check_output(notebook, output, job):
     if not notebook.exists():
-        raise EnvironmentProblem(f"there is no {notebook}; run this inside a clone of the repository")
+        raise SetupError(f"there is no {notebook}; run this inside a clone of the repository")
     if output.resolve() == notebook.resolve():
         advice = f"Give it another path, such as runs/{job.task}.ipynb."
         raise ParameterError(f"the report would replace {notebook.name} itself. {advice}")
@@ -289,7 +290,7 @@ class Ray:
             there = resources.get(name, 0)
             if wanted > there:
                 lack = f"a job is to take {wanted:g} {name}, and the cluster has {there:g}"
-                raise EnvironmentProblem(f"{lack}; it would wait for ever")
+                raise SetupError(f"{lack}; it would wait for ever")
         task = ray.remote(num_cpus=self.cpus, num_gpus=gpus, max_retries=0)(_run_in_folder)
         try:
             yield _RayTasks(ray, task, work)
@@ -304,7 +305,7 @@ def _connected(engine):
         import ray
     except ImportError as e:
         command = 'pip install -c constraints.txt -e ".[cluster]"'
-        raise EnvironmentProblem(f"Ray is not installed. In the clone: {command}") from e
+        raise SetupError(f"Ray is not installed. In the clone: {command}") from e
     running = ray.is_initialized()
     own = {} if engine.address or "RAY_ADDRESS" in os.environ else {"include_dashboard": engine.dashboard}
     try:
@@ -314,7 +315,7 @@ def _connected(engine):
             ray.init(address=engine.address, log_to_driver=False, logging_level="error", **own)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as e:
         reason = next(iter(str(e).splitlines()), type(e).__name__)
-        raise EnvironmentProblem(f"cannot reach a Ray cluster: {reason[:300]}") from e
+        raise SetupError(f"cannot reach a Ray cluster: {reason[:300]}") from e
     return ray, running
 
 # %% ../../nbs/jobs/02_engines.ipynb #3f09a271
@@ -343,7 +344,7 @@ class _RayTasks:
 def _run_in_folder(job, work, folder):
     if not Path(folder).is_dir():
         advice = "all machines must see the project in one place"
-        raise EnvironmentProblem(f"{platform.node()} has no folder {folder}; {advice}")
+        raise SetupError(f"{platform.node()} has no folder {folder}; {advice}")
     os.chdir(folder)
     return work(job)
 

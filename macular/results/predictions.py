@@ -11,9 +11,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 
-from ..core import DataError, ParameterError, resolve, unknown
+from ..core import resolve
 from ..data.layouts import archives
 from ..data.tasks import find, tasks
+from ..exceptions import DataError, ParameterError, unknown
 from .records import Record, from_lines, marked, record
 
 # %% ../../nbs/results/03_predictions.ipynb #e3a7ba1a

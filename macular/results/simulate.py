@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..core import DataError, ParameterError, key, mix, number, uniform
+from ..core import key, mix, number, uniform
+from ..exceptions import DataError, ParameterError
 from .records import Record
 from .statistics import LEVEL, by_seed
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..core import ParameterError, unknown
 from ..data.tasks import tasks
+from ..exceptions import ParameterError, unknown
 from .formats import Cell, Table
 from .paper import average, paper, published, sources
 from .records import SELECTIONS, Record

@@ -25,8 +25,9 @@ from typing import NamedTuple
 
 import torch
 
+from ..exceptions import SetupError
 from ..core import permutation
-from ..exceptions import ParameterError, SetupError
+from ..exceptions import ParameterError
 from ..model.modules import Encoder
 from ..store import read_json, write_json
 
@@ -196,14 +197,14 @@ def fresh(
     program: str,  # Python; it finds its arguments in `given` and leaves what JSON can hold in `result`
     **given,
 ) -> tuple[object, float]:  # the result, and the process's peak in MB
-    "Run a program in a process of its own; `EnvironmentProblem` where it fails"
+    "Run a program in a process of its own; `SetupError` where it fails"
     first = "import json, sys\nfrom macular.results.timing import peak\ngiven = json.loads(sys.argv[1])\n"
     last = "\nprint(json.dumps([result, peak()]))"
     command = [sys.executable, "-c", first + program + last, json.dumps(given)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         reason = done.stderr.strip().splitlines()[-1][:300]
-        raise EnvironmentProblem(f"a program that was to be measured failed: {reason}")
+        raise SetupError(f"a program that was to be measured failed: {reason}")
     result, mb = json.loads(done.stdout.splitlines()[-1])
     return result, mb
 

@@ -13,11 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..exceptions import SetupError
 from ..core import resolve
 from ..data.lexicon import CHUNK
 from ..data.readers import content
 from ..data.tasks import Task
-from ..exceptions import DataError, SetupError
+from ..exceptions import DataError
 from ..store import write_bytes
 from .batches import tokenize
 from .code_switch import Switched, tally

@@ -142,7 +142,7 @@ class Checkpoints:
     def restore(self) -> tuple[int, list, dict]:  # steps taken, records of finished rounds, record of the current round
         """Resume from the newest undamaged state.
 
-        Raise `StorageError` for another training's state, `EnvironmentProblem` for another machine's."""
+        Raise `StorageError` for another training's state, `SetupError` for another machine's."""
         clear(self.folder)
         state, states = newest(self.folder, "state"), self.states()
         if states and states[-1] != state:
@@ -225,7 +225,7 @@ def _check_origin(checkpoints: Checkpoints, position: dict) -> list[str]:  # rem
     if not other:
         return known
     if checkpoints.loop.exact:
-        raise EnvironmentProblem(
+        raise SetupError(
             f"{folder} was trained up to step {step} elsewhere: {_differences(other)}. From here on it would not be, "
             "bit for bit, what one machine makes. Go on there, or here in the same way (threads: OMP_NUM_THREADS), or "
             "with MACULAR_INEXACT=1 in the environment, and the result will say so. To begin anew, delete the folder."

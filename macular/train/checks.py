@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 
+from ..data.layouts import splits
 from ..data.lexicon import count_words
 from ..data.readers import SEEN
-from ..data.layouts import splits
 from ..data.sources import File
 from ..data.tasks import load
 from ..model.objective import terms
@@ -261,7 +261,7 @@ def odd_tokens(
     data: Data,
     read: dict,  # from `whole`
 ) -> list[str]:
-    "Languages of which the backbone's tokenizer knows less than half; `EnvironmentProblem` for an unusable one"
+    "Languages of which the backbone's tokenizer knows less than half; `SetupError` for an unusable one"
     tokenizer = _tokenizer(data)
     told = []
     for place, examples in read.items():
@@ -288,13 +288,13 @@ def _tokenizer(data):
         config = json.loads((folder / "config.json").read_bytes())
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as e:
-        raise EnvironmentProblem(
+        raise SetupError(
             f"the tokenizer or config.json of the backbone '{name}' cannot be read: {first_line(e)}\n"
             "Give a folder made with save_pretrained, or fetch it again."
         ) from e
     embeddings = config.get("vocab_size", len(tokenizer))
     if len(tokenizer) > embeddings:
-        raise EnvironmentProblem(
+        raise SetupError(
             f"the backbone '{name}' has embeddings for {embeddings:,} tokens, and its tokenizer gives "
             f"{len(tokenizer):,}; they do not belong together.\nGive a folder with the network and its own tokenizer."
         )

@@ -14,7 +14,9 @@ from functools import wraps
 from inspect import signature
 from pathlib import Path
 
-from ..core import EnvironmentProblem, MacularError, ParameterError, Stopped, brief, root
+from ..exceptions import SetupError
+from ..core import root
+from ..exceptions import MacularError, ParameterError, Stopped, brief
 from ..store import write_json
 from .config import Job, check, fill
 from .resolve import place
@@ -70,7 +72,7 @@ def memory(
     if isinstance(error, MacularError) or not _out_of_memory(error):
         return error
     at = ", ".join(f"{k} {v}" for k, v in where.items()) or "before the training"
-    return EnvironmentProblem(
+    return SetupError(
         f"memory ran out ({at}). What was trained is kept.\nGive the same command with a shorter max_length or "
         "precision=bf16; where it was training, accumulation=2 does, with the same mathematics."
     )

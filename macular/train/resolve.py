@@ -14,8 +14,9 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from ..core import ParameterError, key, resolve
+from ..core import key, resolve
 from ..data.tasks import Task
+from ..exceptions import ParameterError
 from ..store import sha256
 from .config import BETAS, Job, check, extend, fill, presets, weights_without_loss
 from .inputs import Data, digest, digests, has_trees, plant, trained_on

@@ -124,7 +124,7 @@ def _memory_errors(portions: int):  # of the batch
         if not known and not isinstance(error, torch.OutOfMemoryError):
             raise
         today = f"in {portions} portions" if portions > 1 else "at once"
-        raise EnvironmentProblem(
+        raise SetupError(
             f"a step does not fit into memory {today}. Say accumulation={2 * portions}: the same batch in "
             f"{2 * portions} portions, one after the other, with the same mathematics, as their gradients are added "
             "up; only dropout falls elsewhere. Or take precision bf16, or a shorter max_length."

@@ -16,10 +16,10 @@ from markupsafe import Markup
 from ..exceptions import ParameterError, unknown
 from ..results.compare import Comparison, compare
 from ..results.figures import label
+from ..results.formats import Cell, Table, as_csv
 from ..results.predictions import read
 from ..results.records import SELECTIONS, Record
 from ..results.statistics import by_seed, common, design, select
-from ..results.formats import Cell, Table, as_csv
 from ..results.tables import SPREADS, beside_paper, languages, overview, rows_of, task_title
 from ..results.tables import View as Choice
 from ..results.tables import selections as by_selection
