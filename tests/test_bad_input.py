@@ -1,9 +1,9 @@
-"""Bad input: every named case of a catalogue goes through a whole job, and is refused with its place, counted, or
+"""Bad input: every case goes through a whole job, and is refused with its place, counted, or
 accepted, before a model is loaded.
 
 A row says what is changed in a small world that is in order, and what must come of it: `A` the job reaches its
 model and has nothing to say, `W` it reaches its model and says these words, or the class of the error and what its
-message must hold. D is for data, X for dictionaries, P for parameters, E for the machine."""
+message must hold."""
 
 import gzip
 import json
@@ -214,108 +214,93 @@ LONG = "the dog sees the house " * 45_000
 DATA = [
     # columns
     (
-        "D01",
         "text column missing",
         train(table(head="id\tx\tb\tlabel\n")),
         DataError,
         ("train.en.tsv", "unknown column 'a'", "There is: b, id, label, x"),
     ),
     (
-        "D01",
         "several columns missing",
         train(table(head="id\tx\ty\tlabel\n")),
         DataError,
         ("unknown column 'a'", "Also missing: b"),
     ),
     (
-        "D02",
         "label column missing",
         train(table(head="id\ta\tb\tlable\n")),
         DataError,
         ("train.en.tsv", "unknown column 'label'. Did you mean 'lable'?"),
     ),
     (
-        "D03",
         "no labels in a test file",
         {"test.de.tsv": "id\ta\tb\n1\tthe dog\tthe cat\n"},
         DataError,
         ("test.de.tsv", "unknown column 'label'"),
     ),
     (
-        "D04",
         "extra columns",
         train("more\t" + HEAD + "".join(f"x\t{line}\n" for line in table().splitlines()[1:])),
         A,
         (),
     ),
     (
-        "D05",
         "a column twice",
         train(table(head="id\ta\ta\tlabel\n")),
         DataError,
         ("two columns are called 'a'", "columns 2 and 3"),
     ),
     (
-        "D06",
         "capitals in a name",
         train(table(head="id\tA\tb\tlabel\n")),
         DataError,
         ("unknown column 'a'. Did you mean 'A'?",),
     ),
     (
-        "D06",
         "a blank before a name",
         train(table(head="id\t a\tb\tlabel\n")),
         DataError,
         ("unknown column 'a'. Did you mean ' a'?",),
     ),
-    ("D54", "second text missing", train("id\ta\tlabel\n1\tthe dog\t1\n"), DataError, ("unknown column 'b'",)),
+    ("second text missing", train("id\ta\tlabel\n1\tthe dog\t1\n"), DataError, ("unknown column 'b'",)),
     # labels
     (
-        "D07",
         "an unknown label",
         train(table("8\tthe dog\tcat\t2", "9\tthe dog\tcat\tjes")),
         DataError,
         ("train.en.tsv", "2 of 10 rows", "line 10: '2'; line 11: 'jes'", "There is: 0, 1"),
     ),
     (
-        "D08",
         "a label beyond the last",
         train(table("8\tthe dog\tcat\t3")),
         DataError,
         ("1 of 9 rows have an unknown label", "line 10: '3'"),
     ),
     (
-        "D09",
         "hidden labels",
         {"test.de.tsv": HEAD + "1\tthe dog\tcat\t-1\n2\tthe\tcat\t-1\n"},
         DataError,
         ("test.de.tsv: 2 of 2 rows", "Is this a test set whose labels are hidden?"),
     ),
     (
-        "D10",
         "labels that a loss ignores",
         train(table("8\tthe dog\tcat\t-100")),
         DataError,
         ("line 10: '-100'", "hidden?"),
     ),
-    ("D11", "an empty label", train(table("8\tthe dog\tcat\t")), DataError, ("line 10: ''",)),
+    ("an empty label", train(table("8\tthe dog\tcat\t")), DataError, ("line 10: ''",)),
     (
-        "D12",
         "True and False",
         train(table("8\tthe dog\tcat\tTrue")),
         DataError,
         ("line 10: 'True'", "Spellings are stated in the layout's `labels`"),
     ),
     (
-        "D13",
         "a blank behind a label",
         train(table("8\tthe dog\tcat\t1 ")),
         DataError,
         ("line 10: '1 '", "Did you mean '1'?"),
     ),
     (
-        "D14",
         "labels numbered in another order",
         toml("{lang}.tsv", "{lang}.parquet")
         | toml('"0" = "no", "1" = "yes"', 'no = "no", yes = "yes"')
@@ -331,21 +316,18 @@ DATA = [
         (),
     ),
     (
-        "D14",
         "numbers whose names are not said",
         {"own.toml": TOML.replace('labels = {"0" = "no", "1" = "yes"}\n', "")},
         DataError,
         ("8 of 8 rows have an unknown label", "There is: no, yes"),
     ),
     (
-        "D35",
         "one class in training",
         train(HEAD + "1\tthe dog\tcat\t1\n2\tthe dog\thouse\t1\n"),
         DataError,
         ("own train in 'en'", "none of them no"),
     ),
     (
-        "D36",
         "a class in test that training lacks",
         toml('["no", "yes"]', '["no", "yes", "maybe"]')
         | {
@@ -358,7 +340,6 @@ DATA = [
         ("none of them maybe",),
     ),
     (
-        "D37",
         "nearly one class",
         train(HEAD + "".join(f"{i}\tthe dog {i}\tcat\t{int(i > 0)}\n" for i in range(40))),
         W,
@@ -366,24 +347,21 @@ DATA = [
     ),
     # texts
     (
-        "D15",
         "empty text",
         train(table("8\t\tcat\t1", "9\tdog\t\t0")),
         DataError,
         ("1 of 10 rows have an empty text in a", "line 10"),
     ),
-    ("D16", "blanks only", odd(" \u3000 "), DataError, ("an empty text in a", "line 10")),
+    ("blanks only", odd(" \u3000 "), DataError, ("an empty text in a", "line 10")),
     (
-        "D17",
         "invisible characters only",
         odd("\u200b\ufeff\u2060"),
         DataError,
         ("1 of 9 rows have an empty text in a", "line 10: '\\u200b\\ufeff\\u2060'"),
     ),
-    ("D18", "no text at all", columns(a=None), DataError, ("1 of 4 rows have no text in column 'a'", "line 4: 'None'")),
-    *(("D19", f"a text is {text}", odd(text), A, ()) for text in ("NA", "null", "None", "nan", "N/A", "-", "#N/A")),
+    ("no text at all", columns(a=None), DataError, ("1 of 4 rows have no text in column 'a'", "line 4: 'None'")),
+    *((f"a text is {text}", odd(text), A, ()) for text in ("NA", "null", "None", "nan", "N/A", "-", "#N/A")),
     (
-        "D20",
         "numbers where texts should be",
         toml("{lang}.tsv", "{lang}.parquet")
         | {
@@ -394,7 +372,6 @@ DATA = [
         ("4 of 4 rows have no text in column 'a'", "line 1: '0'"),
     ),
     (
-        "D21",
         "bytes",
         toml("{lang}.tsv", "{lang}.parquet")
         | {
@@ -407,21 +384,18 @@ DATA = [
         ("have no text in column 'a'", "b'dog'"),
     ),
     (
-        "D22",
         "a text of a megabyte",
         odd(LONG),
         W,
         ("1 of 66 texts are longer than 10,000 characters and will be cut", "own train in en, item 8"),
     ),
     (
-        "D23",
         "a megabyte without a blank",
         odd("x" * 1_000_000),
         W,
         ("1 of 66 texts have no blank in 1,000 characters",),
     ),
     (
-        "D24",
         "letters the backbone does not know",
         {
             "test.de.tsv": HEAD
@@ -431,144 +405,128 @@ DATA = [
         ("most of what the backbone reads is unknown to it: own test in de",),
     ),
     (
-        "D25",
         "half a character",
         lines('{"id": "3", "a": "\\ud800", "b": "cat", "label": "1"}'),
         DataError,
         ("train.en.jsonl", "line 3: not a JSON object of proper text"),
     ),
     (
-        "D25",
         "half a character, as bytes",
         train(table().encode() + b"9\t\xed\xa0\x80\tcat\t1\n"),
         DataError,
         ("line 10: byte",),
     ),
-    ("D26", "NUL in a text", odd("the \0 dog"), W, ("1 of 66 texts hold NUL",)),
-    ("D27", "line separators in a text", odd("one\x0btwo\x0cthree\x1cfour\x85five\u2028six\u2029seven"), A, ()),
-    ("D28", "many scripts in a text", odd("dog 狗 كلب หมา सोफ़ा"), A, ()),
-    ("D29", "right to left", odd("כלב בבית"), A, ()),
+    ("NUL in a text", odd("the \0 dog"), W, ("1 of 66 texts hold NUL",)),
+    ("line separators in a text", odd("one\x0btwo\x0cthree\x1cfour\x85five\u2028six\u2029seven"), A, ()),
+    ("many scripts in a text", odd("dog 狗 كلب หมา सोफ़ा"), A, ()),
+    ("right to left", odd("כלב בבית"), A, ()),
     (
-        "D29",
         "marks that turn the direction",
         odd("the \u202egod"),
         W,
         ("1 of 66 texts hold marks that turn the direction of writing",),
     ),
-    ("D30", "thousands of accents", odd("e" + "\u0301" * 900), A, ()),
-    ("D31", "emoji of several characters", odd("a 👩‍👩‍👧 and 𝒜"), A, ()),
+    ("thousands of accents", odd("e" + "\u0301" * 900), A, ()),
+    ("emoji of several characters", odd("a 👩‍👩‍👧 and 𝒜"), A, ()),
     (
-        "D32",
         "one text in two Unicode forms",
         train(table("8\tcafé\tcat\t1", "9\tcafe\u0301\tcat\t1")),
         W,
         ("1 of 10 pairs differ from another only in their Unicode form", "own train in en 1"),
     ),
-    ("D44", "wrongly decoded", odd("cafÃ©"), W, ("1 of 66 texts look wrongly decoded",)),
+    ("wrongly decoded", odd("cafÃ©"), W, ("1 of 66 texts look wrongly decoded",)),
     (
-        "D55",
         "special tokens in a text",
         odd("a [SEP] b [MASK] <s>"),
         W,
         ("1 of 66 texts spell a special token; it is read as plain text",),
     ),
-    ("D56", "HTML in a text", odd("<script>alert(1)</script>"), A, ()),
+    ("HTML in a text", odd("<script>alert(1)</script>"), A, ()),
     # files
-    ("D33", "a header and nothing else", train(HEAD), DataError, ("train.en.tsv has no rows",)),
-    ("D34", "an empty file", train(""), DataError, ("train.en.tsv is empty",)),
-    ("D34", "blank lines only", train("\n\n\n"), DataError, ("train.en.tsv is empty",)),
+    ("a header and nothing else", train(HEAD), DataError, ("train.en.tsv has no rows",)),
+    ("an empty file", train(""), DataError, ("train.en.tsv is empty",)),
+    ("blank lines only", train("\n\n\n"), DataError, ("train.en.tsv is empty",)),
     (
-        "D41",
         "Latin-1",
         train(table().encode() + "9\tcafé\tcat\t1\n".encode("latin-1")),
         DataError,
         ("train.en.tsv, line 10: byte", "is not UTF-8 (Latin-1?)", "Save the file as UTF-8"),
     ),
-    ("D42", "UTF-16", train(utf16(table())), DataError, ("train.en.tsv is UTF-16",)),
+    ("UTF-16", train(utf16(table())), DataError, ("train.en.tsv is UTF-16",)),
     (
-        "D42",
         "UTF-16 without its mark",
         train(table().encode("utf-16-le")),
         DataError,
         ("train.en.tsv is no text", "as in UTF-16"),
     ),
-    ("D43", "a byte-order mark", train("\ufeff" + table()), A, ()),
-    ("D45", "CRLF", {name: text.replace("\n", "\r\n") for name, text in GOOD.items()}, A, ()),
-    ("D46", "CR alone", train(table().replace("\n", "\r")), A, ()),
-    ("D46", "CR inside a row", odd("the\rdog"), DataError, ("train.en.tsv, line 10: a carriage return inside a row",)),
+    ("a byte-order mark", train("\ufeff" + table()), A, ()),
+    ("CRLF", {name: text.replace("\n", "\r\n") for name, text in GOOD.items()}, A, ()),
+    ("CR alone", train(table().replace("\n", "\r")), A, ()),
+    ("CR inside a row", odd("the\rdog"), DataError, ("train.en.tsv, line 10: a carriage return inside a row",)),
     (
-        "D47",
         "quotes that open and never close",
         train(HEAD + "".join(f'{i}\t"the dog {i}\tsaid "cat {i}\t{i % 2}\n' for i in range(13))),
         A,
         (),
     ),
     (
-        "D48",
         "a row with too many cells",
         train(table("8\tthe\tdog\tcat\t1", "9\ta\tb\tc\td\t0")),
         DataError,
         ("2 rows do not have the 4 cells", "line 10 has 5; line 11 has 6"),
     ),
     (
-        "D49",
         "a row with too few",
         train(table("8\tthe dog\t1")),
         DataError,
         ("1 rows do not have the 4 cells", "line 10 has 3"),
     ),
-    ("D49", "a blank line", train(table("", "8\tthe dog\tcat\t1")), DataError, ("line 10",)),
+    ("a blank line", train(table("", "8\tthe dog\tcat\t1")), DataError, ("line 10",)),
     (
-        "D50",
         "commas in a .tsv",
         train(table().replace("\t", ",")),
         DataError,
         ("unknown column", "if ',' stands between the cells, the layout must say so: separator"),
     ),
     (
-        "D50",
         "semicolons in a .csv",
         other("csv", table().replace("\t", ";")),
         DataError,
         ("if ';' stands between the cells",),
     ),
     (
-        "D51",
         "a torn .gz",
         train(None) | {"train.en.tsv.gz": gzip.compress(table(n=999).encode())[:-20]},
         DataError,
         ("train.en.tsv.gz cannot be read", "Fetch it again"),
     ),
     (
-        "D51",
         "a bomb",
         train(None) | {"train.en.tsv.gz": gzip.compress(b"\0" * 5_000_000)},
         DataError,
         ("more than 100 times its size",),
     ),
     (
-        "D52",
         "no training file",
         train(None),
         DataError,
         ("own train in 'en'", "train.en.tsv is not there", "dev in en; test in en, de"),
     ),
-    ("D52", "a folder in place of a file", train(folder), DataError, ("train.en.tsv is a folder",)),
-    ("D52", "a pipe in place of a file", train(pipe), DataError, ("train.en.tsv is a pipe",)),
-    ("D52", "a link that leads nowhere", train(dangling), DataError, ("train.en.tsv is not there",)),
-    ("D52", "a pipe in place of a test file", {"test.de.tsv": pipe}, DataError, ("test.de.tsv is a pipe",)),
-    ("D52", "a pipe in place of the task", {"own.toml": pipe}, ParameterError, ("own.toml is a pipe",)),
-    ("D52", "a folder in place of the task", {"own.toml": folder}, ParameterError, ("own.toml is a folder",)),
-    ("D53", "a language without a file", {"test.de.tsv": None}, A, ()),
+    ("a folder in place of a file", train(folder), DataError, ("train.en.tsv is a folder",)),
+    ("a pipe in place of a file", train(pipe), DataError, ("train.en.tsv is a pipe",)),
+    ("a link that leads nowhere", train(dangling), DataError, ("train.en.tsv is not there",)),
+    ("a pipe in place of a test file", {"test.de.tsv": pipe}, DataError, ("test.de.tsv is a pipe",)),
+    ("a pipe in place of the task", {"own.toml": pipe}, ParameterError, ("own.toml is a pipe",)),
+    ("a folder in place of the task", {"own.toml": folder}, ParameterError, ("own.toml is a folder",)),
+    ("a language without a file", {"test.de.tsv": None}, A, ()),
     (
-        "D53",
         "a language that is asked for and has no file",
         {"test.de.tsv": None, "@langs": "de"},
         DataError,
         ("langs asks for de", "no test rows of own", "there are in en"),
     ),
     *(
-        ("D57", f"JSON: {what}", lines(line), DataError, ("train.en.jsonl", "line 3: not a JSON object"))
+        (f"JSON: {what}", lines(line), DataError, ("train.en.jsonl", "line 3: not a JSON object"))
         for what, line in (
             ("a comma too many", '{"a": "x", "b": "y", "label": "1",}'),
             ("a list", "[1, 2]"),
@@ -577,38 +535,33 @@ DATA = [
         )
     ),
     (
-        "D57",
         "JSON: NaN",
         lines('{"id": "3", "a": NaN, "b": "y", "label": "1"}'),
         DataError,
         ("1 of 3 rows have no text in column 'a'", "line 3: 'nan'"),
     ),
     (
-        "D58",
         "a script",
         other("py", "raise SystemExit(1)\n"),
         DataError,
         ("train.en.py is a program, and programs are never run",),
     ),
-    ("D58", "a spreadsheet", other("xlsx", b"PK\x03\x04"), DataError, ("is a spreadsheet; save it as .csv",)),
+    ("a spreadsheet", other("xlsx", b"PK\x03\x04"), DataError, ("is a spreadsheet; save it as .csv",)),
     (
-        "D59",
         "the task file is no TOML",
         {"own.toml": TOML.replace("name =", "name")},
         ParameterError,
         ("own.toml is not TOML",),
     ),
     (
-        "D59",
         "a list of the task file is a number",
         {"own.toml": TOML.replace('langs = ["en", "de"]', "langs = 3")},
         ParameterError,
         ("own.toml", "a list of names is needed"),
     ),
     # rows beside other rows
-    ("D38", "an id twice", train(table("7\tthe dog\tcat\t1")), W, ("1 of 9 ids stand there more than once",)),
+    ("an id twice", train(table("7\tthe dog\tcat\t1")), W, ("1 of 9 ids stand there more than once",)),
     (
-        "D39",
         "an id twice, with two labels",
         train(table("7\tthe dog sees house 7\tthe cat reads book 7\t0")),
         W,
@@ -619,14 +572,12 @@ DATA = [
         ),
     ),
     (
-        "D40",
         "test rows that were trained on",
         {"test.en.tsv": table(start=200, n=6) + "\n".join(table().splitlines()[1:4]) + "\n"},
         W,
         ("3 of 9 pairs to be scored are training rows, too: own test in en 3",),
     ),
     (
-        "D60",
         "max_train takes a label away",
         {"train.en.tsv": HEAD + "".join(f"{i}\tthe dog {i}\tcat\t{int(i == 0)}\n" for i in range(12)), "@max_train": 2},
         DataError,
@@ -635,39 +586,35 @@ DATA = [
 ]
 
 DICTIONARIES = [
-    ("X01", "missing", {"words/en-de.txt": None}, DataError, ("needs dictionaries", "macular data fetch dictionaries")),
-    ("X01", "a folder in place of it", {"words/en-de.txt": folder}, DataError, ("en-de.txt is a folder",)),
-    ("X01", "a pipe in place of it", {"words/en-de.txt": pipe}, DataError, ("en-de.txt is a pipe",)),
-    ("X02", "zero bytes", {"words/en-de.txt": ""}, DataError, ("en-de.txt is empty",)),
-    ("X03", "blank lines", {"words/en-de.txt": "\n\n"}, DataError, ("en-de.txt is empty",)),
+    ("missing", {"words/en-de.txt": None}, DataError, ("needs dictionaries", "macular data fetch dictionaries")),
+    ("a folder in place of it", {"words/en-de.txt": folder}, DataError, ("en-de.txt is a folder",)),
+    ("a pipe in place of it", {"words/en-de.txt": pipe}, DataError, ("en-de.txt is a pipe",)),
+    ("zero bytes", {"words/en-de.txt": ""}, DataError, ("en-de.txt is empty",)),
+    ("blank lines", {"words/en-de.txt": "\n\n"}, DataError, ("en-de.txt is empty",)),
     (
-        "X04",
         "one column",
         {"words/en-de.txt": dictionary("alone", "again")},
         DataError,
         ("2 of 9 lines cannot be used", "line 8 holds one column", "line 9 holds one column"),
     ),
     (
-        "X05",
         "three columns",
         {"words/en-de.txt": dictionary("wine\tWein\tnoun")},
         DataError,
         ("line 8 holds three columns",),
     ),
-    ("X06", "tabs and blanks", {"words/en-de.txt": dictionary("wine\tWein", "water Wasser")}, A, ()),
-    ("X07", "several blanks", {"words/en-de.txt": dictionary("wine     Wein")}, A, ()),
-    ("X08", "a byte-order mark", {"words/en-de.txt": "\ufeff" + dictionary()}, A, ()),
-    ("X09", "CRLF", {"words/en-de.txt": dictionary().replace("\n", "\r\n")}, A, ()),
+    ("tabs and blanks", {"words/en-de.txt": dictionary("wine\tWein", "water Wasser")}, A, ()),
+    ("several blanks", {"words/en-de.txt": dictionary("wine     Wein")}, A, ()),
+    ("a byte-order mark", {"words/en-de.txt": "\ufeff" + dictionary()}, A, ()),
+    ("CRLF", {"words/en-de.txt": dictionary().replace("\n", "\r\n")}, A, ()),
     (
-        "X10",
         "a pair twice",
         {"words/en-de.txt": dictionary("dog Hund", "dog Hund")},
         W,
         ("2 pairs stand twice in a dictionary, and count once",),
     ),
-    ("X11", "many translations", {"words/en-de.txt": dictionary("dog Köter", "dog Dogge")}, A, ()),
+    ("many translations", {"words/en-de.txt": dictionary("dog Köter", "dog Dogge")}, A, ()),
     (
-        "X12",
         "words that are their own translation",
         {
             "words/en-de.txt": dictionary(
@@ -678,21 +625,18 @@ DICTIONARIES = [
         ("mostly give the word itself: de",),
     ),
     (
-        "X13",
         "a file for no language of the job",
         {"words/en-de.txt": None, "words/en-german.txt": dictionary()},
         DataError,
         ("none of the dictionaries", "Files are called en-xx.txt"),
     ),
     (
-        "X15",
         "reversed",
         {"words/en-de.txt": "".join(f"{b} {a}\n" for a, b in (line.split() for line in dictionary().splitlines()))},
         DataError,
         ("1 of 1 dictionaries", "de: the second column knows", "are the columns reversed?"),
     ),
     (
-        "X15",
         "few words of the training rows",
         {
             "words/en-de.txt": "book Buch\nwine Wein\n",
@@ -705,63 +649,55 @@ DICTIONARIES = [
         W,
         ("know few of the training words: de",),
     ),
-    ("X16", "capitals", {"words/en-de.txt": dictionary().replace("dog", "DOG")}, A, ()),
+    ("capitals", {"words/en-de.txt": dictionary().replace("dog", "DOG")}, A, ()),
     (
-        "X17",
         "nothing in common with the data",
         {"words/en-de.txt": "perro Hund\ngato Katze\n"},
         DataError,
         ("de: no word of the training rows is in it",),
     ),
-    ("X18", "signs and digits", {"words/en-de.txt": dictionary("7 sieben", "% Prozent")}, A, ()),
-    ("X19", "phrases", {"words/en-de.txt": dictionary("wine\tein Glas Wein")}, A, ()),
-    ("X20", "an empty translation", {"words/en-de.txt": dictionary("wine\t")}, DataError, ("line 8 holds one column",)),
+    ("signs and digits", {"words/en-de.txt": dictionary("7 sieben", "% Prozent")}, A, ()),
+    ("phrases", {"words/en-de.txt": dictionary("wine\tein Glas Wein")}, A, ()),
+    ("an empty translation", {"words/en-de.txt": dictionary("wine\t")}, DataError, ("line 8 holds one column",)),
     (
-        "X21",
         "a hidden character",
         {"words/en-de.txt": dictionary("wine We\u202ein")},
         DataError,
         ("line 8 holds a hidden character",),
     ),
-    ("X21", "a special token, HTML", {"words/en-de.txt": dictionary("wine [SEP]", "water <b>Wasser</b>")}, A, ()),
+    ("a special token, HTML", {"words/en-de.txt": dictionary("wine [SEP]", "water <b>Wasser</b>")}, A, ()),
     (
-        "X22",
         "Latin-1",
         {"words/en-de.txt": dictionary("over über").encode("latin-1")},
         DataError,
         ("en-de.txt, line 8: byte", "not UTF-8"),
     ),
     (
-        "X23",
         "half a character",
         {"words/en-de.txt": dictionary().encode() + b"wine \xed\xa0\x80\n"},
         DataError,
         ("en-de.txt, line 8: byte",),
     ),
     (
-        "X24",
         "one file under two names",
         {"own.toml": TOML.replace('"de"', '"de", "fr"'), "words/en-fr.txt": dictionary()},
         DataError,
         ("the same dictionary under several names: en-de.txt, en-fr.txt",),
     ),
-    ("X25", "English to English", {"words/en-en.txt": dictionary("dog dog")}, A, ()),
+    ("English to English", {"words/en-en.txt": dictionary("dog dog")}, A, ()),
     (
-        "X26",
         "very many pairs",
         {"words/en-de.txt": dictionary(*(f"word{i} Vokabel{i}" for i in range(200_000)))},
         A,
         (),
     ),
     (
-        "X27",
         "one translation for many words",
         {"words/en-de.txt": dictionary(*(f"word{i} Ding" for i in range(30)))},
         W,
         ("give one translation to many words: de 'ding' (30 of ",),
     ),
     (
-        "X28",
         "another language's words",
         {
             "own.toml": TOML.replace('"de"', '"de", "ru"'),
@@ -774,82 +710,85 @@ DICTIONARIES = [
 ]
 
 PARAMETERS = [
-    ("P01", dict(alpha=-0.1), "alpha is -0.1; it must be at least 0 and at most 1"),
-    ("P02", dict(alpha=1.1), "at most 1"),
-    ("P03", dict(alpha=float("nan")), "must be"),
-    ("P03", dict(alpha=float("inf")), "must be"),
-    ("P05", dict(alpha="0,5"), "a number is needed"),
-    ("P06", dict(method="macular", beta2=-1), "at least 0"),
-    ("P07", dict(method="macular", beta1=float("inf")), "at most 1000"),
-    ("P09", dict(learning_rate=0), "above 0"),
-    ("P10", dict(learning_rate=-1e-5), "above 0"),
-    ("P10", dict(learning_rate=float("nan")), "must be"),
-    ("P12", dict(learning_rate="1e-5"), "YAML wants a dot, write 1.0e-05"),
-    ("P13", dict(batch_size=0), "at least 1"),
-    ("P13", dict(batch_size=-4), "at least 1"),
-    ("P14", dict(batch_size=1.5), "a whole number"),
-    ("P14", dict(batch_size=True), "a number is needed"),
-    ("P14", dict(batch_size="8"), "leave out the quotes"),
-    ("P16", dict(rounds=0), "at least 1"),
-    ("P17", dict(rounds=-1), "at least 1"),
-    ("P17", dict(rounds=2.5), "a whole number"),
-    ("P18", dict(discriminator_rate=0), "above 0"),
-    ("P19", dict(max_length=2), "at least 8"),
-    ("P19", dict(max_length=100_000), "at most 8192"),
-    ("P20", dict(word_rate=-0.1), "at least 0"),
-    ("P20", dict(word_rate=float("nan")), "must be"),
-    ("P22", dict(pool=-1), "at least 1"),
-    ("P23", dict(seed="abc"), "a number is needed"),
-    ("P24", dict(seed="7"), "leave out the quotes"),
-    ("P25", dict(seed=-1), "at least 0"),
-    ("P25", dict(seed=2**32), "at most"),
-    ("P26", dict(seed=1.5), "a whole number"),
-    ("P26", dict(seed=True), "a number is needed"),
-    ("P28", dict(task="xnl"), "Did you mean 'xnli'?"),
-    ("P29", dict(task="XNLI"), "Did you mean 'xnli'?"),
-    ("P30", dict(task=""), "task is empty"),
-    ("P30", dict(task=float("nan")), "a text is needed"),
-    ("P31", dict(task="../../x"), "unknown task"),
-    ("P31", dict(task="x\0y"), "holds a NUL"),
-    ("P31", dict(task="x" * 300), "unknown task 'xxx"),
-    ("P31", dict(out="\ud800"), "half a character"),
-    ("P32", dict(method="macular", stage1="xnli,xnli"), "names one thing twice"),
-    ("P33", dict(method="macular", stage1="xnli,nli,qam"), "Did you mean 'xnli'?"),
-    ("P35", dict(method="macular_nots_wo_xnli", task="xnli"), "does not learn 'xnli'"),
-    ("P37", dict(method="makular"), "Did you mean 'macular'?"),
-    ("P38", dict(backbone="mini-brt"), "Did you mean 'mini-bert'?"),
-    ("P38", dict(backbone="./nowhere"), "no folder './nowhere'"),
-    ("P39", dict(langs=False), "quote it: 'no'"),
-    ("P39", dict(langs=["de", False]), "quote it: 'no'"),
-    ("P39", dict(task=False), "quote it: 'no'"),
-    ("P40", dict(langs="dee"), "Did you mean 'de'?"),
-    ("P40", dict(langs="de,de"), "twice"),
-    ("P41", dict(lrr=1e-5), "unknown parameter 'lrr'"),
-    ("P41", dict(learning_rat=1e-5), "Did you mean 'learning_rate'?"),
-    ("P42", {"x=1\nimport os": 1}, "unknown parameter 'x=1\\nimport os'"),
-    ("P42", {"lambda": 1}, "unknown parameter 'lambda'"),
-    ("P43", dict(lrr=1, alpha=2, seed=-1), ("lrr", "alpha is 2", "seed is -1")),
-    ("E09", dict(precision="fp8"), "unknown precision"),
-    ("P45", dict(seed=10**5000), "more than 30 digits"),
-    ("P45", dict(alpha=["0.5"] * 10_000), "a number is needed"),
-    ("P45", {"x" * 10**6: 1}, "unknown parameter"),
+    (dict(alpha=-0.1), "alpha is -0.1; it must be at least 0 and at most 1"),
+    (dict(alpha=1.1), "at most 1"),
+    (dict(alpha=float("nan")), "must be"),
+    (dict(alpha=float("inf")), "must be"),
+    (dict(alpha="0,5"), "a number is needed"),
+    (dict(method="macular", beta2=-1), "at least 0"),
+    (dict(method="macular", beta1=float("inf")), "at most 1000"),
+    (dict(learning_rate=0), "above 0"),
+    (dict(learning_rate=-1e-5), "above 0"),
+    (dict(learning_rate=float("nan")), "must be"),
+    (dict(learning_rate="1e-5"), "YAML wants a dot, write 1.0e-05"),
+    (dict(batch_size=0), "at least 1"),
+    (dict(batch_size=-4), "at least 1"),
+    (dict(batch_size=1.5), "a whole number"),
+    (dict(batch_size=True), "a number is needed"),
+    (dict(batch_size="8"), "leave out the quotes"),
+    (dict(rounds=0), "at least 1"),
+    (dict(rounds=-1), "at least 1"),
+    (dict(rounds=2.5), "a whole number"),
+    (dict(discriminator_rate=0), "above 0"),
+    (dict(max_length=2), "at least 8"),
+    (dict(max_length=100_000), "at most 8192"),
+    (dict(word_rate=-0.1), "at least 0"),
+    (dict(word_rate=float("nan")), "must be"),
+    (dict(pool=-1), "at least 1"),
+    (dict(seed="abc"), "a number is needed"),
+    (dict(seed="7"), "leave out the quotes"),
+    (dict(seed=-1), "at least 0"),
+    (dict(seed=2**32), "at most"),
+    (dict(seed=1.5), "a whole number"),
+    (dict(seed=True), "a number is needed"),
+    (dict(task="xnl"), "Did you mean 'xnli'?"),
+    (dict(task="XNLI"), "Did you mean 'xnli'?"),
+    (dict(task=""), "task is empty"),
+    (dict(task=float("nan")), "a text is needed"),
+    (dict(task="../../x"), "unknown task"),
+    (dict(task="x\0y"), "holds a NUL"),
+    (dict(task="x" * 300), "unknown task 'xxx"),
+    (dict(out="\ud800"), "half a character"),
+    (dict(method="macular", stage1="xnli,xnli"), "names one thing twice"),
+    (dict(method="macular", stage1="xnli,nli,qam"), "Did you mean 'xnli'?"),
+    (dict(method="macular_nots_wo_xnli", task="xnli"), "does not learn 'xnli'"),
+    (dict(method="makular"), "Did you mean 'macular'?"),
+    (dict(backbone="mini-brt"), "Did you mean 'mini-bert'?"),
+    (dict(backbone="./nowhere"), "no folder './nowhere'"),
+    (dict(langs=False), "quote it: 'no'"),
+    (dict(langs=["de", False]), "quote it: 'no'"),
+    (dict(task=False), "quote it: 'no'"),
+    (dict(langs="dee"), "Did you mean 'de'?"),
+    (dict(langs="de,de"), "twice"),
+    (dict(lrr=1e-5), "unknown parameter 'lrr'"),
+    (dict(learning_rat=1e-5), "Did you mean 'learning_rate'?"),
+    ({"x=1\nimport os": 1}, "unknown parameter 'x=1\\nimport os'"),
+    ({"lambda": 1}, "unknown parameter 'lambda'"),
+    (dict(lrr=1, alpha=2, seed=-1), ("lrr", "alpha is 2", "seed is -1")),
+    (dict(precision="fp8"), "unknown precision"),
+    (dict(seed=10**5000), "more than 30 digits"),
+    (dict(alpha=["0.5"] * 10_000), "a number is needed"),
+    ({"x" * 10**6: 1}, "unknown parameter"),
 ]
 
 
 def case(row):
-    return f"{row[0]} {row[1] if isinstance(row[1], str) else ', '.join(str(k)[:12] for k in row[1])}"
+    "The words of a case, or the parameters it gives"
+    if isinstance(row[0], str):
+        return row[0]
+    return ", ".join(f"{str(name)[:20]}={shown(value)[:30]}" for name, value in row[0].items())
 
 
 @pytest.mark.parametrize("row", DATA + DICTIONARIES, ids=case)
 def test_a_file(outcome, row):
-    _, _, changes, expected, words = row
+    _, changes, expected, words = row
     given = {name[1:]: value for name, value in changes.items() if name.startswith("@")}
     judge(outcome, {name: what for name, what in changes.items() if not name.startswith("@")}, given, expected, words)
 
 
 @pytest.mark.parametrize("row", PARAMETERS, ids=case)
 def test_a_parameter(outcome, row):
-    judge(outcome, {}, row[1], ParameterError, row[2])
+    judge(outcome, {}, row[0], ParameterError, row[1])
 
 
 def test_the_world_is_in_order(outcome):
@@ -859,19 +798,19 @@ def test_the_world_is_in_order(outcome):
 @pytest.mark.parametrize(
     "row",
     [
-        ("P04", dict(method="cosda_ml"), {}, A, ()),
-        ("P15", dict(batch_size=32), {}, W, ("a batch of 32 is more than the 8 training rows",)),
-        ("P24", dict(seed=3.0), {}, A, ()),
-        ("P12", dict(learning_rate=1), {}, A, ()),
-        ("P46", dict(langs="de"), {}, A, ()),
+        (dict(method="cosda_ml"), {}, A, ()),
+        (dict(batch_size=32), {}, W, ("a batch of 32 is more than the 8 training rows",)),
+        (dict(seed=3.0), {}, A, ()),
+        (dict(learning_rate=1), {}, A, ()),
+        (dict(langs="de"), {}, A, ()),
     ],
     ids=case,
 )
 def test_a_parameter_that_passes(outcome, row):
-    judge(outcome, row[2], row[1], row[3], row[4])
+    judge(outcome, row[1], row[0], row[2], row[3])
 
 
-# P38, E01 to E03: backbones
+# backbones
 
 
 def without(*names):
@@ -897,7 +836,7 @@ def without(*names):
         (("tokenizer.json",), "lacks a tokenizer"),
     ],
 )
-def test_P38_a_backbone_folder_with_a_part_missing(outcome, tmp_path, lost, said):
+def test_a_backbone_folder_with_a_part_missing(outcome, tmp_path, lost, said):
     judge(
         outcome,
         {"net": without(*lost)},
@@ -915,7 +854,7 @@ def pointer(path):
     )
 
 
-def test_P38_a_pointer_in_place_of_the_weights(tmp_path):
+def test_a_pointer_in_place_of_the_weights(tmp_path):
     from macular.data.backbones import parameters
     from macular.data.mini_world import backbone
     from macular.model.modules import load_encoder
@@ -943,7 +882,7 @@ def test_P38_a_pointer_in_place_of_the_weights(tmp_path):
         "transformers.AutoModelForSequenceClassification.from_pretrained",
     ],
 )
-def test_P38_an_error_without_a_text(outcome, monkeypatch, where):
+def test_an_error_without_a_text(outcome, monkeypatch, where):
     from macular.model.modules import load_encoder
 
     def fails(*a, **k):
@@ -957,7 +896,7 @@ def test_P38_an_error_without_a_text(outcome, monkeypatch, where):
             raise outcome({}, dict(backbone="some/net") if "hub" in where else {})[0]
 
 
-def test_P38_a_tokenizer_of_another_network(outcome, tmp_path):
+def test_a_tokenizer_of_another_network(outcome, tmp_path):
     def make(path):
         without()(path)
         config = json.loads((path / "config.json").read_text())
@@ -987,7 +926,7 @@ def cached(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
-def test_E01_no_network_and_no_cache(outcome, cached):
+def test_no_network_and_no_cache(outcome, cached):
     judge(
         outcome,
         {},
@@ -997,7 +936,7 @@ def test_E01_no_network_and_no_cache(outcome, cached):
     )
 
 
-def test_E02_half_a_backbone_in_the_cache(outcome, cached):
+def test_half_a_backbone_in_the_cache(outcome, cached):
     judge(
         outcome,
         {"cache/some--net/0123": without("model.safetensors")},
@@ -1007,7 +946,7 @@ def test_E02_half_a_backbone_in_the_cache(outcome, cached):
     )
 
 
-def test_E02_half_of_the_shards_of_a_backbone(outcome, cached):
+def test_half_of_the_shards_of_a_backbone(outcome, cached):
     def make(path):
         without()(path)
         (path / "model.safetensors").rename(path / "model-00001-of-00002.safetensors")
@@ -1045,7 +984,7 @@ def test_E02_half_of_the_rows_in_the_cache(cached):
 
 
 @pytest.mark.parametrize("error", ["torch", "cpu", "python"])
-def test_E07_memory_that_runs_out_names_the_setting(tmp_path, monkeypatch, error):
+def test_memory_that_runs_out_names_the_setting(tmp_path, monkeypatch, error):
     import torch
 
     import macular.train.run
@@ -1079,7 +1018,7 @@ def test_E07_memory_that_runs_out_names_the_setting(tmp_path, monkeypatch, error
     assert raised.value.__cause__ is kinds[error] and readable(str(raised.value))
 
 
-def test_E06_memory_in_a_step_names_the_portions():
+def test_memory_in_a_step_names_the_portions():
     import torch
 
     from macular.train.trainer import _memory_errors
@@ -1089,7 +1028,7 @@ def test_E06_memory_in_a_step_names_the_portions():
             raise torch.OutOfMemoryError("CUDA out of memory")
 
 
-def test_E11_a_terminal_of_few_characters(monkeypatch, tmp_path):
+def test_a_terminal_of_few_characters(monkeypatch, tmp_path):
     import io
     import sys
 
@@ -1102,7 +1041,7 @@ def test_E11_a_terminal_of_few_characters(monkeypatch, tmp_path):
     assert b"unknown task '\\u65e5\\u672c'" in out.buffer.getvalue()
 
 
-def test_P44_a_report_never_replaces_the_notebook(monkeypatch):
+def test_a_report_never_replaces_the_notebook(monkeypatch):
     import papermill
     from conftest import ROOT
 
@@ -1114,7 +1053,7 @@ def test_P44_a_report_never_replaces_the_notebook(monkeypatch):
     assert (ROOT / "nbs" / "train.ipynb").read_bytes() == before
 
 
-def test_P47_a_notebook_that_lost_its_parameters_tag(tmp_path):
+def test_a_notebook_that_lost_its_parameters_tag(tmp_path):
     "As papermill does it: without the tag its cell comes first, and the defaults undo it"
     import nbformat
     import papermill
@@ -1181,19 +1120,3 @@ def test_a_file_nobody_may_read(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="may not be read by you"):
         readers.content(path)
     assert stat.S_ISREG(path.stat().st_mode)
-
-
-def test_every_case_of_the_catalogue_is_here():
-    "D, X and P in one row each or more; what does not apply is said"
-    elsewhere = {
-        "X14",  # the backbone's tokens judge rows (D24)
-        "P08",
-        "P11",
-        "P21",
-        "P27",
-        "P34",
-        "P36",
-    }  # no lists of betas, checkpoint interval or auxiliary; a rate of 1 is allowed; seeds are a plan's
-    there = {row[0] for row in DATA + DICTIONARIES + PARAMETERS} | {"P04", "P15", "P44", "P47"}
-    wanted = {f"{kind}{i:02}" for kind, n in (("D", 58), ("X", 27), ("P", 44)) for i in range(1, n + 1)}
-    assert wanted - there == elsewhere

@@ -336,6 +336,7 @@ def test_a_bomb_is_stopped(tmp_path):
 # from the hub
 
 
+@pytest.mark.slow
 def test_the_copy_on_the_hub(tmp_path):
     code = (
         "import json; from macular.data.download import fetch; from macular.data.sources import *; "
@@ -464,6 +465,7 @@ def test_seen_in_training_is_counted(tmp_path):
     assert [row["odd"] for row in check(tmp_path, tmp_path).data if row["task"] == "pawsx"] == ["", "2 in training", ""]
 
 
+@pytest.mark.slow
 @real
 def test_the_real_folder():
     report = check(DATA, DATA / "dictionaries")

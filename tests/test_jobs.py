@@ -169,6 +169,7 @@ def test_a_thousand_jobs_are_planned_in_a_moment(tmp_path):
 # what jobs share
 
 
+@pytest.mark.slow
 def test_two_jobs_share_a_training_here_exactly_if_they_do_in_the_store():
     "The plan's names against the store's hashes, over rows, tasks, seeds and settings"
     from macular.train.inputs import Data, digests, trained_on

@@ -328,6 +328,7 @@ def test_published_files():
     assert identity["vi"] == 0.909 and identity["fr"] == 0.649
 
 
+@pytest.mark.slow
 @real
 def test_published_files_on_real_text():
     data = REAL.parent / "XNLI-1.0/xnli.dev.tsv"

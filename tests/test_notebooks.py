@@ -9,7 +9,7 @@ from statistics import median
 import nbformat
 import papermill
 import pytest
-from conftest import ROOT, tool
+from conftest import ROOT, copy_project, tool
 from readme import FIGURES, figures, readme
 
 NBS = ROOT / "nbs"
@@ -84,18 +84,26 @@ def changed(before, after):
 # in step
 
 
-def test_cleaning_changes_nothing(project):
-    before = {k: v for k, v in files(project / "nbs").items() if k.suffix == ".ipynb"}
-    tool("nbdev-clean", project)
-    assert changed(before, {k: v for k, v in files(project / "nbs").items() if k.suffix == ".ipynb"}) == [], (
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory):
+    "One copy of the project for the tests whose commands must change nothing in it"
+    return copy_project(tmp_path_factory.mktemp("untouched") / "macular")
+
+
+@pytest.mark.slow
+def test_cleaning_changes_nothing(untouched):
+    before = {k: v for k, v in files(untouched / "nbs").items() if k.suffix == ".ipynb"}
+    tool("nbdev-clean", untouched)
+    assert changed(before, {k: v for k, v in files(untouched / "nbs").items() if k.suffix == ".ipynb"}) == [], (
         "run nbdev-clean"
     )
 
 
-def test_exporting_changes_nothing(project):
-    before = files(project / "macular")
-    tool("nbdev-export", project)
-    assert changed(before, files(project / "macular")) == [], "edit the notebook, then run nbdev-export"
+@pytest.mark.slow
+def test_exporting_changes_nothing(untouched):
+    before = files(untouched / "macular")
+    tool("nbdev-export", untouched)
+    assert changed(before, files(untouched / "macular")) == [], "edit the notebook, then run nbdev-export"
 
 
 def test_an_edited_module_is_noticed(project):

@@ -296,6 +296,7 @@ def grown(precision, filler="with"):
     return float(last), sum("create:cache_miss" in line for line in told)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_memory_does_not_grow_with_the_number_of_lengths(precision):
     assert grown(precision)[0] < 40
