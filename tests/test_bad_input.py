@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from macular.exceptions import SetupError
-from macular.exceptions import DataError, MacularError, ParameterError
+
+from macular.exceptions import DataError, MacularError, ParameterError, SetupError, shown
 from macular.train.config import check, from_notebook
 
 A, W = "accepted", "accepted, and said"
@@ -965,7 +965,7 @@ def test_half_of_the_shards_of_a_backbone(outcome, cached):
     )
 
 
-def test_E02_half_of_the_rows_in_the_cache(cached):
+def test_half_of_the_rows_in_the_cache(cached):
     from macular.data.sources import Hub
     from macular.data.tasks import load
 

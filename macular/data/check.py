@@ -21,7 +21,7 @@ from ..exceptions import MacularError
 # %% ../../nbs/data/09_check.ipynb #8355ee5c
 @dataclass(frozen=True)
 class _Split:
-    "What was read of one split of one task"
+    "Result of reading one split of one task"
 
     row: dict  # of the table: task, split, languages, rows, odd, licence
     error: str = ""  # why it is unusable
@@ -74,7 +74,7 @@ def _size(sizes, whole):
 # %% ../../nbs/data/09_check.ipynb #41b109aa
 @dataclass(frozen=True)
 class _Data:
-    "What was read of all tasks"
+    "Results of reading all tasks"
 
     splits: list  # a `_Split` for each task and split
     texts: list  # of the first 2,000 training examples of each task
@@ -100,7 +100,7 @@ def _read_data(wanted, source):
 # %% ../../nbs/data/09_check.ipynb #c52a078f
 @dataclass(frozen=True)
 class _Dictionaries:
-    "What was read of the dictionaries"
+    "Result of reading the dictionaries"
 
     rows: list  # of the table, one for each language
     missing: list  # languages without a dictionary

@@ -278,7 +278,7 @@ def alone(dice):
 # %% ../../nbs/data/05_scenes.ipynb #0422b468
 @cache
 def _stem(concept):
-    "What a concept shares with those that may take its place: the widest one, or the first of a pair"
+    "Return a representative of the concepts that may replace one another: the widest one, or the first of a pair"
     wider = relation("<").get(concept)
     return wider or min(concept, relation("~").get(concept, concept), relation("^").get(concept, concept))
 

@@ -24,6 +24,7 @@ from ..data.mini_world import lexicon as mini_lexicon
 from ..data.mini_world import neighbours as mini_neighbours
 from ..data.sources import Folder, Hub
 from ..data.tasks import Task, find, load, tasks
+from ..exceptions import DataError
 from ..store import sha256
 from .config import Job, extend, presets
 from .methods import Method
