@@ -57,7 +57,7 @@ def failure(
 
 
 def _hint(error, message):
-    "What to do: a message's last line or sentence, or else a general hint for errors of this class"
+    "Return the last line or sentence of a message, or else the general hint of the error's class"
     sentences = re.split(r"\n|(?<=[.?]) (?=[A-Z])", message)
     if len(sentences) > 1:
         return sentences[-1]

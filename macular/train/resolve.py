@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 from ..core import key, resolve
@@ -173,7 +174,10 @@ class ResolvedJob:
     @property
     def members(self) -> list[list[Stage]]:
         "The stages of each member of an ensemble; one list for any other method"
-        return [[s for s in self.stages if s.member == i + 1] for i in range(self.method.ensemble)]
+        found = {}
+        for stage in self.stages:
+            found.setdefault(stage.member, []).append(stage)
+        return list(found.values())
 
     @cached_property
     def available(self) -> dict[str, tuple[str, ...]]:
@@ -199,7 +203,7 @@ class ResolvedJob:
     def examples(self) -> tuple[tuple[str, str, str], ...]:
         "(task, split, language) of all examples that are read, those of the scored stage first"
         found = {}
-        for task in (t for stage in reversed(self.members[0]) for t in stage.all_tasks):
+        for task in chain.from_iterable(stage.all_tasks for stage in reversed(self.members[0])):
             found[task.name, "train", task.source_lang] = None
             if task.source_lang in self.data.langs(task, "dev"):
                 found[task.name, "dev", task.source_lang] = None
