@@ -16,7 +16,7 @@ from typer.core import TyperCommand
 
 from .arguments import complete, conditions, engine, explained, parameters, plans, records_at, side_of
 from .core import key, root, table
-from .data.download import check as check_data
+from .data.check import check as check_data
 from .data.download import fetch as fetch_data
 from .data.tasks import tasks
 from .deploy.texts import TEXTS, new_file, predict_texts, read_texts, write_predictions
@@ -27,9 +27,9 @@ from .jobs.plan import command
 from .jobs.rerun import rerun
 from .jobs.search import read_search
 from .results.compare import checklist, compare
+from .results.formats import Table, as_csv
 from .results.records import SELECTIONS
 from .results.statistics import select
-from .results.formats import Table, as_csv
 from .results.tables import View, beside_paper, languages, overview, selections
 from .train.config import check
 from .train.methods import methods

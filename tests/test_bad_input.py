@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-
 from macular.exceptions import DataError, MacularError, ParameterError, SetupError, shown
 from macular.train.config import check, from_notebook
 

@@ -9,8 +9,7 @@ import pytest
 import toy
 from conftest import ROOT
 
-from macular.exceptions import SetupError
-from macular.exceptions import ParameterError
+from macular.exceptions import ParameterError, SetupError
 from macular.model.modules import MultiTask, load_encoder
 from macular.results.schedules import Cost, bare, cost, literal, naive, sizes, views
 from macular.results.timing import Spread, Target, counted, flops, fresh, keep, machine, peak, race, ratio, turns

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from macular.core import visible
 from macular.data.readers import read_columns
 from macular.exceptions import (
     DataError,
@@ -25,7 +26,7 @@ from macular.exceptions import (
 from macular.jobs.engines import Died, attempt
 from macular.store import read_json
 from macular.train.config import Job, check, fill
-from macular.train.failures import anonymous, failure, note, recorded
+from macular.train.failures import anonymous, failure, recorded
 from macular.train.resolve import place
 
 KINDS = (MacularError, ParameterError, DataError, SetupError, StorageError, NumericError)

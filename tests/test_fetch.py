@@ -18,14 +18,13 @@ import pytest
 from conftest import ROOT
 
 from macular.cli import main
-from macular.exceptions import SetupError
 from macular.data import check as check_module
 from macular.data import download as module
 from macular.data.check import check
 from macular.data.download import Download, downloads, fetch, unpack
 from macular.data.sources import Folder
 from macular.data.tasks import load, tasks
-from macular.exceptions import DataError, ParameterError, StorageError
+from macular.exceptions import DataError, ParameterError, SetupError, StorageError
 
 DATA = ROOT.parent / "shared" / "data"
 real = pytest.mark.skipif(not DATA.is_dir(), reason="the real files in ../shared/data are not here")

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import toy
 from torch.nn.utils.rnn import pad_sequence
 
-import toy
-from macular.text.code_switch import CodeSwitch, Place
 from macular.core import mix, permutation
+from macular.text.code_switch import CodeSwitch, Place
 from macular.train.methods import Readings, methods
 from macular.train.resolve import ALGORITHM
 

@@ -13,8 +13,7 @@ import fake_jobs
 import pytest
 from conftest import ROOT
 
-from macular.exceptions import SetupError
-from macular.exceptions import DataError, ParameterError, StorageError
+from macular.exceptions import DataError, ParameterError, SetupError, StorageError
 from macular.jobs.engines import Here, Processes, Ray, attempt, found, sweep
 from macular.jobs.plan import Plan, asked, jobs_to_run_first, plan, remaining, rows, stages, state, summary
 from macular.jobs.rerun import compare_runs, rerun

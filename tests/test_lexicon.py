@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from macular.exceptions import SetupError
 from macular.data.lexicon import CHUNK, MUSE, Lexicon, count_words, read_file, read_pairs, split
-from macular.exceptions import DataError, ParameterError
+from macular.exceptions import DataError, ParameterError, SetupError
 
 ROOT = Path(__file__).parents[1]
 REAL = ROOT / "../shared/data/dictionaries"

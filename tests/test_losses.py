@@ -4,7 +4,8 @@ numbers."""
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from macular.model.losses import adversarial_loss, discriminator_loss, kl_s, task_loss

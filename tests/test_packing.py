@@ -10,15 +10,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import toy
 from conftest import ROOT
 from torch import nn
 from transformers import AutoModelForSequenceClassification, ModernBertConfig, ModernBertModel
 
-import toy
+from macular.model.modules import load_encoder
 from macular.text import packing
 from macular.text.batches import Tokens, cut
 from macular.train.methods import methods
-from macular.model.modules import load_encoder
 
 KINDS = ("bert", "xlmr", "modernbert")
 LENGTHS = (7, 3, 20, 12, 7, 3, 19, 4, 33, 7)  # unsorted, some equal, most above the toy ModernBERT's window

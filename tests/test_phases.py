@@ -10,8 +10,7 @@ import torch
 import toy
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from macular.exceptions import SetupError
-from macular.exceptions import DataError, MacularError
+from macular.exceptions import DataError, MacularError, SetupError
 from macular.model.objective import Objective
 from macular.text.code_switch import CodeSwitch
 from macular.train.methods import Readings, methods

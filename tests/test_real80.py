@@ -17,12 +17,11 @@ import pytest
 from conftest import ROOT
 from fake_hub import fill, serve
 
-from macular.exceptions import SetupError
 from macular.core import number
 from macular.data.mini_world import Mini
 from macular.data.sources import Folder, Halved, scored_half
 from macular.data.tasks import load, tasks
-from macular.exceptions import DataError, NumericError, ParameterError
+from macular.exceptions import DataError, NumericError, ParameterError, SetupError
 from macular.jobs.plan import plan
 from macular.results.majority import above, gate
 from macular.results.records import Record, from_lines, record

@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
+import toy
 from torch import nn
 
-import toy
-from macular.text.code_switch import Place
 from macular.text.batches import companions, order
+from macular.text.code_switch import Place
 from macular.train.methods import methods
 
 CLOSE = 1e-10

@@ -7,13 +7,12 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from macular.train.inputs import Data, digests, trained_on
 from macular.jobs.plan import plan
 from macular.results.compare import USUAL, ablation, compared, reading, sides, study, verdicts
 from macular.results.records import from_lines
-from macular.train.resolve import settle
 from macular.train.config import check
-from macular.train.resolve import ALGORITHM, row, training_key
+from macular.train.inputs import Data, digests, trained_on
+from macular.train.resolve import ALGORITHM, row, settle, training_key
 from macular.train.stages import own_losses
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -14,14 +14,14 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 from transformers import AutoTokenizer, BertTokenizer, DebertaV2Tokenizer, PreTrainedTokenizerFast, XLMRobertaTokenizer
 
 import macular.text.encode
-from macular.text.code_switch import CodeSwitch, Place, Synonyms, draw, exchange, rates, tally
-from macular.text.batches import tokenize
-from macular.text.chunks import WHITE, cutting, encode, frame, obstacle, steps
 from macular.core import mix, pick, uniform
 from macular.data.lexicon import CHUNK, Lexicon, split
 from macular.data.mini_world import Mini, backbone, lexicon, text
-from macular.text.chunk_table import Chunked, choose, longest_first, tabulate
 from macular.data.tasks import load, tasks
+from macular.text.batches import tokenize
+from macular.text.chunk_table import Chunked, choose, longest_first, tabulate
+from macular.text.chunks import WHITE, cutting, encode, frame, obstacle, steps
+from macular.text.code_switch import CodeSwitch, Place, Synonyms, draw, exchange, rates, tally
 from macular.text.encode import ByChunk, ByText, Text, Views, way
 
 # ------------------------------------------------------------------ sentences that were made to break it

@@ -514,7 +514,8 @@ def test_what_a_rivals_file_says_is_not_said_otherwise(tmp_path, capsys, where, 
 
 
 def test_what_is_said_of_a_rivals_file_stays_a_text(tmp_path):
-    from macular.arguments import conditions as parsed, records_at
+    from macular.arguments import conditions as parsed
+    from macular.arguments import records_at
 
     (tmp_path / "a.csv").write_text("item,language,label,prediction\n1,en,neutral,neutral\n")
     conditions = parsed(["task=xnli", "year=2024", "seed=3"])

@@ -23,14 +23,14 @@ from transformers import (
     logging,
 )
 
-from macular.train.build import build
 from macular.core import mix, pick, uniform
-from macular.train.feed import Material, Recipe
 from macular.data.lexicon import Lexicon
-from macular.model.modules import load_encoder
 from macular.data.tasks import Task
-from macular.train.trainer import Loop, fit
+from macular.model.modules import load_encoder
 from macular.text.syntax import grow
+from macular.train.build import build
+from macular.train.feed import Material, Recipe
+from macular.train.trainer import Loop, fit
 
 torch.set_num_threads(1)
 logging.set_verbosity_error()

@@ -4,13 +4,12 @@ import re
 from html import unescape
 from posixpath import basename, dirname, normpath, relpath
 
-from latex2mathml.converter import convert
-from markdown.extensions.toc import slugify
-from mkdocs.structure.files import File
-
 import notebooks as nbs
 import reference
 from equations import KINDS, Index
+from latex2mathml.converter import convert
+from markdown.extensions.toc import slugify
+from mkdocs.structure.files import File
 
 raw = {}  # token -> HTML that a notebook showed
 

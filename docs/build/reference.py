@@ -3,9 +3,8 @@
 import subprocess
 import sys
 
-import papermill
-
 import notebooks as nbs
+import papermill
 
 
 def by_chapter():

@@ -10,10 +10,9 @@ import json
 import math
 from pathlib import Path
 
-from ..exceptions import SetupError
 from ..core import resolve
 from .mini_world import backbone as mini_backbone
-from ..exceptions import DataError, first_line
+from ..exceptions import DataError, SetupError, first_line
 from ..store import sha256
 
 # %% ../../nbs/data/07_backbones.ipynb #8f1b4656

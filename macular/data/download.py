@@ -18,14 +18,13 @@ from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from ..exceptions import SetupError
 from ..core import resolve
 from .layouts import splits
 from .lexicon import MUSE, Lexicon, read_pairs
 from .readers import read_columns
 from .sources import Folder, Hub
 from .tasks import load, tasks
-from ..exceptions import DataError, MacularError, ParameterError, StorageError, unknown
+from ..exceptions import DataError, MacularError, ParameterError, SetupError, StorageError, unknown
 from ..store import lock, put, read_json, sha256, write_bytes, write_json
 
 # %% ../../nbs/data/08_download.ipynb #1e498392

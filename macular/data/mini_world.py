@@ -12,7 +12,6 @@ from dataclasses import dataclass, fields, replace
 from functools import cache, lru_cache
 from pathlib import Path
 
-from ..exceptions import SetupError
 from . import scenes
 from .lexicon import Lexicon
 from .readers import as_dataset
@@ -37,7 +36,7 @@ from macular.data.scenes import (
     turned,
     words,
 )
-from ..exceptions import ParameterError, unknown
+from ..exceptions import ParameterError, SetupError, unknown
 from ..store import sha256
 
 # %% ../../nbs/data/06_mini_world.ipynb #dab5d261

@@ -14,11 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..exceptions import SetupError
 from ..core import mix, number, resolve, uniform
 from .layouts import Layout, archives, hub_layouts, pick_layout, splits
 from .readers import read_columns, read_rows
-from ..exceptions import DataError, ParameterError
+from ..exceptions import DataError, ParameterError, SetupError
 from ..store import sha256
 
 # %% ../../nbs/data/02_sources.ipynb #89a92490

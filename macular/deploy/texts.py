@@ -73,7 +73,8 @@ def _predict_with_run(frame, run, columns):
     from accelerate import Accelerator
 
     from macular.jobs.rerun import reopen
-    from macular.train.run import Answers, together
+    from macular.train.evaluate import evaluate
+    from macular.train.run import mean_probabilities
 
     if read_json(run / "result.json").get("teacher"):
         raise ParameterError(
@@ -85,7 +86,11 @@ def _predict_with_run(frame, run, columns):
     pairs = {name: frame[column].tolist() for name, column in zip(TEXTS, columns, strict=True)}
     # the reader of test sets wants an id and a label, of which the net sees neither
     rows = as_dataset(data.target.labels, {"id": list(map(str, range(len(frame)))), "label": [0] * len(frame)} | pairs)
-    found = together([Answers(t, data.target, {"": rows}).of(t.best) for t in trainings])
+    frames = []
+    for t in trainings:
+        net = t.net(t.weights(t.best))
+        frames.append(evaluate(net, t.exam(data.target, {"": rows}), t.head(data.target), t.material.accelerator))
+    found = mean_probabilities(frames)
     new = [c for c in found if c == "prediction" or c.startswith("p_")]
     return frame.assign(**{column: found[column].to_numpy() for column in new})
 

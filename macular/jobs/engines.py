@@ -23,9 +23,8 @@ from signal import SIG_IGN, SIGINT, SIGTERM, signal
 from socket import create_connection
 from threading import Thread
 
-from ..exceptions import SetupError
 from ..core import resolve, root
-from ..exceptions import MacularError, ParameterError, StorageError, error_class
+from ..exceptions import MacularError, ParameterError, SetupError, StorageError, error_class
 from ..interrupts import Listening
 from .plan import Plan, asked, changed, format_duration, last_state, state
 from ..store import append_text, lock, write_bytes, write_json

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
 from transformers.utils import logging
 
-from ..exceptions import SetupError
 from ..core import mix
-from ..exceptions import ParameterError, first_line
+from ..exceptions import ParameterError, SetupError, first_line
 from ..text.packing import HOST, filler, pack, packable, pad, prepare, start
 
 # %% ../../nbs/model/01_modules.ipynb #e1624022

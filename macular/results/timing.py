@@ -25,9 +25,8 @@ from typing import NamedTuple
 
 import torch
 
-from ..exceptions import SetupError
 from ..core import permutation
-from ..exceptions import ParameterError
+from ..exceptions import ParameterError, SetupError
 from ..model.modules import Encoder
 from ..store import read_json, write_json
 

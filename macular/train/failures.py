@@ -14,9 +14,8 @@ from functools import wraps
 from inspect import signature
 from pathlib import Path
 
-from ..exceptions import SetupError
 from ..core import root
-from ..exceptions import MacularError, ParameterError, Stopped, brief
+from ..exceptions import MacularError, ParameterError, SetupError, Stopped, brief
 from ..store import write_json
 from .config import Job, check, fill
 from .resolve import place
