@@ -1022,9 +1022,8 @@ def test_memory_in_a_step_names_the_portions():
 
     from macular.train.trainer import _memory_errors
 
-    with pytest.raises(SetupError, match="accumulation=2.*same mathematics"):
-        with _memory_errors(1):
-            raise torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(SetupError, match="accumulation=2.*same mathematics"), _memory_errors(1):
+        raise torch.OutOfMemoryError("CUDA out of memory")
 
 
 def test_a_terminal_of_few_characters(monkeypatch, tmp_path):

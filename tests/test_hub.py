@@ -110,7 +110,8 @@ def test_a_revision_that_has_no_such_file(published, tmp_path):
 def test_a_pinned_revision_is_asked_for(published, tmp_path):
     with fake_hub.serve(published) as served:
         done = python(
-            "from macular.data.sources import Hub\nfrom macular.data.tasks import load\nload('xnli', 'dev', 'sw', Hub({'facebook/xnli': 'v1'}))",
+            "from macular.data.sources import Hub\nfrom macular.data.tasks import load\n"
+            "load('xnli', 'dev', 'sw', Hub({'facebook/xnli': 'v1'}))",
             tmp_path,
             served.url,
         )

@@ -113,7 +113,8 @@ def test_an_edited_module_is_noticed(project):
     edited = files(project / "macular")
     tool("nbdev-export", project)
     assert (
-        changed(edited, files(project / "macular")) == ["exceptions.py"] and changed(before, files(project / "macular")) == []
+        changed(edited, files(project / "macular")) == ["exceptions.py"]
+        and changed(before, files(project / "macular")) == []
     )
 
 

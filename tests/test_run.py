@@ -147,7 +147,8 @@ def test_stages_are_listed_and_older_results_are_read(finished):
     assert [s["key"] for s in result["stages"]] == [t["key"] for t in result["trainings"].values()]
     older = {name: value for name, value in result.items() if name != "stages"}
     assert stages_of(older) == stages_of(result) and stages_of(result)[1]["tasks"] == ["pawsx"]
-    twice = {"trainings": {f"mtl{n}": {"key": f"a{n}"} for n in ("", " 2")} | {f"mtl_ft{n}": {"key": n} for n in ("", " 2")}}
+    first = {f"mtl{n}": {"key": f"a{n}"} for n in ("", " 2")}
+    twice = {"trainings": first | {f"mtl_ft{n}": {"key": n} for n in ("", " 2")}}
     assert [(s["stage"], s["member"]) for s in stages_of(twice)] == [(1, 1), (1, 2), (2, 1), (2, 2)]
 
 

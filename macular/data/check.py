@@ -8,7 +8,6 @@ __all__ = ['DataReport', 'check']
 # %% ../../nbs/data/09_check.ipynb #61ca9f89
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 
 from ..core import literal, resolve, table
 from .download import downloads, licence_label, licensed
