@@ -20,10 +20,10 @@ from typer import Context
 from .core import resolve, root
 from .data.tasks import tasks
 from .exceptions import ParameterError, unknown
-from .jobs.engines import Here, Processes, Ray
+from .jobs.engines import Processes, Ray, Sequential
 from .jobs.plan import plan, typed
 from .jobs.search import read_search
-from .results.predictions import kind, read
+from .results.predictions import file_format, read
 from .results.records import Record, located
 from .results.statistics import select
 from .train.config import LISTS, WHOLE, WORDS, Job
@@ -90,7 +90,7 @@ def engine(
         raise ParameterError("--workers is for --engine processes")
     if name == "processes":
         return Processes(2 if workers is None else workers)
-    return Ray(gpus=gpus, address=address) if name == "ray" else Here()
+    return Ray(gpus=gpus, address=address) if name == "ray" else Sequential()
 
 # %% ../nbs/98_arguments.ipynb #6535b17c
 def _meanings(text):
@@ -128,7 +128,7 @@ def records_at(
 ):
     "Return the records at a path"
     path = located(path) or path
-    what = kind(path)
+    what = file_format(path)
     if what == "xtreme":
         raise ParameterError(
             f"{path} holds XTREME's answers without the rows they answer, which a command is not given. In Python: "

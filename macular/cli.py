@@ -22,7 +22,7 @@ from .data.tasks import tasks
 from .deploy.texts import TEXTS, new_file, predict_texts, read_texts, write_predictions
 from .exceptions import MacularError, ParameterError, unknown
 from .interrupts import ending
-from .jobs.engines import compute, report, run_notebook, sweep
+from .jobs.engines import compute, run_as_notebook, run_notebook, sweep
 from .jobs.plan import command
 from .jobs.rerun import rerun
 from .jobs.search import read_search
@@ -214,7 +214,7 @@ def _run(  # noqa: PLR0913 (its options)
         if only:
             jobs = jobs.only(*only)
         print(jobs, end="\n\n", flush=True)
-        code = _exit_code(sweep(jobs, chosen, report if reports else compute, again=again))
+        code = _exit_code(sweep(jobs, chosen, run_as_notebook if reports else compute, again=again))
         if code or only:
             raise Exit(code)
 
@@ -306,7 +306,7 @@ def _distill(
     "Train one encoder to answer as a finished run does; report what it costs in accuracy and gains in time."
     from macular.deploy.card import result_of  # imports torch
     from macular.deploy.distill import distill
-    from macular.deploy.distill import report as report_of
+    from macular.deploy.distill import student_report as report_of
     from macular.deploy.huggingface import model_of
 
     beside = result_of(plain) if plain else None  # raises before anything is trained

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MANIFEST', 'FORMAT', 'put', 'write_bytes', 'write_json', 'read_json', 'append_text', 'append', 'read_lines', 'sha256',
-           'staged', 'Foreign', 'verify', 'newest', 'clear', 'held', 'lock']
+           'sealed_folder', 'ForeignFolder', 'verify', 'newest', 'clear', 'is_locked', 'lock']
 
 # %% ../nbs/02_store.ipynb #af23ccf7
 import ctypes
@@ -222,7 +222,7 @@ def _replace(aside, path):
 
 
 @contextmanager
-def staged(
+def sealed_folder(
     path,  # the folder to make; an existing one is replaced when the new one is complete
     movable: bool = False,  # True: it may be renamed later, so its name is not in the manifest
 ):
@@ -242,7 +242,7 @@ def staged(
         shutil.rmtree(aside, ignore_errors=True)
 
 # %% ../nbs/02_store.ipynb #815d0729
-class Foreign(StorageError):
+class ForeignFolder(StorageError):
     "A complete folder, but of a newer version or under a changed name; it is neither skipped nor changed"
 
 
@@ -259,12 +259,12 @@ def _manifest(path):
         known = " and ".join(map(str, _READABLE))
         message = f"{path} has format {str(version)[:40]!r}; this version reads format {known}"
         if type(version) is int and version > FORMAT:
-            raise Foreign(f"{message}. It was written by a newer one, which can read it")
+            raise ForeignFolder(f"{message}. It was written by a newer one, which can read it")
         raise StorageError(message)
     if version > 1 and found.keys() != {"format", "name", "files"}:
         raise StorageError(f"{path / MANIFEST} is damaged")
     if found.get("name", path.name) not in (path.name, None):
-        raise Foreign(
+        raise ForeignFolder(
             f"{path} was written as {str(found['name'])[:80]} and is not used under another name; "
             "give it its own again, or move it away"
         )
@@ -314,7 +314,7 @@ def newest(
     for p in sorted(numbered, key=numbered.get, reverse=True):
         try:
             verify(p)
-        except Foreign:
+        except ForeignFolder:
             raise
         except StorageError as e:
             warnings.warn(f"{e}. It is left out, an earlier one is looked for.", stacklevel=2)
@@ -349,7 +349,7 @@ def _holder(folder):
         return "another process"
 
 # %% ../nbs/02_store.ipynb #c0a7d3e1
-def held(
+def is_locked(
     folder,
 ) -> bool:
     "Return whether a process holds a folder; never create the lock file"

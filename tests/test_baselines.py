@@ -18,9 +18,9 @@ from macular.model.modules import load_encoder
 from macular.model.objective import Objective, terms
 from macular.text.batches import cut, order
 from macular.text.code_switch import Place
-from macular.text.encode import ByChunk, ByText, Text, Views, way
+from macular.text.encode import ChunkEncoder, TextEncoder, TextSettings, Views, choose_encoder
 from macular.text.prompts import ByCloze, verbalise
-from macular.text.syntax import ByTree, Tree, Treebank, attach, grow, origins, read_conllu
+from macular.text.syntax import ByTree, Tree, Treebank, attach, origins, read_conllu, tree_from_heads
 from macular.train.build import build, build_net
 from macular.train.methods import methods
 
@@ -29,7 +29,7 @@ THREE = toy.TASKS["toy3"]
 
 
 def texts(**changes):
-    return Text(toy.tokenizer(), toy.LEXICON, seed=3, neighbours=toy.NEIGHBOURS, **changes)
+    return TextSettings(toy.tokenizer(), toy.LEXICON, seed=3, neighbours=toy.NEIGHBOURS, **changes)
 
 
 # ------------------------------------------------------------------ RS-DA
@@ -71,8 +71,8 @@ def test_rs_da_negative_control():
 
 def test_copies_by_table_are_copies_by_text():
     dataset, text = toy.rows("toy3", 60), texts(synonyms=methods["rs_da"].synonyms)
-    assert type(way(THREE, dataset, text, "_copy")) is ByChunk
-    a, b = ByText(THREE, dataset, text, "_copy"), ByChunk(THREE, dataset, text, "_copy")
+    assert type(choose_encoder(THREE, dataset, text, "_copy")) is ChunkEncoder
+    a, b = TextEncoder(THREE, dataset, text, "_copy"), ChunkEncoder(THREE, dataset, text, "_copy")
     seen = []
     for round in range(4):
         (one, counts), (other, tallied) = a.switched(round), b.switched(round)
@@ -174,7 +174,7 @@ def test_one_step_of_both(name):
 # ------------------------------------------------------------------ Prompt
 def test_a_cloze_is_the_text_with_a_gap():
     dataset, tok = toy.rows("toy3", 40), toy.tokenizer()
-    found = ByCloze(THREE, dataset, Text(tok, max_length=200)).tokens()
+    found = ByCloze(THREE, dataset, TextSettings(tok, max_length=200)).tokens()
     for i, row in enumerate(dataset):
         assert (
             found.ids[found.starts[i] : found.starts[i + 1]].tolist()
@@ -186,7 +186,7 @@ def test_a_cloze_is_the_text_with_a_gap():
 @pytest.mark.parametrize("most", [8, 9, 12, 20])
 def test_only_the_texts_are_cut(most):
     dataset, tok = toy.rows("toy3", 40), toy.tokenizer()
-    found = ByCloze(THREE, dataset, Text(tok, max_length=most)).tokens()
+    found = ByCloze(THREE, dataset, TextSettings(tok, max_length=most)).tokens()
     assert found.lengths.max() == most and (found.ids == tok.mask_token_id).sum() == len(dataset)
     whole = tok(
         dataset["text_a"][:], dataset["text_b"][:], truncation="longest_first", max_length=most, add_special_tokens=True
@@ -202,7 +202,7 @@ def test_only_the_texts_are_cut(most):
 def test_the_gap_is_read_in_a_row_and_in_a_padded_batch(kind):
     tok = toy.tokenizer(kind)
     net = cloze(toy.backbone(kind), THREE, tok, 0).eval()
-    tokens = ByCloze(THREE, toy.rows("toy3", 9), Text(tok, max_length=20)).tokens()
+    tokens = ByCloze(THREE, toy.rows("toy3", 9), TextSettings(tok, max_length=20)).tokens()
     batch, found = {"x": cut(tokens, np.array([4, 0, 8, 2]))}, {}
     for packed in {net.encoder.packed, False}:
         net.encoder.packed = packed
@@ -229,7 +229,7 @@ def test_the_head_begins_as_the_pretrained_one():
     folder = toy.FOLDER.name + "/mlm"
     model.save_pretrained(folder), tok.save_pretrained(folder)
     net, dataset = cloze(folder, THREE, tok, 0).eval(), toy.rows("toy3", 8)
-    tokens = ByCloze(THREE, dataset, Text(tok, max_length=40)).tokens()
+    tokens = ByCloze(THREE, dataset, TextSettings(tok, max_length=40)).tokens()
     with torch.no_grad():
         ours = net({"x": cut(tokens, np.arange(8))}, ("logits",))["logits"]
         for i in range(8):
@@ -308,7 +308,7 @@ def test_a_pair_is_one_tree_whatever_is_cut():
     dataset, text = toy.rows("toy3", 30), texts()
     for most in (8, 12, 40):
         tokens = ByTree(THREE, dataset, replace(text, max_length=most), trees=toy._Chains()).tokens()
-        plain = ByText(THREE, dataset, replace(text, max_length=most)).tokens()
+        plain = TextEncoder(THREE, dataset, replace(text, max_length=most)).tokens()
         assert np.array_equal(tokens.ids, plain.ids) and len(tokens.tree) == len(tokens.ids)
         for i in range(len(dataset)):
             head = tokens.tree[tokens.starts[i] : tokens.starts[i + 1], 0]
@@ -319,7 +319,7 @@ def test_switched_text_keeps_its_tree():
     row = methods["macular_syn"]
     dataset, text = toy.rows("toy3", 30), texts(switch=row.augment)
     one = ByTree(THREE, dataset, text, trees=toy._Chains())
-    (tokens, counts), plain = one.switched(0), ByText(THREE, dataset, text).switched(0)
+    (tokens, counts), plain = one.switched(0), TextEncoder(THREE, dataset, text).switched(0)
     assert np.array_equal(tokens.ids, plain[0].ids) and counts == plain[1] and counts["changed"] > 20
     for field in one.exchanged(0):
         for s in field:
@@ -365,7 +365,7 @@ def test_a_missing_tree_is_said():
     with pytest.raises(DataError, match="no dependency tree for"):
         ByTree(THREE, toy.rows("toy3", 3), texts(), trees={}).tokens()
     with pytest.raises(DataError, match="2 heads for 3 words"):
-        grow("a b c", [1, -1])
+        tree_from_heads("a b c", [1, -1])
 
 
 # ------------------------------------------------------------------ Syn.
@@ -421,7 +421,9 @@ def test_syntax_is_what_is_written_of_it(kind):
     naive = deepcopy(encoder)
     for m in naive.body.modules():
         m._forward_hooks.clear()
-    tokens = ByTree(THREE, toy.rows("toy3", 6), Text(toy.tokenizer(kind), max_length=20), trees=toy._Chains()).tokens()
+    tokens = ByTree(
+        THREE, toy.rows("toy3", 6), TextSettings(toy.tokenizer(kind), max_length=20), trees=toy._Chains()
+    ).tokens()
     views = [cut(tokens, np.array([3, 0])), cut(tokens, np.array([5, 1, 2]))]
     with torch.no_grad():
         e, loss = encoder(views), encoder.trees
@@ -440,7 +442,9 @@ def test_syntax_is_what_is_written_of_it(kind):
 def test_a_copied_syntax_encoder_is_its_own():
     "Hooks belong to the copy, not to what was copied"
     encoder = SyntaxEncoder(load_encoder(toy.backbone(), 0), 0).eval()
-    tokens = ByTree(THREE, toy.rows("toy3", 4), Text(toy.tokenizer(), max_length=20), trees=toy._Chains()).tokens()
+    tokens = ByTree(
+        THREE, toy.rows("toy3", 4), TextSettings(toy.tokenizer(), max_length=20), trees=toy._Chains()
+    ).tokens()
     view = cut(tokens, np.arange(4))
     with torch.no_grad():
         before = encoder([view])[0]

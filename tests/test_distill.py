@@ -20,23 +20,23 @@ from test_run import record as files
 from macular.cli import main
 from macular.data.mini_world import Mini
 from macular.data.tasks import load
-from macular.deploy.card import result_of, take
-from macular.deploy.distill import Teacher, accuracies, distill, latency, report, student_row, teacher_loss
+from macular.deploy.card import result_of, select_checkpoint
+from macular.deploy.distill import Teacher, accuracies, distill, latency, student_method, student_report, teacher_loss
 from macular.deploy.huggingface import export, model_of, predict
 from macular.exceptions import DataError, ParameterError, Stopped
 from macular.jobs.rerun import reopen, rerun
 from macular.results.compare import compare
 from macular.results.records import record
-from macular.results.statistics import alike, resampled
+from macular.results.statistics import resampled, same_design
 from macular.results.tables import languages
 from macular.results.timing import counted
 from macular.store import read_json, read_lines, write_json
 from macular.text.code_switch import CodeSwitch
 from macular.text.encode import Views, features
-from macular.train.build import build, text_of
+from macular.train.build import build, text_settings
 from macular.train.config import check
 from macular.train.evaluate import evaluate
-from macular.train.feed import Feed
+from macular.train.feed import TrainingBatches
 from macular.train.inputs import digests
 from macular.train.methods import methods
 from macular.train.run import run
@@ -49,7 +49,7 @@ SMALL = dict(
     preset="mini", max_train=48, rounds=2, langs="de", task="pawsx", max_length=32, backbone=str(toy.backbone("xlmr"))
 )
 REAL = dict(rounds=1, backbone="mini-xlmr")
-ROW = student_row(methods["macular"])
+ROW = student_method(methods["macular"])
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_the_loss_is_the_divergence_written_out(dtype):
 
 def test_a_student_has_one_encoder_and_no_label():
     for name in ("macular", "finetune", "syn", "prompt"):
-        row = student_row(methods[name])
+        row = student_method(methods[name])
         assert (row.tasks, row.shared, row.encoder, row.head, row.ensemble, row.name) == (
             "own",
             None,
@@ -114,8 +114,8 @@ def test_a_student_has_one_encoder_and_no_label():
         assert row.augment.redraw and set(row.active()) == {"teacher_kl", "teacher_aug_kl"}
     rates = replace(methods["macular"], augment=CodeSwitch(word=0.2, sentence=0.7))
     assert (
-        student_row(rates).augment == CodeSwitch(word=0.2, sentence=0.7, redraw=True)
-        and student_row(rates, 0.0).augment.word == 0
+        student_method(rates).augment == CodeSwitch(word=0.2, sentence=0.7, redraw=True)
+        and student_method(rates, 0.0).augment.word == 0
     )
 
 
@@ -147,7 +147,7 @@ def taught(n=24, **options):
 
 def apart(net, judge, stuff, numbers):
     "The mean divergence of a net from its teacher on the texts as they are, and on a draw it never learned from"
-    views = Views(stuff.tasks, stuff.rows, text_of(ROW, stuff, numbers))
+    views = Views(stuff.tasks, stuff.rows, text_settings(ROW, stuff, numbers))
     items = views.items(50, ("", "_aug"))
     names = ("logits", "logits_aug")
     p, q = (features(one, items.batch, items.lengths, names, Accelerator(cpu=True)) for one in (judge.net, net))
@@ -181,20 +181,20 @@ def test_labels_are_not_looked_at():
 
 def test_a_batch_carries_what_the_teacher_says_of_its_own_items():
     stuff, numbers = taught(), toy.recipe()
-    feed = Feed(stuff, numbers, text_of(ROW, stuff, numbers), {"", "_aug"})
+    feed = TrainingBatches(stuff, numbers, text_settings(ROW, stuff, numbers), {"", "_aug"})
     for batch in feed.batches(1):
         with torch.no_grad():
             said = stuff.teacher.net(batch, ("logits", "logits_aug"))
         for s in ("", "_aug"):
             assert torch.allclose(said["logits" + s].softmax(-1), batch["teacher" + s], atol=1e-6)
-    portions = Feed(stuff, replace(numbers, accumulation=2), feed.own.text, {"", "_aug"}).batches(1)[0]
+    portions = TrainingBatches(stuff, replace(numbers, accumulation=2), feed.own.text, {"", "_aug"}).batches(1)[0]
     assert torch.equal(torch.cat([b["teacher_aug"] for _, b in portions]), feed.batches(1)[0]["teacher_aug"])
 
 
 def test_other_trainings_have_no_teacher():
     "Their batches and the parts of their keys are what they were"
     stuff, numbers = toy.material("toy3"), toy.recipe()
-    batch = Feed(stuff, numbers, text_of(methods["cosda_ml"], stuff, numbers), {"_aug"}).batches(0)[0]
+    batch = TrainingBatches(stuff, numbers, text_settings(methods["cosda_ml"], stuff, numbers), {"_aug"}).batches(0)[0]
     assert set(batch) == {"x_aug", "y", "task"}
     data = data_of("pawsx")
     assert "teacher" not in digests(data, methods["cosda_ml"], [data.target])
@@ -206,10 +206,12 @@ def test_other_trainings_have_no_teacher():
 def answers(teacher, form="_aug"):
     "What a teacher says of a student's views, and the views"
     data = teacher.data
-    row = student_row(teacher.row)
+    row = student_method(teacher.row)
     rows = {data.target.name: data.rows(data.target, "train")}
     stuff = replace(teacher.trainings[0].material, tasks=[data.target], rows=rows, lexicon=data.lexicon, trees={})
-    views = Views(stuff.tasks, rows, text_of(row, stuff, replace(toy.recipe(), seed=data.job.seed, max_length=32)))
+    views = Views(
+        stuff.tasks, rows, text_settings(row, stuff, replace(toy.recipe(), seed=data.job.seed, max_length=32))
+    )
     return views, teacher(views, ("", form), 0, Accelerator(cpu=True))
 
 
@@ -326,9 +328,11 @@ def test_students_of_different_teachers_are_not_averaged(done, student):
         named(done("macular"), seed=3),
     ):  # another teacher; a teacher of another seed than the student's
         with pytest.raises(ParameterError, match="differ in more than their seed.*teacher: macular"):
-            alike([one, replace(one, seed=3, parameters=one.parameters | {"teacher": other})])
+            same_design([one, replace(one, seed=3, parameters=one.parameters | {"teacher": other})])
     together = named(done("macular"), 3, seed=3)
-    assert [r.seed for r in alike([one, replace(one, seed=3, parameters=one.parameters | {"teacher": together})])] == [
+    assert [
+        r.seed for r in same_design([one, replace(one, seed=3, parameters=one.parameters | {"teacher": together})])
+    ] == [
         0,
         3,
     ]
@@ -356,7 +360,10 @@ def test_a_stopped_student_goes_on_to_the_same_bytes(done, student, tmp_path, st
 
 def test_another_backbone_can_learn_from_it(done):
     small = distill(done("macular"), quiet, backbone="mini-bert", rounds=1)
-    assert small.values["backbone"]["name"] == "mini-bert" and model_of(take(small))[0].config.model_type == "bert"
+    assert (
+        small.values["backbone"]["name"] == "mini-bert"
+        and model_of(select_checkpoint(small))[0].config.model_type == "bert"
+    )
 
 
 def test_licences_of_the_teachers_data_reach_the_student(done, tmp_path):
@@ -434,7 +441,7 @@ def test_a_view_finds_its_rows(student):
 
 def test_the_report_says_what_the_records_say(done, student):
     teacher, plain = done("macular"), done("cosda_ml")
-    said, (r, t, p) = report(student, plain=plain), [record(x.folder) for x in (student, teacher, plain)]
+    said, (r, t, p) = student_report(student, plain=plain), [record(x.folder) for x in (student, teacher, plain)]
     assert (
         said.serving is None
         and len(said.notes) == 2
@@ -456,7 +463,8 @@ def test_the_report_says_what_the_records_say(done, student):
 
 def test_an_unequal_rival_is_named(done, student):
     assert any(
-        "not trained equally: rounds: 2 and 1" in n for n in report(student, plain=done("finetune_x2", rounds=1)).notes
+        "not trained equally: rounds: 2 and 1" in n
+        for n in student_report(student, plain=done("finetune_x2", rounds=1)).notes
     )
 
 
@@ -464,7 +472,7 @@ def test_teacher_and_student_are_timed_in_turn(done, student):
     asked = []
 
     def tokenizer(name):
-        real = model_of(take(student))[1]
+        real = model_of(select_checkpoint(student))[1]
 
         def words(a, b, **options):
             asked.append((name, len(a)))
@@ -472,7 +480,7 @@ def test_teacher_and_student_are_timed_in_turn(done, student):
 
         return words
 
-    model = model_of(take(student))[0]
+    model = model_of(select_checkpoint(student))[0]
     laps = latency(
         {name: (model, tokenizer(name)) for name in ("teacher", "student")}, [("a dog", "a cat")] * 5, (1, 4), rounds=3
     )
@@ -483,9 +491,9 @@ def test_teacher_and_student_are_timed_in_turn(done, student):
         assert sorted(n for who, n in asked if who == name) == sorted(
             4 * (5 * [1] + [4, 1])
         )  # one round more, to warm up
-    said = report(student, serve=model_of, rounds=2).serving
+    said = student_report(student, serve=model_of, rounds=2).serving
     sizes = [
-        sum(p.numel() for p in model_of(take(r))[0].parameters())
+        sum(p.numel() for p in model_of(select_checkpoint(r))[0].parameters())
         for r in (student.folder.parent / student.values["teacher"]["run"], student)
     ]
     assert [row[0] for row in said.rows] == ["teacher", "student", "teacher : student"] and said.rows[2][
@@ -495,7 +503,7 @@ def test_teacher_and_student_are_timed_in_turn(done, student):
 
 def test_a_teacher_that_is_no_model_is_not_timed(done):
     made = distill(done("finetune_x2", rounds=1), quiet)
-    said = report(made, serve=model_of)
+    said = student_report(made, serve=model_of)
     assert said.serving is None and "Not timed: " in said.notes[-1] and "two trainings" in said.notes[-1]
 
 
@@ -555,9 +563,9 @@ def test_wrong_folders_are_refused(done, student, tmp_path):
         with pytest.raises(ParameterError, match=f"learned from the run {done('macular').folder.name}"):
             what(student.folder)
     with pytest.raises(ParameterError, match="is no student.*macular distill"):
-        report(done("macular"))
+        student_report(done("macular"))
     with pytest.raises(ParameterError, match="not from"):
-        report(student, done("cosda_ml"))
+        student_report(student, done("cosda_ml"))
 
 
 def test_a_teacher_without_its_weights_or_backbone_is_refused(done, tmp_path):

@@ -23,7 +23,7 @@ from macular.exceptions import (
     shown,
     unknown,
 )
-from macular.jobs.engines import Died, attempt
+from macular.jobs.engines import KilledError, attempt
 from macular.store import read_json
 from macular.train.config import Job, check, fill
 from macular.train.failures import anonymous, failure, recorded
@@ -50,7 +50,7 @@ def test_one_hierarchy():
         assert issubclass(kind, plain) and issubclass(kind, MacularError) and kind.hint
     assert (
         error_class("DataError") is DataError
-        and error_class("Died") is Died
+        and error_class("Died") is KilledError
         and error_class("ValueError") is MacularError
         and error_class("EnvironmentProblem") is SetupError
     )

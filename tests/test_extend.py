@@ -45,7 +45,7 @@ last = next(i for i, c in enumerate(cells) if c.startswith("mine = "))
 names = {"In": ["", *cells[:last]], "__name__": "howto"}
 for cell in cells[: last + 1]: exec(cell, names)
 
-from macular.jobs.engines import Ray, report, sweep
+from macular.jobs.engines import Ray, run_as_notebook, sweep
 from macular.jobs.plan import plan
 
 done = sweep(plan([names["parameters"] | {"rounds": 1, "max_train": 96}]), Ray(gpus=0, dashboard=False), do=report)

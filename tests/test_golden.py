@@ -120,10 +120,10 @@ def test_ten_steps(golden, name):
 def test_negative_controls(golden):
     "The trace sees another seed, another reading and a weight that is a millionth larger"
     macular = methods["macular"]
-    others = {4: macular, 3: macular.but("other", readings=Readings(kl_s="as_printed"))}
+    others = {4: macular, 3: macular.derive("other", readings=Readings(kl_s="as_printed"))}
     for found in (
         *(ten_steps(row, seed) for seed, row in others.items()),
-        ten_steps(macular.weigh("other", lang_adv=0.1 * (1 + 1e-6))),
+        ten_steps(macular.reweight("other", lang_adv=0.1 * (1 + 1e-6))),
     ):
         with pytest.raises(AssertionError, match="golden trace"):
             compare(found, golden["steps"]["macular"])

@@ -14,8 +14,8 @@ import pytest
 from conftest import ROOT
 
 from macular.exceptions import DataError, ParameterError, SetupError, StorageError
-from macular.jobs.engines import Here, Processes, Ray, attempt, found, sweep
-from macular.jobs.plan import Plan, asked, jobs_to_run_first, plan, remaining, rows, stages, state, summary
+from macular.jobs.engines import Processes, Ray, Sequential, attempt, found, sweep
+from macular.jobs.plan import Plan, jobs_to_run_first, parameters_of, plan, remaining, rows, stages, state, summary
 from macular.jobs.rerun import compare_runs, rerun
 from macular.jobs.search import GRIDS, best, dev_accuracy, paper_search, read_search
 from macular.store import lock, read_json, sha256, write_json
@@ -172,18 +172,18 @@ def test_a_thousand_jobs_are_planned_in_a_moment(tmp_path):
 def test_two_jobs_share_a_training_here_exactly_if_they_do_in_the_store():
     "The plan's names against the store's hashes, over rows, tasks, seeds and settings"
     from macular.train.inputs import Data, digests, trained_on
-    from macular.train.resolve import beneath, row, training_key
+    from macular.train.resolve import method_of, stage1_method, training_key
 
     read, used, lexicon = {}, {}, None
 
     def in_store(job):
         nonlocal lexicon
         job, keys = fill(job), []
-        data, method = Data(job, used, [], read), row(job)
+        data, method = Data(job, used, [], read), method_of(job)
         if lexicon is None:
             lexicon = data.lexicon
         data.lexicon = lexicon
-        for m in [*([beneath(method, job)] if method.shared else []), method]:
+        for m in [*([stage1_method(method, job)] if method.shared else []), method]:
             learned, near = trained_on(data, m)
             everything = [*learned, *([near] if near else [])]
             keys.append(training_key(m, everything, job, digests(data, m, everything), keys[-1] if keys else ""))
@@ -361,7 +361,7 @@ def test_a_state_that_cannot_be_written_is_an_error_of_its_own(tmp_path):
         sweep(many(tmp_path / "file" / "runs", 1), do=fake_jobs.wait)
 
 
-@pytest.mark.parametrize("engine", [Here(), Processes(1)], ids=["here", "processes"])
+@pytest.mark.parametrize("engine", [Sequential(), Processes(1)], ids=["here", "processes"])
 def test_a_storage_error_of_a_worker_keeps_its_class(tmp_path, engine, capfd):
     "It is neither tried again nor taken for a death"
     jobs = many(tmp_path, 2)
@@ -372,13 +372,13 @@ def test_a_storage_error_of_a_worker_keeps_its_class(tmp_path, engine, capfd):
 
 def test_whoever_looks_leaves_no_trace(tmp_path):
     "Asking for a state makes no folder, clears nothing, and names no writer"
-    from macular.store import held
+    from macular.store import is_locked
 
-    assert not held(tmp_path / "gone") and not (tmp_path / "gone").exists()
+    assert not is_locked(tmp_path / "gone") and not (tmp_path / "gone").exists()
     with lock(tmp_path / "job"):
-        assert held(tmp_path / "job")
+        assert is_locked(tmp_path / "job")
         (tmp_path / "job" / ".x.0123456789abcdef.tmp").write_text("half")
-    assert not held(tmp_path / "job") and (tmp_path / "job" / ".x.0123456789abcdef.tmp").exists()
+    assert not is_locked(tmp_path / "job") and (tmp_path / "job" / ".x.0123456789abcdef.tmp").exists()
 
 
 @pytest.mark.slow
@@ -471,14 +471,14 @@ def test_a_report_whose_kernel_is_killed_is_tried_again(tmp_path):
         "if 'JPY_PARENT_PID' in os.environ and not once.exists():\n    once.touch()\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    from macular.jobs.engines import report
+    from macular.jobs.engines import run_as_notebook
 
     jobs = many(tmp_path, 1, extensions=str(extension))
-    sweep(jobs, do=report, say=print)
+    sweep(jobs, do=run_as_notebook, say=print)
     [now] = jobs.states
     assert once.exists() and now["state"] == "done" and now["attempts"] == 2
     assert found(jobs[0]) == tmp_path / now["folder"] and (place(jobs[0]) / "report.ipynb").stat().st_size > 10_000
-    assert asked(tmp_path / now["folder"])["max_train"] == 64
+    assert parameters_of(tmp_path / now["folder"])["max_train"] == 64
 
 
 # Ray
@@ -542,7 +542,7 @@ def test_a_real_job_killed_on_ray_ends_in_the_same_bytes(cluster, tmp_path):
     "Its process dies in the middle of the training; another takes it up. An undisturbed one beside it"
     for out, do in (("killed", fake_jobs.train_killed_once), ("whole", None)):
         jobs = many(tmp_path / out, 1, max_train=160)
-        sweep(jobs, Ray(gpus=0) if do else Here(), **({"do": do} if do else {}), say=print)
+        sweep(jobs, Ray(gpus=0) if do else Sequential(), **({"do": do} if do else {}), say=print)
         assert jobs.states[0]["state"] == "done" and jobs.states[0]["attempts"] == (2 if do else 1)
     one, two = (
         Path(tmp_path / out / many(tmp_path / out, 1, max_train=160).states[0]["folder"]) for out in ("killed", "whole")

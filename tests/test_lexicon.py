@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from macular.data.lexicon import CHUNK, MUSE, Lexicon, count_words, read_file, read_pairs, split
+from macular.data.lexicon import CHUNK, MUSE_LICENCE, Lexicon, count_words, read_file, read_pairs, split
 from macular.exceptions import DataError, ParameterError, SetupError
 
 ROOT = Path(__file__).parents[1]
@@ -160,7 +160,7 @@ def test_a_folder(tmp_path):
         write(tmp_path, "en-fr.txt", "dog\tchien\n"),
         write(tmp_path, "de-en.txt", "hund\tdog\n"),
     )
-    lexicon = Lexicon.read(tmp_path, ("en", "fr", "de", "sw", "ur", "fr"), licence=MUSE)
+    lexicon = Lexicon.read(tmp_path, ("en", "fr", "de", "sw", "ur", "fr"), licence=MUSE_LICENCE)
     assert lexicon.langs == ("fr", "de") and lexicon.missing == ("sw", "ur")
     assert [o["file"] for o in lexicon.provenance] == ["en-fr.txt", "en-de.txt"] and all(
         o["noncommercial"] for o in lexicon.provenance
@@ -317,7 +317,7 @@ def test_imports_nothing_heavy():
 @real
 def test_published_files():
     start = time.process_time()
-    lexicon = Lexicon.read(REAL, [*SIZES, "ca"], licence=MUSE)
+    lexicon = Lexicon.read(REAL, [*SIZES, "ca"], licence=MUSE_LICENCE)
     assert time.process_time() - start < 15  # about 2 s
     assert {o["lang"]: (o["lines"], len(lexicon[o["lang"]])) for o in lexicon.provenance} == SIZES
     assert lexicon.missing == ("ca",) and all(o["merged"] == 0 for o in lexicon.provenance)

@@ -159,7 +159,7 @@ from macular.train.inputs import digest
 from macular.data.mini_world import backbone, lexicon
 from macular.data.sources import File
 from macular.data.tasks import Task, load
-from macular.text.encode import Text, Views
+from macular.text.encode import TextSettings, Views
 words, tokenizer = lexicon(), AutoTokenizer.from_pretrained(backbone("mini-xlmr"))
 before = int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
 task = Task("large", ("no", "maybe", "yes"), ("en", "de"), max_length=64, source=File({"train": "train.tsv"}, "first", "second", folder=given["folder"]))

@@ -15,7 +15,7 @@ from macular.model.objective import Objective, terms
 from macular.text.code_switch import CodeSwitch, Synonyms
 from macular.train.config import Job, fill
 from macular.train.methods import Method, Readings, differences, methods
-from macular.train.resolve import row, training_key
+from macular.train.resolve import method_of, training_key
 
 # §4.1.2 and §4.4-4.6, read a second time: row -> (title, what it is derived from, {what differs: (there, here)}).
 # CoSDA-ML is fine-tuning on code-switched text that is drawn anew in every epoch. An ablation of a loss is its weight;
@@ -146,10 +146,10 @@ def test_negative_control_of_the_comparison():
     "It sees a changed weight, a changed task and a changed rate"
     parent = methods["macular"]
     for other in (
-        parent.weigh("a", aug_kl=0.5),
-        parent.but("b", tasks="own"),
-        parent.but("c", augment=CodeSwitch(word=0.4)),
-        parent.but("d", readings=Readings(kl_s="as_printed")),
+        parent.reweight("a", aug_kl=0.5),
+        parent.derive("b", tasks="own"),
+        parent.derive("c", augment=CodeSwitch(word=0.4)),
+        parent.derive("d", readings=Readings(kl_s="as_printed")),
     ):
         found = differ(parent, other)
         assert len(found) == 1 and len(diff(parent, other)) == 1
@@ -169,23 +169,23 @@ def test_what_makes_a_key():
     macular = methods["macular"]
 
     def of(row):
-        return key(row.matters())
+        return key(row.hashed_fields())
 
-    absent = macular.but("absent", terms={k: v for k, v in macular.terms.items() if k != "consistency"})
+    absent = macular.derive("absent", terms={k: v for k, v in macular.terms.items() if k != "consistency"})
     assert (
         of(methods["macular_wo_consistency"])
         == of(absent)
-        == of(macular.weigh("mine", "Mine", consistency=0))
+        == of(macular.reweight("mine", "Mine", consistency=0))
         != of(macular)
     )
-    assert of(macular.but("other name", "other title")) == of(macular)
-    assert of(macular.weigh("one", aug_kl=1)) == of(macular)  # 1 and 1.0
-    assert of(macular.but("order", terms=dict(reversed(macular.terms.items())))) == of(macular)
+    assert of(macular.derive("other name", "other title")) == of(macular)
+    assert of(macular.reweight("one", aug_kl=1)) == of(macular)  # 1 and 1.0
+    assert of(macular.derive("order", terms=dict(reversed(macular.terms.items())))) == of(macular)
     changed = [
-        macular.weigh("w", aug_kl=0.5),
-        macular.but("t", tasks="own"),
+        macular.reweight("w", aug_kl=0.5),
+        macular.derive("t", tasks="own"),
         *(
-            macular.but("a", augment=a)
+            macular.derive("a", augment=a)
             for a in (
                 CodeSwitch(word=0.4),
                 CodeSwitch(sentence=0.5),
@@ -195,7 +195,7 @@ def test_what_makes_a_key():
             )
         ),
         *(
-            macular.but("r", readings=r)
+            macular.derive("r", readings=r)
             for r in (Readings(kl_s="as_printed"), Readings(e="cls"), Readings(start="shared"))
         ),
         methods["macular_nots"],
@@ -213,7 +213,7 @@ def test_training_keys_follow_the_row():
     digests, tasks = {"data": "x"}, [toy.TASKS["toy3"], toy.TASKS["toy2"]]
 
     def of(job, shared="s/1"):
-        return training_key(row(job), tasks, job, digests, shared)
+        return training_key(method_of(job), tasks, job, digests, shared)
 
     def but(**changes):
         return dataclasses.replace(job, **changes)
@@ -257,13 +257,13 @@ def test_every_loss_says_its_equation():
 
 def test_unknown_losses():
     with pytest.raises(ParameterError, match="Did you mean 'consistency'"):
-        methods["macular"].weigh("x", consistancy=0.2)
+        methods["macular"].reweight("x", consistancy=0.2)
     with pytest.raises(ParameterError, match="Did you mean 'task_adv'"):
         Objective({"task_avd": 1.0})
     with pytest.raises(ParameterError):
         Objective({"no such loss": 0.0})  # weight zero or not
     with pytest.raises(ParameterError):
-        methods["finetune"].weigh("x", task_adv=1.0)  # known, but not the row's
+        methods["finetune"].reweight("x", task_adv=1.0)  # known, but not the row's
     with pytest.raises(ParameterError, match="no discriminator"):
         Objective({"task_adv": 1.0})
 

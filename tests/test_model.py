@@ -25,7 +25,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 from macular.cli import main
 from macular.data.mini_world import Mini
 from macular.data.tasks import load
-from macular.deploy.card import limits, result_of, scores, seeds_of, take
+from macular.deploy.card import limits, result_of, scores, seeds_of, select_checkpoint
 from macular.deploy.huggingface import MacularConfig, MacularForSequenceClassification, export, predict
 from macular.exceptions import DataError, ParameterError, StorageError
 from macular.store import read_json, verify, write_json
@@ -107,7 +107,7 @@ def trained(done, method, name, round):
 @pytest.mark.parametrize("task, head", [("pawsx", 0), ("xnli", 1)])
 def test_stage_1_bit_for_bit_with_every_head(done, folder, task, head):
     there = load_file(folder("macular_nots", task=task) / "model.safetensors")
-    here = trained(done, "macular_nots", "macular_nots", take(done("macular_nots")).round)
+    here = trained(done, "macular_nots", "macular_nots", select_checkpoint(done("macular_nots")).round)
     assert (
         torch.equal(there["classifier.out_proj.weight"], here[f"heads.{head}.weight"])
         and len(there) == sum(n.startswith("encoder.") for n in here) + 2
@@ -121,7 +121,7 @@ def test_stage_1_bit_for_bit_with_every_head(done, folder, task, head):
 
 def test_stage_2_bit_for_bit(done, folder):
     there, result = load_file(folder("macular") / "model.safetensors"), done("macular")
-    own = trained(done, "macular", "macular", take(result).round)
+    own = trained(done, "macular", "macular", select_checkpoint(result).round)
     f_m = trained(done, "macular", "macular_nots", result.values["trainings"]["macular_nots"]["round"])
     wanted = {f"encoder.{n.removeprefix('encoder.body.model.')}": w for n, w in own.items() if n.startswith("encoder.")}
     wanted |= {f"shared.{n.removeprefix('encoder.body.model.')}": w for n, w in f_m.items() if n.startswith("encoder.")}
@@ -388,7 +388,7 @@ def test_the_hub_can_read_the_card(done, folder):
 
 def test_the_table_is_the_runs_with_wilsons_interval(done):
     result = done("finetune")
-    for row in scores(take(result)):
+    for row in scores(select_checkpoint(result)):
         answers = predicted(result, row["language"])
         k, n, z = (answers["label"] == answers["prediction"]).sum(), len(answers), 1.959963984540054
         middle, half = (k + z * z / 2) / (n + z * z), z / (n + z * z) * (k * (n - k) / n + z * z / 4) ** 0.5
@@ -438,7 +438,9 @@ def test_a_public_benchmark_has_results_of_its_own(done, folder, tmp_path, sourc
 
 def test_other_seeds_are_counted(done, tmp_path):
     one, two, other = done("finetune"), done("finetune", seed=5), done("finetune", rounds=1)
-    assert set(seeds_of(take(one))) == {one.folder, two.folder} and seeds_of(take(other)) != seeds_of(take(one))
+    assert set(seeds_of(select_checkpoint(one))) == {one.folder, two.folder} and seeds_of(
+        select_checkpoint(other)
+    ) != seeds_of(select_checkpoint(one))
     text = (export(two, tmp_path / "model") / "README.md").read_text()
     means = [sum(r.accuracy["pawsx"].values()) / 2 for r in (one, two)]
     assert (
@@ -448,8 +450,8 @@ def test_other_seeds_are_counted(done, tmp_path):
 
 
 def test_limits_name_languages_without_a_dictionary(done):
-    assert "There was no dictionary for sw, ur." in limits(take(done("cosda_ml", task="xnli", rounds=1)))
-    assert not any("dictionary" in line for line in limits(take(done("finetune"))))
+    assert "There was no dictionary for sw, ur." in limits(select_checkpoint(done("cosda_ml", task="xnli", rounds=1)))
+    assert not any("dictionary" in line for line in limits(select_checkpoint(done("finetune"))))
 
 
 # the command line
@@ -518,7 +520,7 @@ def test_a_moved_run_is_exported_as_well(copied, folder, tmp_path):
 
 
 def test_a_flipped_bit_is_noticed(copied, tmp_path):
-    weights = next(copied[1].glob(f"round-{take(copied[0]).round}/net.safetensors"))
+    weights = next(copied[1].glob(f"round-{select_checkpoint(copied[0]).round}/net.safetensors"))
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)

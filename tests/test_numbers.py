@@ -13,7 +13,7 @@ from macular.model.objective import Objective
 from macular.store import newest, read_json
 from macular.text import encode
 from macular.train.config import check, fill
-from macular.train.evaluate import Exam, evaluate
+from macular.train.evaluate import EvaluationSet, evaluate
 from macular.train.inputs import Data, trained_on
 from macular.train.methods import methods
 from macular.train.trainer import Loop, Phase, fit
@@ -341,7 +341,9 @@ def test_scores_do_not_depend_on_order_or_batch(monkeypatch):
     mixed = rows.select(np.random.default_rng(0).permutation(40))
 
     def asked(rows):
-        return evaluate(built.net, Exam(task, {"en": rows}, built.views[0].text)).set_index("item").sort_index()
+        return (
+            evaluate(built.net, EvaluationSet(task, {"en": rows}, built.views[0].text)).set_index("item").sort_index()
+        )
 
     whole = asked(rows)
     tables = [asked(mixed)]

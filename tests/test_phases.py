@@ -34,7 +34,7 @@ class Watch:
         encoder.register_forward_pre_hook(self.see)
         encoder.body.register_forward_hook(self.count)
         first = next(m for m in encoder.body.modules() if isinstance(m, torch.nn.Linear))
-        first.register_forward_pre_hook(self.weigh)
+        first.register_forward_pre_hook(self.reweight)
 
     def see(self, encoder, args):
         for view in args[0]:
@@ -45,7 +45,7 @@ class Watch:
         self.calls += 1
         self.modes.add((body.training, output.requires_grad))
 
-    def weigh(self, layer, args):
+    def reweight(self, layer, args):
         self.tokens += args[0].shape[:-1].numel()
 
     def take(self):
@@ -268,7 +268,7 @@ def test_the_neighbour_comes_round_evenly():
 
 
 def test_f_m_is_asked_again_where_switching_is_drawn_again():
-    row = methods["macular"].but("fresh", augment=CodeSwitch(redraw=True))
+    row = methods["macular"].derive("fresh", augment=CodeSwitch(redraw=True))
     numbers = toy.recipe(rounds=2)
     built = toy.made(row, toy.for_row(row), numbers)
     watch = Watch(built.net.shared)
@@ -385,7 +385,7 @@ def test_no_neighbour_no_consistency_and_says_so():
 
 
 def test_nothing_left_to_learn_by():
-    row = methods["macular_nots"].but("only the adversary", terms={"task_adv": 1.0})
+    row = methods["macular_nots"].derive("only the adversary", terms={"task_adv": 1.0})
     with pytest.raises(DataError, match="no loss left"):
         toy.made(row, toy.material("toy3"), toy.recipe())
 
@@ -397,8 +397,8 @@ def test_nothing_left_to_learn_by():
 def test_weight_zero_is_no_term(name, term):
     "Bit for bit, and not computed: no part of that name, no discriminator"
     row, numbers = methods[name], toy.recipe()
-    absent = row.but("absent", terms={k: w for k, w in row.terms.items() if k != term})
-    zero, built = ends(row.weigh("zero", **{term: 0.0}), toy.for_row(row), numbers)
+    absent = row.derive("absent", terms={k: w for k, w in row.terms.items() if k != term})
+    zero, built = ends(row.reweight("zero", **{term: 0.0}), toy.for_row(row), numbers)
     none, _ = ends(absent, toy.for_row(row), numbers)
     full, _ = ends(row, toy.for_row(row), numbers)
     assert toy.same(zero, none) and not toy.same(zero, full)
@@ -409,7 +409,7 @@ def test_weight_zero_is_no_term(name, term):
 
 def test_alpha_0_does_not_listen_to_f_m():
     numbers = toy.recipe(alpha=0.0)
-    row = methods["macular"].but("plain", terms={"task": 1.0})
+    row = methods["macular"].derive("plain", terms={"task": 1.0})
     one, _ = ends(row, toy.material("toy3", shared=True), numbers)
     stuff = toy.material("toy3", shared=True)
     built = toy.made(row, stuff, numbers)
@@ -456,7 +456,7 @@ def test_readings_reach_the_net():
         row = methods[name]
         usual, _ = ends(row, toy.for_row(row), numbers)
         stuff = toy.for_row(row)
-        built = toy.made(row.but("other", readings=readings), stuff, numbers, redrawn=readings.kl_s == "as_printed")
+        built = toy.made(row.derive("other", readings=readings), stuff, numbers, redrawn=readings.kl_s == "as_printed")
         toy.train(built, numbers)
         other = toy.state(built.net)
         assert usual.keys() != other.keys() or not toy.same(usual, other)
@@ -465,7 +465,7 @@ def test_readings_reach_the_net():
 def test_f_t_may_start_from_f_m_again_and_again():
     "The second net that starts from the same f_m learns as the first one did"
     row, numbers, stuff = (
-        methods["macular"].but("warm", readings=Readings(start="shared")),
+        methods["macular"].derive("warm", readings=Readings(start="shared")),
         toy.recipe(),
         toy.for_row(methods["macular"]),
     )
@@ -481,7 +481,7 @@ def test_f_t_may_start_from_f_m_again_and_again():
 
 def test_two_adversaries_are_not_mixed_up():
     "Each adversarial loss has a discriminator of its own, or the row is refused"
-    row = methods["macular_nots"].plus("both", lang_adv=0.1)
+    row = methods["macular_nots"].add_terms("both", lang_adv=0.1)
     stuff = toy.material("toy3", "toy2", "toy4")
     try:
         built = toy.made(row, stuff, toy.recipe())

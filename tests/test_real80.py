@@ -19,11 +19,11 @@ from fake_hub import fill, serve
 
 from macular.core import number
 from macular.data.mini_world import Mini
-from macular.data.sources import Folder, Halved, scored_half
+from macular.data.sources import DevSplit, Folder, scored_half
 from macular.data.tasks import load, tasks
 from macular.exceptions import DataError, NumericError, ParameterError, SetupError
 from macular.jobs.plan import plan
-from macular.results.majority import above, gate
+from macular.results.majority import majority_check, mean_above
 from macular.results.records import Record, from_lines, record
 from macular.results.simulate import simulate
 from macular.results.tables import languages
@@ -85,7 +85,7 @@ HALVES = "100001011001111001000111"
 
 @pytest.mark.parametrize("task", ["xnli", "qam"])
 def test_halves_are_disjoint_and_whole_in_every_language(task):
-    source = Halved(SMALL)
+    source = DevSplit(SMALL)
     for lang in ("en", "de", "fr"):
         chosen, scored, whole = (
             load(task, "dev", lang, source),
@@ -104,7 +104,7 @@ def test_halves_are_disjoint_and_whole_in_every_language(task):
 
 
 def test_halves_of_the_real_rows(shared):
-    source = Halved(Folder(shared))
+    source = DevSplit(Folder(shared))
     for task, n in (("xnli", 2490), ("pawsx", 2000)):
         scored = {x: load(task, "test", x, source)["id"][:] for x in source.langs(tasks[task], "test")}
         assert len(scored) == len(tasks[task].langs) and len(set(map(tuple, scored.values()))) == 1
@@ -115,10 +115,10 @@ def test_what_selects_is_not_scored(tmp_path):
     found = run(
         Job(task="qam", method="finetune", preset="mini", rounds=2, out=str(tmp_path)),
         lambda *_: None,
-        source=Halved(SMALL),
+        source=DevSplit(SMALL),
     )
     assert found.values["split"] == "test" and scored_half(found.predictions["item"]).all()
-    n = len(load("qam", "dev", "en", Halved(SMALL)))
+    n = len(load("qam", "dev", "en", DevSplit(SMALL)))
     assert (
         all(
             abs(d["qam"] * n / 100 - round(d["qam"] * n / 100)) < 1e-9
@@ -142,7 +142,7 @@ def simulated(en, de, sw, seeds=1, items=1000):
 )
 @pytest.mark.parametrize("seeds", [1, 4])
 def test_the_gate_opens_only_for_both(levels, passed, seeds):
-    found = gate(simulated(*levels, seeds), THIRD)
+    found = majority_check(simulated(*levels, seeds), THIRD)
     assert (
         found.passed is passed
         and ("can be compared" in found.sentence) is passed
@@ -167,14 +167,14 @@ def exactly(share, n):
 def test_a_mean_above_the_margin_is_not_enough():
     "What chance in the items can do does not open the gate: more of the same items do"
     floor = Record("majority", "xnli", {"en_dev": {"en": 20.0, "de": 35.0, "sw": 35.0}})
-    few, many = (gate([exactly(0.40, n)], floor) for n in (200, 20_000))
+    few, many = (majority_check([exactly(0.40, n)], floor) for n in (200, 20_000))
     assert few.others.points == many.others.points == 5 and few.others.low < 2 < many.others.low
     assert not few.passed and many.passed
 
 
 def test_the_interval_is_the_binomial_one():
     n, share = 2000, 0.4
-    found, se = above([exactly(share, n)], 30.0), 100 * np.sqrt(share * (1 - share) / n)
+    found, se = mean_above([exactly(share, n)], 30.0), 100 * np.sqrt(share * (1 - share) / n)
     assert found.points == pytest.approx(10) and (found.high - found.low) / 2 == pytest.approx(1.96 * se, rel=0.01)
 
 
@@ -183,13 +183,13 @@ def test_languages_whose_sets_differ_are_averaged():
     other = replace(
         r, accuracy={"en_dev": {"en": 50.0, "de": 50.0, "sw": 50.0}}, correct=r.correct | {"sw": np.arange(60) < 30}
     )
-    assert above([other], 30.0).high < above([r], 30.0).high
+    assert mean_above([other], 30.0).high < mean_above([r], 30.0).high
 
 
 def test_seeds_count():
     one, wide = (
-        above([exactly(0.5, 1000)], 30.0),
-        above([exactly(0.45, 1000), replace(exactly(0.55, 1000), seed=1)], 30.0),
+        mean_above([exactly(0.5, 1000)], 30.0),
+        mean_above([exactly(0.45, 1000), replace(exactly(0.55, 1000), seed=1)], 30.0),
     )
     assert (
         wide.points == pytest.approx(one.points)
@@ -203,9 +203,9 @@ def test_one_class_never_opens_the_gate():
     r = exactly(0.9, 100)
     fell = replace(r, correct={}, items={}, collapsed=("en", "de", "sw"))
     assert (
-        gate([r], THIRD).passed
-        and not gate([fell], THIRD).passed
-        and "1 of 1 runs predicted one class" in gate([fell], THIRD).sentence
+        majority_check([r], THIRD).passed
+        and not majority_check([fell], THIRD).passed
+        and "1 of 1 runs predicted one class" in majority_check([fell], THIRD).sentence
     )
 
 
@@ -216,9 +216,9 @@ def test_a_table_of_collapsed_runs_says_no_more_than_there_is():
 
 def test_the_gate_compares_what_was_scored_alike():
     with pytest.raises(DataError):
-        gate(simulated(60, 50, 50), replace(THIRD, split="dev"))
+        majority_check(simulated(60, 50, 50), replace(THIRD, split="dev"))
     with pytest.raises(ParameterError):
-        gate([], THIRD)
+        majority_check([], THIRD)
 
 
 # what is committed
@@ -269,7 +269,7 @@ def test_the_notebook_says_what_its_records_say():
         [c.get("outputs", []) for c in nbformat.read(ROOT / "nbs" / "paper/09_real.ipynb", 4).cells], ensure_ascii=False
     )
     for task, floor in floors.items():
-        assert gate([r for r in ours if (r.task, r.method) == (task, "finetune")], floor).sentence in shown
+        assert majority_check([r for r in ours if (r.task, r.method) == (task, "finetune")], floor).sentence in shown
 
 
 # the notebook as a job
@@ -280,7 +280,7 @@ def real(tmp_path):
     "paper/09_real's functions on a very small world"
     names = definitions("paper/09_real")
     names |= {
-        "rows_of": lambda folder: Halved(SMALL),
+        "rows_of": lambda folder: DevSplit(SMALL),
         "model": "mini-xlmr",
         "data_dir": "",
         "out": str(tmp_path / "runs"),
@@ -299,7 +299,7 @@ def test_a_closed_gate_ends_it(real, tmp_path):
         ("xnli", "finetune", "half of dev"),
         ("pawsx", "finetune", "half of dev"),
     ] and set(floors) == {"xnli", "pawsx"}
-    labels = pd.Series(load("xnli", "test", "de", Halved(SMALL))["label"][:])
+    labels = pd.Series(load("xnli", "test", "de", DevSplit(SMALL))["label"][:])
     assert floors["xnli"].accuracy["en_dev"]["de"] == pytest.approx(100 * labels.value_counts(normalize=True).max())
 
 
@@ -317,7 +317,7 @@ def test_what_collapsed_keeps_no_bits(real, tmp_path):
     found = run(
         Job(task="qam", method="finetune", preset="mini", rounds=1, out=str(tmp_path)),
         lambda *_: None,
-        source=Halved(SMALL),
+        source=DevSplit(SMALL),
     )
     frame = found.predictions
     for one_class in (False, True):

@@ -15,7 +15,7 @@ import torch
 import toy
 from torch import nn
 
-from macular.text.batches import companions, order
+from macular.text.batches import neighbour_batches, order
 from macular.text.code_switch import Place
 from macular.train.methods import methods
 
@@ -203,7 +203,7 @@ def naive_algorithm_2(parts, f_m, stuff, row, numbers, twist):  # noqa: C901 —
                 adam_d.step(loss.sum() / len(batch), numbers.discriminator_rate)
         batches = order(lengths(x, a), size, numbers.seed, "net", round)  # lines 7-9
         for batch, others in zip(
-            batches, companions(lengths(x_near, a_near), batches, size, round, numbers.seed), strict=True
+            batches, neighbour_batches(lengths(x_near, a_near), batches, size, round, numbers.seed), strict=True
         ):
             L_t = L_a = L_la = L_c = 0
             for j in batch:
@@ -234,7 +234,7 @@ AS_PRINTED = Twist()
 
 def both(name, rounds=1, kind="bert", twist=AS_PRINTED, **changes):
     "The states after the library's training and after the naive one, and the one before both"
-    row = methods[name] if not changes.get("terms") else methods[name].plus("other", **changes["terms"])
+    row = methods[name] if not changes.get("terms") else methods[name].add_terms("other", **changes["terms"])
     stuff, numbers = toy.for_row(row, n=7, kind=kind), toy.recipe(rounds=rounds)
     built = toy.made(row, stuff, numbers)
     net, D = built.net, built.phases[0].trains if len(built.phases) == 2 else nn.Identity()

@@ -14,7 +14,7 @@ from macular.data.mini_world import Mini
 from macular.data.tasks import load
 from macular.exceptions import DataError, ParameterError
 from macular.results.paper import average, paper, published, read_averages, read_blocks, recomputed, sources
-from macular.results.predictions import kind, read, runs
+from macular.results.predictions import file_format, read, runs
 from macular.results.records import Record, from_dict, from_lines, located, marked, record, save
 from macular.store import append
 
@@ -188,7 +188,7 @@ def test_a_record_that_contradicts_itself_is_refused(change, said):
 def test_a_folder_of_records_is_read_file_by_file(root):
     "As the study keeps them, a file a seed"
     files = sorted((root / "nbs" / "records" / "study").glob("*.jsonl"))
-    assert len(files) >= 2 and kind(files[0].parent) == "records"
+    assert len(files) >= 2 and file_format(files[0].parent) == "records"
     assert read(files[0].parent) == [r for f in files for r in from_lines(f)]
 
 
@@ -436,7 +436,7 @@ def test_xtreme_folders(tmp_path, gold):
         csv_of(
             tmp_path / f"test-{lang}.tsv", "".join(f"{y if i % 5 else 1 - y}\n" for i, y in enumerate(rows["label"]))
         )
-    assert kind(tmp_path) == "xtreme"
+    assert file_format(tmp_path) == "xtreme"
     (found,) = read(tmp_path, gold, method="sub", task="pawsx")
     wanted = 100 * sum(i % 5 > 0 for i in range(len(gold["en"]))) / len(gold["en"])
     assert found.accuracy["en_dev"] == {"en": wanted, "de": wanted} and found.langs == ("en", "de")

@@ -729,7 +729,7 @@ def test_another_number_of_threads(tmp_path):
     import torch
 
     from macular.exceptions import SetupError
-    from macular.train.checkpoints import remarks
+    from macular.train.checkpoints import resume_notes
 
     trained(tmp_path, stop=8)
     before, threads = files(tmp_path), torch.get_num_threads()
@@ -737,20 +737,20 @@ def test_another_number_of_threads(tmp_path):
     try:
         with pytest.raises(SetupError, match=f"threads {threads}, here {threads + 1}.*MACULAR_INEXACT"):
             trained(tmp_path)
-        assert files(tmp_path) == before and remarks(tmp_path) == []
+        assert files(tmp_path) == before and resume_notes(tmp_path) == []
         assert trained(tmp_path, stop=12, exact=False)[0] == 9
     finally:
         torch.set_num_threads(threads)
     trained(tmp_path, exact=False)
-    assert [r[:26] for r in remarks(tmp_path)] == ["resumed at step 8 elsewher", "resumed at step 12 elsewhe"]
+    assert [r[:26] for r in resume_notes(tmp_path)] == ["resumed at step 8 elsewher", "resumed at step 12 elsewhe"]
 
 
 def test_a_state_of_an_older_version_is_read(tmp_path):
     "It says neither course nor machine"
-    from macular.store import staged, write_json
+    from macular.store import sealed_folder, write_json
 
     trained(tmp_path, stop=8)
-    with staged(tmp_path / "state-8") as aside:
+    with sealed_folder(tmp_path / "state-8") as aside:
         for p in (tmp_path / "state-8").glob("*.safetensors"):
             shutil.copy(p, aside)
         write_json(

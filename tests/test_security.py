@@ -176,7 +176,7 @@ def test_a_pickle_is_never_opened(model, name):
     "Beside good weights it is not looked at; in their place it is no model; in a checkpoint it is damage"
     from macular.data.backbones import hashes
     from macular.model.modules import load_encoder
-    from macular.store import staged
+    from macular.store import sealed_folder
 
     (model / name).write_bytes(pickle.dumps(Trap(model.parent / CANARY)))
     load_encoder(model, seed=0)
@@ -184,7 +184,7 @@ def test_a_pickle_is_never_opened(model, name):
     (model / "model.safetensors").unlink()
     with pytest.raises((MacularError, OSError)):
         load_encoder(model, seed=0)
-    with staged(model.parent / "state-1") as aside:
+    with sealed_folder(model.parent / "state-1") as aside:
         (aside / "a").write_text("1")
     shutil.copy(model / name, model.parent / "state-1")
     with pytest.raises(StorageError, match="not listed"):
@@ -501,7 +501,7 @@ def test_no_special_token_comes_out_of_a_text(name):
     from macular.data.mini_world import backbone
     from macular.text.batches import tokenize
     from macular.text.chunk_table import Chunked
-    from macular.text.chunks import frame, obstacle
+    from macular.text.chunks import frame, unsupported_reason
     from macular.text.code_switch import CodeSwitch, Place
 
     tokenizer = (
@@ -521,7 +521,7 @@ def test_no_special_token_comes_out_of_a_text(name):
     def property(pairs):
         fields = [list(f) for f in zip(*pairs)]
         assert specials(tokenize(tokenizer, *fields, 200)) == [template] * len(pairs)
-        if obstacle(tokenizer):
+        if unsupported_reason(tokenizer):
             return
         chunked = Chunked(tokenizer, fields, np.arange(len(pairs)), CodeSwitch(("de",), word=1.0), words)
         for found in (chunked.tokens(200), chunked.switched(Place(), 200)[0]):
@@ -621,13 +621,13 @@ def test_every_file_a_result_rests_on_is_named(run_folder):
 def test_files_of_trees_are_named_too(tmp_path):
     from macular.data.tasks import tasks
     from macular.train.config import fill
-    from macular.train.inputs import Data, plant
+    from macular.train.inputs import Data, load_trees
 
     (tmp_path / "pawsx-dev-en.conllu").write_text(
         "1\tDogs\t_\t_\t_\t_\t2\tnsubj\t_\t_\n2\tbark\t_\t_\t_\t_\t0\troot\t_\t_\n\n"
     )
     data = Data(fill(check({"task": "pawsx", "method": "syn", "preset": "mini", "tree_dir": str(tmp_path)})))
-    digest = plant(data, tasks["pawsx"], "dev", "en")
+    digest = load_trees(data, tasks["pawsx"], "dev", "en")
     [origin] = [o for o in data.origins if o["file"] == "pawsx-dev-en.conllu"]
     assert origin["sha256"] == digest and origin["source"] and origin["licence"] == "not stated"
 

@@ -9,7 +9,7 @@ from macular.data.tasks import tasks
 from macular.exceptions import ParameterError
 from macular.train.config import SOURCES, Job, check, fill, from_notebook, presets
 from macular.train.methods import methods
-from macular.train.resolve import row, training_key
+from macular.train.resolve import method_of, training_key
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_auto(monkeypatch):
 )
 def test_what_a_training_is_keyed_by(changes, same):
     def found(job):
-        return training_key(row(job), [tasks["xnli"]], job, {"rows": "abc"}, "stage1/2")
+        return training_key(method_of(job), [tasks["xnli"]], job, {"rows": "abc"}, "stage1/2")
 
     base = fill(check({"preset": "mini"}))
     assert (found(base) == found(replace(base, **changes))) == same
@@ -195,7 +195,7 @@ def test_what_does_not_matter_is_not_in_the_key():
     base = fill(check({"preset": "mini", "method": "finetune"}))
 
     def found(job):
-        return training_key(row(job), [tasks["xnli"]], job, {})
+        return training_key(method_of(job), [tasks["xnli"]], job, {})
 
     assert (
         len({found(replace(base, **c)) for c in ({}, {"alpha": 0.1}, {"discriminator_rate": 0.5}, {"word_rate": 0.1})})
@@ -204,6 +204,6 @@ def test_what_does_not_matter_is_not_in_the_key():
 
 
 def test_a_betas_place():
-    terms = row(fill(check({"beta1": 0.3, "beta2": 0.2, "beta3": 0.7}))).terms
+    terms = method_of(fill(check({"beta1": 0.3, "beta2": 0.2, "beta3": 0.7}))).terms
     assert terms == {"task": 1.0, "aug_kl": 0.3, "lang_adv": 0.2, "consistency": 0.7}
     assert methods["macular"].terms["aug_kl"] == 1.0

@@ -15,7 +15,6 @@ from macular.results.records import Record, from_lines
 from macular.results.simulate import Noise, detectable, deviation, expected, seeds_needed, simulate
 from macular.results.statistics import (
     Effect,
-    alike,
     by_language,
     by_seed,
     common,
@@ -24,6 +23,7 @@ from macular.results.statistics import (
     item_differences,
     randomisation,
     resampled,
+    same_design,
     select,
     summary,
 )
@@ -206,11 +206,11 @@ def test_significant_is_zero_outside_the_interval():
 def test_what_differs_in_more_than_its_seed_is_not_averaged():
     a = [replace(r, parameters={"alpha": 0.5 if r.seed else 0.3}) for r in one_lang("a", [50, 60])]
     with pytest.raises(ParameterError, match="alpha: 0.3 and 0.5.*--where alpha="):
-        alike(a)
+        same_design(a)
     with pytest.raises(ParameterError, match="seed 0 is there more than once"):
-        alike([*one_lang("a", [50]), *one_lang("a", [60])])
+        same_design([*one_lang("a", [50]), *one_lang("a", [60])])
     with pytest.raises(ParameterError, match="no records"):
-        alike([])
+        same_design([])
     with pytest.raises(ParameterError, match="method: a and b"):
         by_seed([*one_lang("a", [50]), *one_lang("b", [60])])
 

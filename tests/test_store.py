@@ -27,7 +27,7 @@ from macular.exceptions import StorageError
 from macular.store import (
     FORMAT,
     MANIFEST,
-    Foreign,
+    ForeignFolder,
     append,
     append_text,
     clear,
@@ -36,7 +36,7 @@ from macular.store import (
     put,
     read_json,
     read_lines,
-    staged,
+    sealed_folder,
     verify,
     write_bytes,
     write_json,
@@ -59,7 +59,7 @@ def held(folder):
 
 
 def filled(folder, **files):
-    with staged(folder) as aside:
+    with sealed_folder(folder) as aside:
         for name, content in (files or {"a": "1"}).items():
             (aside / name).write_text(content)
 
@@ -87,7 +87,7 @@ def test_a_folder_in_the_place_of_a_file(tmp_path):
 def test_every_file_is_read_once_to_seal_a_folder(tmp_path, monkeypatch):
     read = []
     monkeypatch.setattr(store, "sha256", lambda path, sum=store.sha256: read.append(path.name) or sum(path))
-    with staged(tmp_path / "new") as aside:
+    with sealed_folder(tmp_path / "new") as aside:
         for name in "abc":
             (aside / name).write_text(name)
     assert sorted(read) == ["a", "b", "c"]
@@ -152,7 +152,7 @@ def tensors(folder):
     import torch
     from safetensors.torch import save_file
 
-    with staged(folder) as aside:
+    with sealed_folder(folder) as aside:
         save_file({"w": torch.zeros(100_000)}, aside / "net.safetensors")
 
 
@@ -288,7 +288,7 @@ def test_a_link_planted_for_the_writers_note_is_not_followed(tmp_path):
 @pytest.fixture
 def state(tmp_path):
     "A checkpoint of today's format with a folder in it"
-    with staged(tmp_path / "state-7") as aside:
+    with sealed_folder(tmp_path / "state-7") as aside:
         for p in (EARLY / "state-7").iterdir():
             if p.name != MANIFEST:
                 shutil.copy(p, aside)
@@ -441,8 +441,8 @@ def test_links_on_the_way_are_followed(state):
 @pytest.mark.parametrize(
     "version,error",
     [
-        (FORMAT + 1, Foreign),
-        (99, Foreign),
+        (FORMAT + 1, ForeignFolder),
+        (99, ForeignFolder),
         (0, StorageError),
         (-1, StorageError),
         (None, StorageError),
@@ -467,8 +467,8 @@ def test_other_versions(state, version, error):
     ) as e:
         verify(state)
     assert type(e.value) is error
-    if error is Foreign:
-        with pytest.raises(Foreign, match="newer"):
+    if error is ForeignFolder:
+        with pytest.raises(ForeignFolder, match="newer"):
             newest(state.parent, "state")
     else:
         with pytest.warns(UserWarning, match="left out"):
@@ -481,7 +481,7 @@ def test_exchanged_checkpoints(tmp_path):
     (tmp_path / "state-1").rename(tmp_path / "spare")
     (tmp_path / "state-2").rename(tmp_path / "state-1")
     (tmp_path / "spare").rename(tmp_path / "state-2")
-    with pytest.raises(Foreign, match="was written as state-1"):
+    with pytest.raises(ForeignFolder, match="was written as state-1"):
         newest(tmp_path, "state")
     for n in (1, 2):
         (tmp_path / f"state-{n}" / MANIFEST).rename(tmp_path / str(n))  # now the manifests, too
@@ -492,7 +492,7 @@ def test_exchanged_checkpoints(tmp_path):
 
 
 def test_what_may_be_moved(tmp_path):
-    with staged(tmp_path / "model", movable=True) as aside:
+    with sealed_folder(tmp_path / "model", movable=True) as aside:
         (aside / "a").write_text("1")
     verify((tmp_path / "model").rename(tmp_path / "mine"))
 

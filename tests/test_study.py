@@ -8,11 +8,11 @@ import nbformat
 import pytest
 
 from macular.jobs.plan import plan
-from macular.results.compare import USUAL, ablation, compared, reading, sides, study, verdicts
+from macular.results.compare import USUAL, ablation, compared, sides, study, summarize, verdicts
 from macular.results.records import from_lines
 from macular.train.config import check
 from macular.train.inputs import Data, digests, trained_on
-from macular.train.resolve import ALGORITHM, row, settle, training_key
+from macular.train.resolve import ALGORITHM, method_of, settle, training_key
 from macular.train.stages import own_losses
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,7 +60,7 @@ def test_todays_code_would_store_the_training_under_the_recorded_key(method, tas
     "Data, encoder, row and settings are what they were: a key of today's says the same as the record's"
     [r] = [r for r in SEEDS[0] if asked(r) == (method, task, backbone, USUAL["alpha"], USUAL["max_train"])]
     job = settle(check(dict(method=method, task=task, backbone=backbone, preset="mini", seed=0)))
-    data, wanted = Data(job), row(job)
+    data, wanted = Data(job), method_of(job)
     learned, near = trained_on(data, wanted)
     everything = [*learned, *([near] if near else [])]
     assert r.trainings[method] == training_key(
@@ -103,7 +103,7 @@ def test_an_ablation_tells_significant_from_not():
     assert table.rows[0][-2].text().startswith(
         "+5.0"
     )
-    said = reading([*whole, *less, *same], *pairs)
+    said = summarize([*whole, *less, *same], *pairs)
     assert " significant: QAM +5.0" in said and "not significant: QAM +0.0" in said
     assert "Holm over all 2 differences" in said and "Minimum detectable difference at 80 % power" in said
 

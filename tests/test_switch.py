@@ -20,9 +20,9 @@ from macular.data.mini_world import Mini, backbone, lexicon, text
 from macular.data.tasks import load, tasks
 from macular.text.batches import tokenize
 from macular.text.chunk_table import Chunked, choose, longest_first, tabulate
-from macular.text.chunks import WHITE, cutting, encode, frame, obstacle, steps
+from macular.text.chunks import WHITE, cutting, encode, frame, steps, unsupported_reason
 from macular.text.code_switch import CodeSwitch, Place, Synonyms, draw, exchange, rates, tally
-from macular.text.encode import ByChunk, ByText, Text, Views, way
+from macular.text.encode import ChunkEncoder, TextEncoder, TextSettings, Views, choose_encoder
 
 # ------------------------------------------------------------------ sentences that were made to break it
 WORDS = [
@@ -297,7 +297,7 @@ def mbert(shared):
 # ------------------------------------------------------------------ 0 mismatches
 def all_equal(tokenizer, stuff, max_length=64, whole=0.02):
     fields, items, switched, counts = stuff
-    assert not obstacle(tokenizer)
+    assert not unsupported_reason(tokenizer)
     chunked = Chunked(tokenizer, fields, items, SWITCH, adversarial())
     clean, some = chunked.tokens(max_length), min(len(items), 5000)
     clean = clean._replace(
@@ -637,12 +637,12 @@ def dropping():
 @pytest.mark.parametrize("reason", REFUSED)
 def test_refused(reason):
     with pytest.raises(AssertionError, match=reason):
-        assert obstacle(REFUSED[reason]()) is None
+        assert unsupported_reason(REFUSED[reason]()) is None
 
 
 def test_let_through():
     assert not any(
-        obstacle(t)
+        unsupported_reason(t)
         for t in (
             mini("mini-bert"),
             mini("mini-xlmr"),
@@ -652,7 +652,9 @@ def test_let_through():
             *map(bpe, ("byte", "prefix", "always", "first")),
         )
     )
-    assert not obstacle(added(mini("mini-bert"), "Kubernetes")) and not obstacle(added(bpe(), "   "))
+    assert not unsupported_reason(added(mini("mini-bert"), "Kubernetes")) and not unsupported_reason(
+        added(bpe(), "   ")
+    )
 
 
 @pytest.mark.parametrize("token", ["Kubernetes", "cat,", "do"])
@@ -680,15 +682,15 @@ def test_views_are_those_of_the_text_form(kind, redraw, monkeypatch):
     "All tasks of the mini world, clean and switched, two rounds"
     names, setting = (
         ("xnli", "pawsx", "qam", "qadsm"),
-        Text(mini(kind), lexicon(), CodeSwitch(redraw=redraw), seed=5, max_length=24),
+        TextSettings(mini(kind), lexicon(), CodeSwitch(redraw=redraw), seed=5, max_length=24),
     )
     views = Views([tasks[n] for n in names], {n: rows(n) for n in names}, setting)
     found = [views.items(round, ("", "_aug")).views | {"rates": views.rates(round)} for round in (0, 1)]
-    assert {type(w) for w in views._ways.values()} == {ByChunk} and views.notes == []
-    monkeypatch.setattr(macular.text.encode, "obstacle", lambda tokenizer: "this test")
+    assert {type(w) for w in views._ways.values()} == {ChunkEncoder} and views.notes == []
+    monkeypatch.setattr(macular.text.encode, "unsupported_reason", lambda tokenizer: "this test")
     plain = Views([tasks[n] for n in names], {n: rows(n) for n in names}, setting)
     wanted = [plain.items(round, ("", "_aug")).views | {"rates": plain.rates(round)} for round in (0, 1)]
-    assert {type(w) for w in plain._ways.values()} == {ByText} and len(plain.notes) == redraw
+    assert {type(w) for w in plain._ways.values()} == {TextEncoder} and len(plain.notes) == redraw
     assert all(same(f[s], w[s]) for f, w in zip(found, wanted) for s in ("", "_aug"))
     assert found[0]["rates"] == wanted[0]["rates"] and found[1]["rates"] == wanted[1]["rates"]
     assert same(found[0]["_aug"], found[1]["_aug"]) is not redraw
@@ -696,9 +698,9 @@ def test_views_are_those_of_the_text_form(kind, redraw, monkeypatch):
 
 def test_a_refused_tokenizer_goes_by_text():
     tokenizer = REFUSED["Replace"]()
-    setting = Text(tokenizer, lexicon(), CodeSwitch(redraw=True), max_length=24)
+    setting = TextSettings(tokenizer, lexicon(), CodeSwitch(redraw=True), max_length=24)
     views, own = Views([tasks["xnli"]], {"xnli": rows("xnli")}, setting), rows("xnli")
-    assert type(way(tasks["xnli"], own, setting)) is ByText and "Replace" in views.notes[0]
+    assert type(choose_encoder(tasks["xnli"], own, setting)) is TextEncoder and "Replace" in views.notes[0]
     assert (
         mismatches(views.items(0, ("",)).views[""], tokenize(tokenizer, list(own["text_a"]), list(own["text_b"]), 24))
         == 0
@@ -707,15 +709,18 @@ def test_a_refused_tokenizer_goes_by_text():
 
 def test_one_that_slips_through_is_noticed(monkeypatch):
     "A normaliser that acts across blanks, which nobody named"
-    monkeypatch.setattr(macular.text.encode, "obstacle", lambda tokenizer: None)
-    setting = Text(
+    monkeypatch.setattr(macular.text.encode, "unsupported_reason", lambda tokenizer: None)
+    setting = TextSettings(
         spoiled(normalizer=normalizers.Replace(Regex(r"s (?=\w)"), "")), lexicon(), CodeSwitch(), max_length=24
     )
     with pytest.warns(UserWarning, match="xnli: the tokenizer"):
-        way(tasks["xnli"], rows("xnli"), setting)
+        choose_encoder(tasks["xnli"], rows("xnli"), setting)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert type(way(tasks["xnli"], rows("xnli"), replace(setting, tokenizer=mini("mini-bert")))) is ByChunk
+        assert (
+            type(choose_encoder(tasks["xnli"], rows("xnli"), replace(setting, tokenizer=mini("mini-bert"))))
+            is ChunkEncoder
+        )
 
 
 # ------------------------------------------------------------------ real rows, real dictionaries

@@ -27,9 +27,9 @@ from macular.core import mix, pick, uniform
 from macular.data.lexicon import Lexicon
 from macular.data.tasks import Task
 from macular.model.modules import load_encoder
-from macular.text.syntax import grow
+from macular.text.syntax import tree_from_heads
 from macular.train.build import build
-from macular.train.feed import Material, Recipe
+from macular.train.feed import Hyperparameters, TrainingInputs
 from macular.train.trainer import Loop, fit
 
 torch.set_num_threads(1)
@@ -86,7 +86,7 @@ class _Chains(dict):
     "Trees in which every word depends on the one before it"
 
     def __missing__(self, text):
-        return grow(text, range(-1, len(text.split()) - 1))
+        return tree_from_heads(text, range(-1, len(text.split()) - 1))
 
 
 # ------------------------------------------------------------------ tasks
@@ -235,7 +235,7 @@ def material(*names, near=None, shared=False, n=10, kind="bert", dropout=0.0, le
         name: n + 2 * i for i, name in enumerate([*names, *([near] if near else [])])
     }  # unequal, and the last batch is ragged
     f_m = load_encoder(backbone(kind, dropout, seed=1), seed=9).eval() if shared else None
-    return Material(
+    return TrainingInputs(
         tasks=[TASKS[name] for name in names],
         rows={name: rows(name, size) for name, size in sizes.items()},
         tokenizer=tokenizer(kind),
@@ -249,7 +249,7 @@ def material(*names, near=None, shared=False, n=10, kind="bert", dropout=0.0, le
 
 
 def recipe(**changes):
-    return Recipe(
+    return Hyperparameters(
         **dict(seed=3, rounds=1, batch_size=4, learning_rate=2e-3, discriminator_rate=5e-3, passes=2, alpha=0.3)
         | changes
     )

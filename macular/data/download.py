@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 
 from ..core import resolve
 from .layouts import splits
-from .lexicon import MUSE, Lexicon, read_pairs
+from .lexicon import MUSE_LICENCE, Lexicon, read_pairs
 from .readers import read_columns
 from .sources import Folder, Hub
 from .tasks import load, tasks
@@ -53,7 +53,7 @@ def _xglue(task):
 # %% ../../nbs/data/08_download.ipynb #fd6c0b53
 def _muse(lang):
     folder = f"{_FACEBOOK}/arrival/dictionaries"
-    return Download((f"{folder}/en-{lang}.txt", f"{folder}.tar.gz"), (f"en-{lang}.txt",), MUSE, True)
+    return Download((f"{folder}/en-{lang}.txt", f"{folder}.tar.gz"), (f"en-{lang}.txt",), MUSE_LICENCE, True)
 
 # %% ../../nbs/data/08_download.ipynb #ab6594d5
 _MUSE_LANGS = ("ar", "bg", "de", "el", "es", "fr", "hi", "ja", "ko", "ru", "th", "tr", "vi", "zh")

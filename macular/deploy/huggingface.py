@@ -22,11 +22,11 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from ..core import resolve
 from ..data.backbones import backbone_folder, hashes, refuse_code
-from .card import Taken, card, eval_results, kept, take
+from .card import ExportSpec, card, eval_results, load_round, select_checkpoint
 from ..exceptions import DataError, ParameterError, StorageError, unknown
 from ..model.losses import task_loss
-from ..model.modules import LABELS, aggregate, behead
-from ..store import MANIFEST, read_json, staged, verify, write_bytes
+from ..model.modules import LABELS, aggregate, remove_classifier
+from ..store import MANIFEST, read_json, sealed_folder, verify, write_bytes
 
 # %% ../../nbs/deploy/02_huggingface.ipynb #438f5ead
 class MacularConfig(PreTrainedConfig):
@@ -50,7 +50,7 @@ def _stock_encoder(
     "Build a stock classifier without its last layer and without reading weights"
     config = AutoConfig.for_model(**config.to_dict() | {"num_labels": LABELS, "id2label": None, "label2id": None})
     model = AutoModelForSequenceClassification.from_config(config)
-    return model, *behead(model)
+    return model, *remove_classifier(model)
 
 
 class MacularForSequenceClassification(PreTrainedModel):
@@ -99,7 +99,7 @@ def _with_labels(config, labels):
     return _changed(config, id2label=dict(enumerate(labels)), label2id={label: i for i, label in enumerate(labels)})
 
 
-def _stock_model(config, taken: Taken) -> PreTrainedModel:  # `config` is the backbone's
+def _stock_model(config, taken: ExportSpec) -> PreTrainedModel:  # `config` is the backbone's
     "Build a one-encoder method's model, of the backbone's own classifier class"
     record, trained = taken.trained
     head = record["tasks"].index(taken.task.name)
@@ -109,10 +109,10 @@ def _stock_model(config, taken: Taken) -> PreTrainedModel:  # `config` is the ba
     return _load_weights(model, weights)
 
 
-def _composite_model(config, taken: Taken) -> MacularForSequenceClassification:  # `config` is the backbone's
+def _composite_model(config, taken: ExportSpec) -> MacularForSequenceClassification:  # `config` is the backbone's
     "Build a two-encoder method's model"
     stage1_round = taken.result.values["trainings"][taken.beneath]["round"]
-    stage1, trained = kept(taken.result, taken.beneath, stage1_round)[1], taken.trained[1]
+    stage1, trained = load_round(taken.result, taken.beneath, stage1_round)[1], taken.trained[1]
     weights = _with_prefix(stage1, _ENCODER, "shared.")
     weights |= _with_prefix(trained, _ENCODER, "encoder.") | _with_prefix(trained, "head.", "head.")
     config = MacularConfig(encoder=config, alpha=taken.config["alpha"], dtype="float32")
@@ -129,7 +129,7 @@ def _load_weights(model, weights):
 
 # %% ../../nbs/deploy/02_huggingface.ipynb #b65b5be7
 def model_of(
-    taken: Taken,
+    taken: ExportSpec,
     backbone: str = "",  # its folder or hub name on this machine; empty: as the run had it
 ) -> tuple:  # the model and its tokenizer
     "Build a run's model as a class of transformers"
@@ -157,13 +157,13 @@ def export(
     backbone: str = "",  # where the backbone's files are on this machine; empty: as the run had it
 ) -> Path:
     "Export a finished run as a model folder that transformers loads"
-    folder, taken = resolve(folder), take(run, task, selection)
+    folder, taken = resolve(folder), select_checkpoint(run, task, selection)
     if folder.is_dir():
         _refuse_to_replace(folder)
     elif folder.exists():
         raise StorageError(f"{folder} is a file; give the name of a new one")
     model, tokenizer = model_of(taken, backbone)
-    with staged(folder, movable=True) as aside:
+    with sealed_folder(folder, movable=True) as aside:
         model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
         write_bytes(aside / "README.md", card(taken, folder.name).encode())

@@ -17,12 +17,12 @@ from ..core import Difference, diff, literal, number, permutation, resolve, tabl
 from ..data.readers import as_dataset
 from ..exceptions import DataError, ParameterError
 from .engines import compute
-from .plan import asked
+from .plan import parameters_of
 from ..results.records import located
 from ..store import read_json
 from ..train.config import check
-from ..train.inputs import Data, plant
-from ..train.resolve import beneath, row, seeds, stages_of
+from ..train.inputs import Data, load_trees
+from ..train.resolve import method_of, seeds, stage1_method, stages_of
 
 # %% ../../nbs/jobs/04_rerun.ipynb #36295e8a
 @dataclass(frozen=True, repr=False)
@@ -125,7 +125,7 @@ def rerun(
     "Repeat a run from its record and compare"
     folder = _finished_run(folder)
     refuse_student(folder)
-    job = check(asked(folder) | {"out": str(_unfinished(Path(out) / folder.name))})
+    job = check(parameters_of(folder) | {"out": str(_unfinished(Path(out) / folder.name))})
     return compare_runs(folder, compute(job))
 
 
@@ -146,8 +146,8 @@ def reopen(
 
     folder = _finished_run(folder)
     refuse_student(folder)
-    job, result = check(asked(folder)), read_json(folder / "result.json")
-    data, method, found = Data(job), row(job), []
+    job, result = check(parameters_of(folder)), read_json(folder / "result.json")
+    data, method, found = Data(job), method_of(job), []
     if data.hashes != result["backbone"]["sha256"]:
         raise DataError(
             f"the backbone '{job.backbone}' is not the one that {folder.name} was trained from; its files differ"
@@ -156,7 +156,7 @@ def reopen(
     for n, seed in enumerate(seeds(job, method), 1):
         member = Data(replace(job, seed=seed), trees=data.trees)
         training = None
-        for stage, m in enumerate([*([beneath(method, job)] if method.shared else []), method], 1):
+        for stage, m in enumerate([*([stage1_method(method, job)] if method.shared else []), method], 1):
             made = recorded[stage, n]
             training = _opened(
                 m, member, folder.parent / "trainings" / made["key"], made["tasks"], training, accelerator
@@ -170,10 +170,10 @@ def _opened(method, data, folder, tasks, shared, accelerator):
     from accelerate import Accelerator
     from transformers import AutoTokenizer
 
-    from macular.train.feed import Material, Recipe
+    from macular.train.feed import Hyperparameters, TrainingInputs
     from macular.train.stages import Training
 
-    material = Material(
+    material = TrainingInputs(
         tasks,
         {},
         AutoTokenizer.from_pretrained(data.backbone, trust_remote_code=False),
@@ -182,7 +182,7 @@ def _opened(method, data, folder, tasks, shared, accelerator):
         accelerator=accelerator or Accelerator(cpu=True),
         trees=data.trees,
     )
-    recipe = Recipe(data.job.seed, alpha=data.job.alpha, max_length=data.job.max_length)
+    recipe = Hyperparameters(data.job.seed, alpha=data.job.alpha, max_length=data.job.max_length)
     return Training(folder.name, method, folder, material, recipe, shared)
 
 # %% ../../nbs/jobs/04_rerun.ipynb #ff1bbaab
@@ -242,21 +242,21 @@ def _examples(data, training, task, split_and_lang, items):
     if lang == SWITCHED:
         return _switched(data, training, task, found)
     if training.row.encoder == "syntax":
-        plant(data, task, split, lang)
+        load_trees(data, task, split, lang)
     return found
 
 
 def _switched(data, training, task, examples):
     "Code-switch examples as the run does it in training"
-    from macular.text.encode import ByText
-    from macular.train.build import text_of
+    from macular.text.encode import TextEncoder
+    from macular.train.build import text_settings
 
     method = training.row
     if not method.augment or method.encoder == "syntax":
         reason = "reads trees" if method.augment else "switches no words"
         raise ParameterError(f"'{method.name}' {reason}: there are no switched texts to encode")
-    text = replace(text_of(method, training.material, training.recipe), lexicon=data.lexicon)
-    first, second = ByText(task, examples, text).exchanged(0)
+    text = replace(text_settings(method, training.material, training.recipe), lexicon=data.lexicon)
+    first, second = TextEncoder(task, examples, text).exchanged(0)
     columns = {
         "id": examples["id"][:],
         "text_a": [s.text for s in first],

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..data.tasks import Task
 from ..exceptions import ParameterError
 from .losses import kl_s, task_loss
-from .modules import Encoder, MultiTask, load_filler, seeded
+from .modules import Encoder, MultiTask, load_masked_lm, seeded
 from .objective import lang_disc, task_disc, term
 from ..text.prompts import verbalise
 from ..text.syntax import UPOS
@@ -27,7 +27,7 @@ def cloze(
     seed: int,  # draws the layers that the checkpoint does not hold
 ) -> MultiTask:
     "Build a net that fills the gap with one of a task's label words"
-    encoder, last = load_filler(backbone, seed)
+    encoder, last = load_masked_lm(backbone, seed)
     net = MultiTask(encoder, [len(task.labels)], seed)
     words = verbalise(task, tokenizer)  # token ids
     with torch.no_grad():

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from ..model.objective import Objective, terms
-from ..text.batches import Batches, companions, order
+from ..text.batches import Batches, neighbour_batches, order
 from ..train.build import Built
-from ..train.feed import Recipe
+from ..train.feed import Hyperparameters
 from ..train.methods import ADVERSARIES, Method
 from ..train.trainer import Phase
 
@@ -35,7 +35,7 @@ def views(
 # %% ../../nbs/results/11_schedules.ipynb #95b96dc7
 def _encoding_discriminator(
     built: Built,  # a task-specific method with a discriminator
-    recipe: Recipe,
+    recipe: Hyperparameters,
     both: bool = False,  # D learns from the neighbour's texts, too
 ) -> Phase:
     "The discriminator's phase, encoding its texts anew in every pass"
@@ -48,7 +48,7 @@ def _encoding_discriminator(
         if not both:
             return Batches(batches, own.batch)
         near = built.views[1].items(round, ("", "_aug"))
-        neighbours = companions(near.lengths, batches, size, round, recipe.seed, pool=1)
+        neighbours = neighbour_batches(near.lengths, batches, size, round, recipe.seed, pool=1)
         pairs = list(zip(batches, neighbours, strict=True))
         return Batches(pairs, lambda pair: own.batch(pair[0]) | near.batch(pair[1], "_near"))
 
@@ -72,7 +72,7 @@ def bare(batches) -> Batches:
 
 def literal(
     built: Built,
-    recipe: Recipe,
+    recipe: Hyperparameters,
     both: bool = False,  # D learns from the neighbour's texts, too
 ) -> list[Phase]:
     "Alg. 2 as it is written"
@@ -82,7 +82,7 @@ def literal(
 
 def naive(
     built: Built,
-    recipe: Recipe,
+    recipe: Hyperparameters,
     both: bool = False,
 ) -> list[Phase]:
     "Alg. 2 with a forward pass for each loss"
@@ -132,7 +132,7 @@ def cost(
     row: Method,
     tokens: dict,  # view's suffix -> tokens in a round
     schedule: str = "shared",  # literal, naive
-    passes: int = Recipe.passes,  # t
+    passes: int = Hyperparameters.passes,  # t
     both: bool = False,  # D learns from the neighbour's texts, too
 ) -> Cost:
     "Cost of a round of a method under a schedule"

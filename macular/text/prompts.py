@@ -13,7 +13,7 @@ from ..exceptions import ParameterError
 from .batches import Tokens
 from .chunk_table import longest_first
 from .chunks import Ragged, encode, ranges
-from .encode import ByText
+from .encode import TextEncoder
 
 # %% ../../nbs/text/07_prompts.ipynb #e31cae87
 def verbalise(
@@ -36,7 +36,7 @@ def verbalise(
     return ids
 
 # %% ../../nbs/text/07_prompts.ipynb #633963b5
-class ByCloze(ByText):
+class ByCloze(TextEncoder):
     "Tokens of a task's examples as sentences with a gap: [CLS] A ? [MASK] , B [SEP]"
 
     def tokens(self):

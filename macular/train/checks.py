@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ODD', 'ALONGSIDE', 'SCRIPTS', 'whole', 'odd_texts', 'odd_rows', 'written', 'crowded', 'odd_dictionaries',
-           'odd_tokens', 'refuse', 'judge']
+           'odd_tokens', 'refuse', 'check_inputs']
 
 # %% ../../nbs/train/05_checks.ipynb #bd65e1bc
 import json
@@ -325,7 +325,7 @@ def refuse(resolved: ResolvedJob):
                 load(target, split, lang)
 
 # %% ../../nbs/train/05_checks.ipynb #a2a400ac
-def judge(
+def check_inputs(
     resolved: ResolvedJob,
 ) -> list[str]:  # sentences about what is unusual, kept in `data.odd`
     "Read and check all inputs of a job, without recording them as used"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PAPER', 'digest', 'Data', 'dictionaries', 'read_lexicon', 'neighbour_file', 'read_neighbours', 'tree_file',
-           'has_trees', 'resources', 'plant', 'counted', 'row_digest', 'digests', 'stage1_tasks', 'trained_on',
+           'has_trees', 'resources', 'load_trees', 'counted', 'row_digest', 'digests', 'stage1_tasks', 'trained_on',
            'one_source']
 
 # %% ../../nbs/train/03_inputs.ipynb #31813a50
@@ -240,14 +240,14 @@ def resources(data: Data, method):
         tree_file(data, data.target, "train", data.target.source_lang)
 
 
-def plant(
+def load_trees(
     data: Data,
     task: Task,
     split: str,
     lang: str | None = None,  # by default the source language
 ) -> str:  # the file's hash
     "Read the trees of a split into `data.trees`"
-    from macular.text.syntax import Treebank, grow, read_conllu
+    from macular.text.syntax import Treebank, read_conllu, tree_from_heads
 
     lang = lang or task.source_lang
     path = tree_file(data, task, split, lang)
@@ -261,8 +261,8 @@ def plant(
     examples, heads = source.read(task, split, lang), source.trees(task, split, lang)
     trees = {}
     for a, b, (heads_a, heads_b) in zip(examples["text_a"], examples["text_b"], heads, strict=True):
-        trees[a] = grow(a, heads_a)
-        trees[b] = grow(b, heads_b)
+        trees[a] = tree_from_heads(a, heads_a)
+        trees[b] = tree_from_heads(b, heads_b)
     data.trees.maps.append(trees)
     return "the grammar of the mini world"
 
@@ -316,7 +316,7 @@ def digests(
         found["teacher"] = data.teacher.key
     if row.encoder == "syntax":
         found["trees"] = {
-            f"{task.name}/{split}": plant(data, task, split)
+            f"{task.name}/{split}": load_trees(data, task, split)
             for task, split in product(learned, ("train", "dev"))
             if data.langs(task, split)
         }

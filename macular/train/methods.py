@@ -73,26 +73,26 @@ class Method:
         "Return whether it has two encoders, one of them frozen"
         return bool(self.shared) and self.shared_as == "frozen"
 
-    def but(self, name: str, title: str = "", **changes) -> "Method":
+    def derive(self, name: str, title: str = "", **changes) -> "Method":
         "Return a copy with some fields changed, under another name"
         return replace(self, name=name, title=title or name, parent=self.name, **changes)
 
-    def weigh(self, name: str, title: str = "", **weights) -> "Method":
+    def reweight(self, name: str, title: str = "", **weights) -> "Method":
         "Return a copy with other weights of its losses; a loss it does not have raises `ParameterError`"
         strange = [loss for loss in weights if loss not in self.terms]
         if strange:
             raise ParameterError(unknown(f"loss of '{self.name}'", strange[0], self.terms))
-        return self.plus(name, title, **weights)
+        return self.add_terms(name, title, **weights)
 
-    def plus(self, name: str, title: str = "", **weights) -> "Method":
+    def add_terms(self, name: str, title: str = "", **weights) -> "Method":
         "Return a copy with more losses, or other weights"
-        return self.but(name, title, terms=self.terms | weights)
+        return self.derive(name, title, terms=self.terms | weights)
 
     def active(self) -> dict:
         "The losses with a weight other than zero, and the weights"
         return {name: float(weight) for name, weight in sorted(self.terms.items()) if weight}
 
-    def matters(self) -> dict:
+    def hashed_fields(self) -> dict:
         "The fields that determine the training: without names and losses of weight zero"
         found = {}
         for f in fields(self):
@@ -111,10 +111,10 @@ class Method:
 methods = Registry("method")
 
 finetune = methods.add(Method("finetune", "Fine-tuning", terms={"task": 1.0}))
-methods.add(finetune.but("prompt", "Prompt", head="cloze"))
-methods.add(finetune.but("rs_da", "RS-DA", synonyms=Synonyms(), terms={"copy_ce": 1.0}))
-methods.add(finetune.but("syn", "Syn.", encoder="syntax", terms={"task": 1.0, "structure": 1.0}))
-_cosda_ml = methods.add(finetune.but("cosda_ml", "CoSDA-ML", augment=CodeSwitch(redraw=True), terms={"aug_ce": 1.0}))
+methods.add(finetune.derive("prompt", "Prompt", head="cloze"))
+methods.add(finetune.derive("rs_da", "RS-DA", synonyms=Synonyms(), terms={"copy_ce": 1.0}))
+methods.add(finetune.derive("syn", "Syn.", encoder="syntax", terms={"task": 1.0, "structure": 1.0}))
+_cosda_ml = methods.add(finetune.derive("cosda_ml", "CoSDA-ML", augment=CodeSwitch(redraw=True), terms={"aug_ce": 1.0}))
 _macular_nots = methods.add(
     Method(
         "macular_nots",
@@ -136,43 +136,43 @@ macular = methods.add(
 )
 
 # %% ../../nbs/train/01_methods.ipynb #628d04ad
-methods.add(macular.weigh("macular_wo_consistency", "Macular w/o consistency", consistency=0.0))
-methods.add(macular.weigh("macular_wo_lang_adv", "Macular w/o language adversary", lang_adv=0.0))
-methods.add(_macular_nots.weigh("macular_nots_wo_task_adv", "Macular-NoTS w/o task adversary", task_adv=0.0))
-methods.add(macular.but("macular_wo_task_adv", "Macular w/o task adversary", shared="macular_nots_wo_task_adv"))
+methods.add(macular.reweight("macular_wo_consistency", "Macular w/o consistency", consistency=0.0))
+methods.add(macular.reweight("macular_wo_lang_adv", "Macular w/o language adversary", lang_adv=0.0))
+methods.add(_macular_nots.reweight("macular_nots_wo_task_adv", "Macular-NoTS w/o task adversary", task_adv=0.0))
+methods.add(macular.derive("macular_wo_task_adv", "Macular w/o task adversary", shared="macular_nots_wo_task_adv"))
 for _task, _title in {"qadsm": "QADSM", "qam": "QAM", "pawsx": "PAWS-X", "xnli": "XNLI"}.items():
-    methods.add(_macular_nots.but(f"macular_nots_wo_{_task}", f"Macular-NoTS w/o {_title}", without=(_task,)))
+    methods.add(_macular_nots.derive(f"macular_nots_wo_{_task}", f"Macular-NoTS w/o {_title}", without=(_task,)))
 
 # %% ../../nbs/train/01_methods.ipynb #823fc530
 methods.add(Method("mtl", "Multi-task", tasks="all", terms={"task": 1.0}))
-methods.add(finetune.but("mtl_ft", "Multi-task, then fine-tuning", shared="mtl", shared_as="start"))
+methods.add(finetune.derive("mtl_ft", "Multi-task, then fine-tuning", shared="mtl", shared_as="start"))
 methods.add(
-    finetune.but("xtune", "xTune, stage 1", augment=CodeSwitch(redraw=True), terms={"task": 1.0, "xtune_kl": 5.0})
+    finetune.derive("xtune", "xTune, stage 1", augment=CodeSwitch(redraw=True), terms={"task": 1.0, "xtune_kl": 5.0})
 )
-methods.add(finetune.but("finetune_x2", "Fine-tuning ×2", ensemble=2))
-methods.add(_cosda_ml.but("cosda_ml_x2", "CoSDA-ML ×2", ensemble=2))
+methods.add(finetune.derive("finetune_x2", "Fine-tuning ×2", ensemble=2))
+methods.add(_cosda_ml.derive("cosda_ml_x2", "CoSDA-ML ×2", ensemble=2))
 
 # %% ../../nbs/train/01_methods.ipynb #04a66a07
 methods.add(
-    _macular_nots.but(
+    _macular_nots.derive(
         "macular_nots_grl", "Macular-NoTS, gradient reversal", terms={"task": 1.0, "aug_ce": 1.0, "task_grl": 0.05}
     )
 )
 methods.add(
-    macular.but(
+    macular.derive(
         "macular_grl",
         "Macular, gradient reversal",
         shared="macular_nots_grl",
         terms={"task": 1.0, "aug_kl": 1.0, "lang_grl": 0.05, "consistency": 0.1},
     )
 )
-methods.add(macular.but("macular_as_printed", "Macular, KL_s as printed", readings=Readings(kl_s="as_printed")))
+methods.add(macular.derive("macular_as_printed", "Macular, KL_s as printed", readings=Readings(kl_s="as_printed")))
 methods.add(
-    macular.but("macular_rs_da", "Macular + RS-DA", synonyms=Synonyms(), terms=macular.terms | {"copy_ce": 1.0})
+    macular.derive("macular_rs_da", "Macular + RS-DA", synonyms=Synonyms(), terms=macular.terms | {"copy_ce": 1.0})
 )
-methods.add(macular.but("macular_syn", "Macular + Syn.", encoder="syntax", terms=macular.terms | {"structure": 1.0}))
+methods.add(macular.derive("macular_syn", "Macular + Syn.", encoder="syntax", terms=macular.terms | {"structure": 1.0}))
 methods.add(
-    macular.but(
+    macular.derive(
         "macular_xtune",
         "Macular + xTune",
         augment=CodeSwitch(redraw=True),

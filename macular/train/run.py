@@ -26,12 +26,12 @@ from ..data.mini_world import Mini
 from ..data.sources import File
 from ..data.tasks import Task
 from ..store import clear, read_json, write_bytes, write_json
-from .build import possible
-from .checks import judge, refuse
+from .build import available_losses
+from .checks import check_inputs, refuse
 from .config import Job, presets
 from .evaluate import accuracy, collapsed, evaluate
 from .failures import recorded
-from .feed import Recipe
+from .feed import Hyperparameters
 from .inputs import PAPER, Data, counted
 from .methods import ADVERSARIES, Method
 from macular.train.resolve import (
@@ -40,9 +40,9 @@ from macular.train.resolve import (
     ResolvedJob,
     Stage,
     job_key,
+    method_of,
     on_gpu,
     resolve_job,
-    row,
     settle,
 )
 from .stages import Training, as_recorded, environment, loop_of, there, train
@@ -238,7 +238,7 @@ def run(
     data = Data(job)
     if source is not None:
         data.source = source
-    return carry_out(row(job), data, watch)
+    return carry_out(method_of(job), data, watch)
 
 
 def carry_out(
@@ -249,8 +249,8 @@ def carry_out(
     "Train and score a method, or read its result if it is finished"
     resolved = resolve_job(data, method)
     refuse(resolved)
-    loop_of(Recipe())  # raises for a wrong MACULAR_CHECKPOINT
-    watch("data", {"notes": judge(resolved)})
+    loop_of(Hyperparameters())  # raises for a wrong MACULAR_CHECKPOINT
+    watch("data", {"notes": check_inputs(resolved)})
     with _device(resolved.job) as accelerator:
         trainings = [_train_stages(stages, data, accelerator, watch) for stages in resolved.members]
         keys = "+".join(t.key for t in trainings)
@@ -352,7 +352,7 @@ def plan(
 ) -> list[dict]:  # one for each training, in the order of training
     "Describe the trainings of a job: tasks, examples and where they come from, steps and disk space"
     job = settle(job)
-    resolved = resolve_job(Data(job), row(job))
+    resolved = resolve_job(Data(job), method_of(job))
     refuse(resolved)
     return [_planned(resolved, stage) for stage in resolved.stages]
 
@@ -361,8 +361,10 @@ def _planned(resolved: ResolvedJob, stage: Stage) -> dict:
     job = resolved.job
     counts = {task.name: counted(resolved.data, task) for task in stage.tasks}
     n = sum(examples for examples, _ in counts.values())
-    losses, _ = possible(stage.method, list(stage.tasks), stage.neighbour)
-    passes = 1 + Recipe.passes * bool(losses.keys() & ADVERSARIES.keys())  # of the net, and of the discriminator
+    losses, _ = available_losses(stage.method, list(stage.tasks), stage.neighbour)
+    passes = 1 + Hyperparameters.passes * bool(
+        losses.keys() & ADVERSARIES.keys()
+    )  # of the net, and of the discriminator
     return {
         "training": stage.method.title + f", seed {stage.seed}" * (resolved.method.ensemble > 1),
         "tasks": ", ".join(counts),

@@ -27,11 +27,11 @@ from ..core import key, resolve
 from ..data.tasks import Task
 from ..exceptions import ParameterError, StorageError
 from ..model.objective import terms
-from ..store import held, lock, read_json, verify, write_json
-from .build import Built, build, build_net, text_of
-from .checkpoints import load_weights, remarks, seconds
-from .evaluate import Exam, accuracy, evaluate
-from .feed import Material, Recipe
+from ..store import is_locked, lock, read_json, verify, write_json
+from .build import Built, build, build_net, text_settings
+from .checkpoints import load_weights, resume_notes, training_seconds
+from .evaluate import EvaluationSet, accuracy, evaluate
+from .feed import Hyperparameters, TrainingInputs
 from .inputs import Data
 from .methods import Method
 from .resolve import Stage
@@ -45,8 +45,8 @@ class Training:
     key: str
     row: Method
     folder: Path
-    material: Material
-    recipe: Recipe
+    material: TrainingInputs
+    recipe: Hyperparameters
     shared: "Training | None" = None  # stage 1
 
     @property
@@ -84,9 +84,9 @@ class Training:
         load_weights(self._net, weights)
         return self._net.eval()
 
-    def exam(self, task: Task, sets: dict) -> Exam:
+    def exam(self, task: Task, sets: dict) -> EvaluationSet:
         "Tokenise examples, by language, in the same way as the training examples"
-        return Exam(task, sets, text_of(self.row, self.material, self.recipe))
+        return EvaluationSet(task, sets, text_settings(self.row, self.material, self.recipe))
 
     def head(self, task: Task) -> int:
         "Index of the head for a task"
@@ -108,7 +108,7 @@ def environment(accelerator) -> dict:
     }
 
 # %% ../../nbs/train/12_stages.ipynb #c8d21f57
-def loop_of(recipe: Recipe) -> Loop:
+def loop_of(recipe: Hyperparameters) -> Loop:
     """Training-loop settings on this machine, from `MACULAR_CHECKPOINT` and `MACULAR_INEXACT`.
 
     Raises `ParameterError` if the seconds between checkpoints are no number from 0 up.
@@ -135,7 +135,7 @@ def train(
 ) -> Training:
     "Train a stage, or find its finished training"
     method = stage.method
-    material = Material(
+    material = TrainingInputs(
         list(stage.tasks),
         {t.name: data.rows(t, "train") for t in stage.all_tasks},
         AutoTokenizer.from_pretrained(data.backbone, trust_remote_code=False),
@@ -151,7 +151,7 @@ def train(
     dev = {t.name: data.rows(t, "dev") for t in stage.tasks if t.source_lang in data.langs(t, "dev")}
     key_of_stage = stage.key(data, own_losses(method), f"{below.key}/{below.best}" if below else "")
     folder = resolve(stage.job.out) / "trainings" / key_of_stage
-    training = Training(key_of_stage, method, folder, material, Recipe(**stage.hyperparameters), below)
+    training = Training(key_of_stage, method, folder, material, Hyperparameters(**stage.hyperparameters), below)
     if not there(folder / "training.json", watch, lambda: _make(training, dev, watch)):
         watch("found", {"row": method, "folder": folder})
     return training
@@ -181,7 +181,7 @@ def waiting(folder: Path, watch: Callable):
     try:
         holding.__enter__()
     except StorageError:
-        if not held(folder):
+        if not is_locked(folder):
             raise
         watch("waiting", {"folder": folder})
         holding = lock(folder, wait=-1)
@@ -210,7 +210,7 @@ def _make(training: Training, dev: dict, watch: Callable):
         _dev_scores(training, dev, built.net, watch),
         lambda line: watch("step", line | {"of": steps}),
     )
-    took = seconds(training.folder)
+    took = training_seconds(training.folder)
     write_json(environment_file, before | ({} if took is None else {"seconds": took}))
     write_json(
         training.folder / "training.json",
@@ -218,7 +218,7 @@ def _make(training: Training, dev: dict, watch: Callable):
             "row": asdict(training.row),
             "tasks": tasks,
             "rounds": rounds,
-            "notes": built.notes + remarks(training.folder),
+            "notes": built.notes + resume_notes(training.folder),
             "switch_rates": built.switch_rates(training.recipe.rounds - 1),
         },
     )

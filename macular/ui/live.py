@@ -18,7 +18,7 @@ from ..core import resolve
 from ..exceptions import ParameterError, unknown
 from ..jobs.engines import attempt
 from ..results.figures import curves, history, rounds_of
-from ..store import held, read_json, write_bytes
+from ..store import is_locked, read_json, write_bytes
 from ..train.config import Job
 from .views import View, picture
 
@@ -54,7 +54,7 @@ class Status:
 def _state(folder):
     if (folder / "training.json").is_file():
         return "finished"
-    if not held(folder):
+    if not is_locked(folder):
         return "stopped"
     return "paused" if _control(folder).endswith(b"pause") else "running"
 

@@ -18,7 +18,7 @@ from ..data.lexicon import Lexicon, count_words
 from ..data.tasks import tasks
 from ..text.code_switch import COLOURS, CodeSwitch, Place, Switched, rates, tally
 from ..train.inputs import Data
-from ..train.resolve import row
+from ..train.resolve import method_of
 from .views import View, bar, data_of, grid, safe
 
 # %% ../../nbs/ui/02_playground.ipynb #0ce2ec15
@@ -186,7 +186,7 @@ class _World:
         first = self.data(task if run is None else None)
         self.first = first.target.name
         self.tasks = [self.first] if run else [name for name, t in tasks.items() if first.langs(t, "dev")]
-        self.augment = row(first.job).augment or CodeSwitch()
+        self.augment = method_of(first.job).augment or CodeSwitch()
 
     def data(self, task: str | None) -> Data:
         "Return examples, dictionaries and encoder of a task, read once"
