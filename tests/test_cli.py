@@ -373,12 +373,12 @@ def test_a_students_rival_is_looked_up_before_it_is_trained(monkeypatch, capsys)
 
 
 def test_slurms_form_does_one_job(tmp_path):
-    "The script of the notebook, with the variables an array sets"
+    "The script of the how-to, with the variables an array sets"
     import nbformat
 
     cells = [
         c.source
-        for c in nbformat.read(ROOT / "nbs" / "jobs/02_engines.ipynb", 4).cells
+        for c in nbformat.read(ROOT / "nbs" / "howto" / "cluster.ipynb", 4).cells
         if c.source.startswith('script = """')
     ]
     names = {}

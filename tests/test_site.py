@@ -311,6 +311,9 @@ def test_the_search_finds(how, site, request, browser):
     for typed, first in {
         "Eq. 13": "equations/eq-13.html",
         "consistency": "explanations/5_consistency.html",
+        "own data": "howto/own_task.html",
+        "GPU cluster": "howto/cluster.html",
+        "sentiment": "howto/own_task.html",
         "Alg. 2": "equations/alg-2.html",
     }.items():
         page.locator("[name=query]").click()

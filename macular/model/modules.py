@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from ..core import mix
 from ..exceptions import ParameterError, SetupError, first_line
-from ..text.packing import HOST, filler, pack, packable, pad, prepare, start
+from ..text.packing import ON_HOST, filler, pack, packable, pad, prepare, start
 
 # %% ../../nbs/model/01_modules.ipynb #e1624022
 @contextmanager
@@ -112,7 +112,7 @@ class Encoder(nn.Module):
         found = {}
         for name in views[0]:
             if name != "tree":
-                concatenate = np.concatenate if name in HOST else torch.cat
+                concatenate = np.concatenate if name in ON_HOST else torch.cat
                 found[name] = concatenate([view[name] for view in views])
         return found
 
