@@ -11,8 +11,26 @@ from conftest import ROOT
 
 from macular.exceptions import ParameterError, SetupError
 from macular.model.modules import MultiTask, load_encoder
-from macular.results.schedules import Cost, bare, cost, literal, naive, sizes, views
-from macular.results.timing import Spread, Target, counted, flops, fresh, keep, machine, peak, race, ratio, turns
+from macular.results.timing import (
+    Cost,
+    Spread,
+    Target,
+    bare,
+    cost,
+    counted,
+    flops,
+    fresh,
+    keep,
+    literal,
+    machine,
+    naive,
+    peak,
+    race,
+    ratio,
+    sizes,
+    turns,
+    views,
+)
 from macular.store import read_json
 from macular.text.batches import Tokens, cut
 from macular.train.methods import methods

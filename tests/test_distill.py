@@ -33,10 +33,9 @@ from macular.results.timing import counted
 from macular.store import read_json, read_lines, write_json
 from macular.text.code_switch import CodeSwitch
 from macular.text.encode import Views, features
-from macular.train.build import build, text_settings
+from macular.train.build import TrainingBatches, build, text_settings
 from macular.train.config import check
 from macular.train.evaluate import evaluate
-from macular.train.feed import TrainingBatches
 from macular.train.inputs import digests
 from macular.train.methods import methods
 from macular.train.run import run

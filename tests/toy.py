@@ -28,8 +28,7 @@ from macular.data.lexicon import Lexicon
 from macular.data.tasks import Task
 from macular.model.modules import load_encoder
 from macular.text.syntax import tree_from_heads
-from macular.train.build import build
-from macular.train.feed import Hyperparameters, TrainingInputs
+from macular.train.build import Hyperparameters, TrainingInputs, build
 from macular.train.trainer import Loop, fit
 
 torch.set_num_threads(1)

@@ -86,7 +86,7 @@ def _probabilities(net, head, classes):
 
     return ask
 
-
+# %% ../../nbs/deploy/03_distill.ipynb #3f9881dd
 class Teacher:
     "A finished run that gives a student its targets, and what the student's record says of it"
 

@@ -170,7 +170,7 @@ def _opened(method, data, folder, tasks, shared, accelerator):
     from accelerate import Accelerator
     from transformers import AutoTokenizer
 
-    from macular.train.feed import Hyperparameters, TrainingInputs
+    from macular.train.build import Hyperparameters, TrainingInputs
     from macular.train.stages import Training
 
     material = TrainingInputs(

@@ -185,7 +185,7 @@ def _crowded(
     counts = Counter(t.lower() for translations in words.values() for t in set(translations))
     return counts.most_common(1)[0] if counts else ("", 0)
 
-
+# %% ../../nbs/train/05_checks.ipynb #0d5a9f22
 def _odd_dictionaries(
     data: Data,
     texts,  # training texts
@@ -214,7 +214,7 @@ def _odd_dictionaries(
         sentences.append(f"{merged:,} pairs stand twice in a dictionary, and count once")
     return sentences
 
-
+# %% ../../nbs/train/05_checks.ipynb #4ce5cfb9
 def _coverage(dictionary, lang, words):
     "Share of the training words in the first column, and what cannot be right about the dictionary"
     translations = {t.lower() for ts in dictionary.values() for t in ts}

@@ -157,7 +157,7 @@ class Stage:
 # %% ../../nbs/train/04_resolve.ipynb #02cb60af
 PLACES = ("out", "data_dir", "lexicon_dir", "synonyms", "tree_dir", "extensions")  # paths; never part of a result
 
-
+# %% ../../nbs/train/04_resolve.ipynb #15d77250
 @dataclass(frozen=True)
 class ResolvedJob:
     "Everything a job will do, as decided before it starts"

@@ -307,7 +307,7 @@ class _Session:
         learner.phase.trains.train()  # evaluation may have left it in evaluation mode
         self.checkpoints.log({"step": self.step, "round": rounds, "asked": True} | found)
 
-
+# %% ../../nbs/train/07_trainer.ipynb #2ff1a9be
 _REQUESTS = ([b"stop"], [b"pause"], [b"evaluate"], [b"evaluate", b"pause"])  # what the file `control` may say
 
 # %% ../../nbs/train/07_trainer.ipynb #c1c88d03
