@@ -48,7 +48,7 @@ for cell in cells[: last + 1]: exec(cell, names)
 from macular.jobs.engines import Ray, run_as_notebook, sweep
 from macular.jobs.plan import plan
 
-done = sweep(plan([names["parameters"] | {"rounds": 1, "max_train": 96}]), Ray(gpus=0, dashboard=False), do=report)
+done = sweep(plan([names["parameters"] | {"rounds": 1, "max_train": 96}]), Ray(gpus=0, dashboard=False), do=run_as_notebook)
 [state] = done.states
 print(state)
 assert state["state"] == "done", state

@@ -419,7 +419,7 @@ def test_processes_do_not_retry_what_was_refused(tmp_path):
 SWEEP = """
 import sys
 sys.path.insert(0, {tests!r})
-from test_jobs import many, fake_jobs, sweep, Here, Processes
+from test_jobs import many, fake_jobs, sweep, Sequential, Processes
 if __name__ == "__main__": sweep(many({out!r}, {n}), {engine}, do=fake_jobs.wait)
 """
 
@@ -435,7 +435,7 @@ def sweeper(out, engine, n):
 @pytest.mark.slow
 def test_a_plan_whose_parent_is_killed_goes_on(tmp_path):
     "In one process; test_load.py kills the parent of several"
-    engine = "Here()"
+    engine = "Sequential()"
     n, rng, killed = 120, random.Random(engine), 0
     while len(fake_jobs.logged(tmp_path, "done")) < 0.7 * n:
         parent, before = sweeper(tmp_path, engine, n), len(fake_jobs.logged(tmp_path, "done"))
@@ -454,7 +454,7 @@ def test_a_plan_whose_parent_is_killed_goes_on(tmp_path):
 
 @pytest.mark.slow
 def test_two_sweeps_of_one_plan_at_once(tmp_path):
-    both = [sweeper(tmp_path, engine, 60) for engine in ("Here()", "Processes(2)")]
+    both = [sweeper(tmp_path, engine, 60) for engine in ("Sequential()", "Processes(2)")]
     assert [p.wait(60) for p in both] == [0, 0]
     jobs = many(tmp_path, 60)
     assert done_once(jobs, tmp_path) and len(fake_jobs.logged(tmp_path, "done")) == 60 == len(

@@ -164,7 +164,7 @@ words, tokenizer = lexicon(), AutoTokenizer.from_pretrained(backbone("mini-xlmr"
 before = int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
 task = Task("large", ("no", "maybe", "yes"), ("en", "de"), max_length=64, source=File({"train": "train.tsv"}, "first", "second", folder=given["folder"]))
 rows = load(task, "train")
-views = Views([task], {"large": rows}, Text(tokenizer, words, CodeSwitch(("de",))))
+views = Views([task], {"large": rows}, TextSettings(tokenizer, words, CodeSwitch(("de",))))
 items = views.items(0, ("", "_aug"))
 plain, switched = items.views[""], items.views["_aug"]
 result = {"before": before, "rows": len(rows), "digest": digest(rows), "pairs": [len(plain), len(switched)], "way": type(views._ways["large", "_aug"]).__name__,
@@ -189,7 +189,7 @@ def write_rows(path, n):
 def test_400_thousand_rows_are_read_and_switched_in_little_memory(tmp_path):
     write_rows(tmp_path / "train.tsv", ROWS)
     found, peak = fresh(READ_AND_SWITCH, folder=str(tmp_path))
-    assert found["rows"] == ROWS and found["pairs"] == [ROWS, ROWS] and found["way"] == "ByChunk"
+    assert found["rows"] == ROWS and found["pairs"] == [ROWS, ROWS] and found["way"] == "ChunkEncoder"
     assert found["different"] > 3000 and 0.3 < found["rates"]["realised"] < 0.6
     assert 100 < peak - found["before"] < 1500
 

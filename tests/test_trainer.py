@@ -319,10 +319,10 @@ def test_the_time_of_a_training_is_that_of_all_its_processes(tmp_path, monkeypat
 
     with pytest.raises(Stopped):
         run(tmp_path, on_step=tick)
-    assert checkpoints.seconds(tmp_path) == pytest.approx(12, abs=0.3)
+    assert checkpoints.training_seconds(tmp_path) == pytest.approx(12, abs=0.3)
     clock[0] += 5000
     run(tmp_path, on_step=tick)
-    assert checkpoints.seconds(tmp_path) == pytest.approx(LAST, abs=0.5)
+    assert checkpoints.training_seconds(tmp_path) == pytest.approx(LAST, abs=0.5)
 
 
 def test_a_state_is_never_without_its_time(tmp_path, monkeypatch):
@@ -344,10 +344,10 @@ def test_a_state_is_never_without_its_time(tmp_path, monkeypatch):
         run(tmp_path, built, numbers)
     monkeypatch.undo()
     run(tmp_path, *ready(rounds=1))
-    assert checkpoints.seconds(tmp_path) >= 0
+    assert checkpoints.training_seconds(tmp_path) >= 0
     (tmp_path / "seconds.json").unlink()
     run(tmp_path, *ready(rounds=1))
-    assert checkpoints.seconds(tmp_path) is None
+    assert checkpoints.training_seconds(tmp_path) is None
 
 
 @pytest.mark.parametrize("where", ["measured", "counted"])

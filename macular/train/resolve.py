@@ -137,7 +137,7 @@ class Stage:
 
     @property
     def hyperparameters(self) -> dict:
-        "The fields of a `Recipe`"
+        "The fields of a `Hyperparameters`"
         return {name: getattr(self.job, name) for name in _HYPERPARAMETERS}
 
     @property
