@@ -226,7 +226,7 @@ def sealed_folder(
     path,  # the folder to make; an existing one is replaced when the new one is complete
     movable: bool = False,  # True: it may be renamed later, so its name is not in the manifest
 ):
-    "`with staged(path) as aside:` fill the folder `aside`; at the end it gets its manifest and becomes `path`"
+    "`with sealed_folder(path) as aside:` fill the folder `aside`; at the end it gets its manifest and becomes `path`"
     path = Path(path)
     aside = _aside(path)
     try:

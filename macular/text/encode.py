@@ -34,7 +34,9 @@ class TextSettings:
     max_length: int | None = None  # tokens a pair; None: each task's own
     synonyms: Synonyms | None = None  # copies with near-synonyms
     neighbours: Mapping = field(default_factory=dict)  # source language -> word -> near-synonyms
-    form: Callable | None = None  # (task, rows, text, suffix) -> a `TextEncoder` of another form; None: pairs as they are
+    form: Callable | None = (
+        None  # (task, rows, text, suffix) -> a `TextEncoder` of another form; None: pairs as they are
+    )
 
     def drawn(self, suffix) -> tuple:
         "Augmentation of a view and the words it uses; (None, None) for the texts as they are"
