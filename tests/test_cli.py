@@ -10,8 +10,8 @@ from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
+import fake_jobs
 import papermill
-import pretend
 import pytest
 from conftest import ROOT
 
@@ -58,7 +58,7 @@ def commands(group, path=()):
 @pytest.fixture
 def pretended(monkeypatch):
     "Jobs that are done in a moment"
-    monkeypatch.setattr(macular.cli, "compute", pretend.wait)
+    monkeypatch.setattr(macular.cli, "compute", fake_jobs.wait)
 
 
 @pytest.fixture
@@ -92,6 +92,7 @@ def test_every_command_says_what_it_does():
             assert option.name == "help" or getattr(option, "help", None), (path, option.name)
 
 
+@pytest.mark.slow
 def test_help_tells_the_exit_codes_and_fits_a_terminal():
     said = shell("--help")
     assert said.returncode == 0 and re.search(
@@ -218,7 +219,7 @@ def test_a_failed_sweep_ends_with_the_code_of_its_failures(error, code, tmp_path
     def do(job):
         if job.seed == 1:
             raise error("what happened")
-        return pretend.wait(job)
+        return fake_jobs.wait(job)
 
     monkeypatch.setattr(macular.cli, "compute", do)
     words = [*TINY, "seed=0,1", f"out={tmp_path}"]
@@ -229,7 +230,7 @@ def test_a_failed_sweep_ends_with_the_code_of_its_failures(error, code, tmp_path
 
 
 def test_failures_of_several_kinds_end_with_1(tmp_path, monkeypatch):
-    monkeypatch.setattr(macular.cli, "compute", pretend.refused)
+    monkeypatch.setattr(macular.cli, "compute", fake_jobs.refused)
     assert main(["sweep", "run", *TINY, "seed=0,1,2", f"out={tmp_path}"]) == 1
 
 
@@ -278,6 +279,7 @@ def test_only_declared_parameters_reach_papermill(tmp_path, monkeypatch):
     assert set(parameters) <= set(declared)
 
 
+@pytest.mark.slow
 def test_a_value_that_is_code_stays_a_text(tmp_path):
     "papermill escapes values; the cell it would write is read back"
     from papermill.translators import translate_parameters
@@ -324,21 +326,21 @@ def test_a_sweep_is_planned_run_and_gone_on_with(tmp_path, pretended, capsys):
     assert "[2/3]" in said and "[3/3]" in said and "seed 1" not in said
     assert main(["sweep", "run", path, "--again"]) == 0
     assert (
-        Counter(x["seed"] for x in pretend.logged(tmp_path, "asked")) == {0: 2, 1: 2, 2: 2}
-        and len(pretend.logged(tmp_path, "done")) == 3
+        Counter(x["seed"] for x in fake_jobs.logged(tmp_path, "asked")) == {0: 2, 1: 2, 2: 2}
+        and len(fake_jobs.logged(tmp_path, "done")) == 3
     )
 
 
 def test_a_search_is_done_a_stage_at_a_time(tmp_path, monkeypatch, capsys):
     def do(job):
         write_json(
-            pretend.result(job) / "result.json",
+            fake_jobs.result(job) / "result.json",
             {
                 "config": {"task": job.task},
                 "trainings": {"finetune": {"round": 1, "dev": [{job.task: 100 * job.learning_rate}]}},
             },
         )
-        return pretend.result(job)
+        return fake_jobs.result(job)
 
     monkeypatch.setattr(macular.cli, "compute", do)
     path = tmp_path / "search.toml"
@@ -372,8 +374,9 @@ def test_a_students_rival_is_looked_up_before_it_is_trained(monkeypatch, capsys)
     )
 
 
+@pytest.mark.slow
 def test_slurms_form_does_one_job(tmp_path):
-    "The script of the how-to, with the variables an array sets"
+    "The script of the notebook, with the variables an array sets"
     import nbformat
 
     cells = [

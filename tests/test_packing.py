@@ -46,7 +46,7 @@ def encoder(kind="bert", dropout=0.0, double=True):
 def stock(enc):
     "The same weights in a model of transformers that was never touched, with its plainest attention"
     model = AutoModelForSequenceClassification.from_config(deepcopy(enc.config), attn_implementation="eager")
-    missing, unexpected = model.load_state_dict(enc.body.model.state_dict())
+    missing, unexpected = model.load_state_dict(enc.body.model.state_dict(), strict=False)
     assert not unexpected and all(name.split(".")[-2] in ("classifier", "out_proj") for name in missing)
     parent = model if isinstance(model.classifier, nn.Linear) else model.classifier
     setattr(parent, "classifier" if parent is model else "out_proj", nn.Identity())

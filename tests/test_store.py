@@ -876,7 +876,8 @@ WRITES = {
     "urlretrieve",
 }
 ALLOWED = {  # module, function, call -> why
-    ("train.checkpoints", "_save", "save_file"): "into a staged folder",
+    ("train.checkpoints", "_write_state", "save_file"): "into a staged folder",
+    ("results.formats", "as_csv", "frame.to_csv"): "into memory",
     ("train.checkpoints", "keep", "save_file"): "into a staged folder",
     ("deploy.huggingface", "export", "model.save_pretrained"): "into a staged folder",
     ("deploy.huggingface", "export", "tokenizer.save_pretrained"): "into a staged folder",

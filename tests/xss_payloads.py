@@ -168,7 +168,7 @@ def reprs() -> dict:
     from dataclasses import replace
 
     from macular.core import Difference, diff
-    from macular.data import download, lexicon
+    from macular.data import check, lexicon
     from macular.data.tasks import Facts, Task
     from macular.deploy import distill
     from macular.exceptions import DataError
@@ -199,7 +199,7 @@ def reprs() -> dict:
     parameters = dict.fromkeys(("data_dir", "lexicon_dir", "synonyms", "tree_dir"), other)
     shown = [
         diff(dict(zip("abcdefghijkl", PAYLOADS)), dict(zip("abcdefghijkl", PAYLOADS[::-1]))),
-        download.Report(rows, rows, list(PAYLOADS)),
+        check.DataReport(rows, rows, list(PAYLOADS)),
         lexicon.Report(rows),
         lexicon.Lexicon({"de": {"dog": PLAIN}}),
         plan([parameters | {"preset": "mini", "task": "xnli", "method": m} for m in ("finetune", "syn")]),

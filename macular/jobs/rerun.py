@@ -143,7 +143,6 @@ def reopen(
     accelerator=None,  # where it computes; None: on the processor, in single precision
 ) -> tuple:  # its `Data`, and a list of its `Training`s: several where a method averages their probabilities
     "Load a finished run's data and trained nets"
-
     folder = _finished_run(folder)
     refuse_student(folder)
     job, result = check(parameters_of(folder)), read_json(folder / "result.json")
@@ -158,9 +157,9 @@ def reopen(
         training = None
         for stage, m in enumerate([*([stage1_method(method, job)] if method.shared else []), method], 1):
             made = recorded[stage, n]
-            training = _opened(
-                m, member, folder.parent / "trainings" / made["key"], made["tasks"], training, accelerator
-            )
+            place = folder.parent / "trainings" / made["key"]
+            tasks = [member.task(name) for name in made["tasks"]]
+            training = _opened(m, member, place, tasks, training, accelerator)
         found.append(training)
     return data, found
 
