@@ -400,7 +400,7 @@ def test_a_job_that_is_killed_every_time_is_given_up(tmp_path):
     sweep(jobs, Processes(2), do=fake_jobs.killed_always, retries=1, say=print)
     assert [s["state"] for s in jobs.states] == ["done", "done", "failed", "done"]
     assert (
-        jobs.states[2]["attempts"] == 2 and jobs.states[2]["error"] == "Died" and "2 times" in jobs.states[2]["message"]
+        jobs.states[2]["attempts"] == 2 and jobs.states[2]["error"] == "KilledError" and "2 times" in jobs.states[2]["message"]
     )
 
 

@@ -199,7 +199,7 @@ def reprs() -> dict:
     parameters = dict.fromkeys(("data_dir", "lexicon_dir", "synonyms", "tree_dir"), other)
     shown = [
         diff(dict(zip("abcdefghijkl", PAYLOADS)), dict(zip("abcdefghijkl", PAYLOADS[::-1]))),
-        check.DataReport(rows, rows, list(PAYLOADS)),
+        check.DataReport(rows, rows, list(PAYLOADS), list(PAYLOADS)),
         lexicon.Report(rows),
         lexicon.Lexicon({"de": {"dog": PLAIN}}),
         plan([parameters | {"preset": "mini", "task": "xnli", "method": m} for m in ("finetune", "syn")]),
