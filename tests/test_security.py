@@ -471,7 +471,7 @@ def test_figures_of_names_with_formulas(tmp_path):
 def test_tables_for_latex_and_spreadsheets(shown):
     from macular.results.formats import as_csv
 
-    latex, lines = shown["results.tables.Table"].latex(), as_csv(shown["results.tables.Table"])
+    latex, lines = shown["results.formats.Table"].latex(), as_csv(shown["results.formats.Table"])
     assert r"\frac" not in latex.replace(r"\textbackslash{}", "") and not re.search(
         r"(?<!\\)\$(?!\^|\\)", latex.replace(r"\$", "")
     )
