@@ -109,7 +109,7 @@ class Stopped(MacularError):
     hint = "Its state is saved; the same command goes on from there."
 
 # %% ../nbs/00_exceptions.ipynb #6b7175a8
-_FORMER_NAMES = {"EnvironmentProblem": "SetupError"}  # as in records of earlier versions
+_FORMER_NAMES = {"EnvironmentProblem": "SetupError", "Died": "KilledError"}  # as in records of earlier versions
 
 
 def error_class(

@@ -50,7 +50,7 @@ def test_one_hierarchy():
         assert issubclass(kind, plain) and issubclass(kind, MacularError) and kind.hint
     assert (
         error_class("DataError") is DataError
-        and error_class("Died") is KilledError
+        and error_class("KilledError") is error_class("Died") is KilledError
         and error_class("ValueError") is MacularError
         and error_class("EnvironmentProblem") is SetupError
     )

@@ -58,6 +58,7 @@ def test_a_chapter_is_still_a_package():
     assert done.stdout.split() == ["macular.train", "4"], done.stderr
 
 
+@pytest.mark.slow
 def test_the_example_of_the_docstring_works(tmp_path):
     assert len(example().splitlines()) == 5 and len(macular.__doc__.splitlines()) <= 12
     done = fresh(example(), cwd=tmp_path)

@@ -50,7 +50,7 @@ def test_all_forms_say_the_same(tmp_path):
     flat = [{"task": t, "seed": s, "alpha": 0.3, "preset": "mini"} for t in ("pawsx", "xnli") for s in (0, 1)]
     (tmp_path / "plan.toml").write_text(
         'preset = "mini"\nalpha = 0.3\n[[grid]]\ntask = "pawsx"\nseed = [0, 1]\n[[grid]]\ntask = "xnli"\n'
-        'seed = [0, 1]\n'
+        "seed = [0, 1]\n"
     )
     (tmp_path / "plan.csv").write_text(
         "\ufefftask, seed,alpha,preset,langs\npawsx,0,0.3,mini,\npawsx,1,0.3,mini,\nxnli,0,0.3,mini,\n"
@@ -400,7 +400,9 @@ def test_a_job_that_is_killed_every_time_is_given_up(tmp_path):
     sweep(jobs, Processes(2), do=fake_jobs.killed_always, retries=1, say=print)
     assert [s["state"] for s in jobs.states] == ["done", "done", "failed", "done"]
     assert (
-        jobs.states[2]["attempts"] == 2 and jobs.states[2]["error"] == "KilledError" and "2 times" in jobs.states[2]["message"]
+        jobs.states[2]["attempts"] == 2
+        and jobs.states[2]["error"] == "KilledError"
+        and "2 times" in jobs.states[2]["message"]
     )
 
 
@@ -633,7 +635,7 @@ def test_a_search_from_a_file_goes_on(tmp_path):
     path = tmp_path / "search.toml"
     path.write_text(
         f'task = "pawsx"\nmethod = "finetune"\npreset = "mini"\nmax_train = 64\nrounds = 1\nout = "{tmp_path}"\n'
-        f'[[stage]]\nlearning_rate = [1e-3, 1e-4]\n[[stage]]\nbatch_size = [8, 16]\n'
+        f"[[stage]]\nlearning_rate = [1e-3, 1e-4]\n[[stage]]\nbatch_size = [8, 16]\n"
     )
     first, second = read_search(path).plans(), read_search(path).plans()
     for job, dev in zip(next(first), (40, 60)):

@@ -305,6 +305,7 @@ def test_memory_does_not_grow_with_the_number_of_lengths(precision):
 @pytest.mark.skipif(
     not getattr(torch.cpu, "_is_avx512_bf16_supported", bool)(), reason="this processor has no bfloat16 of its own"
 )
+@pytest.mark.slow
 def test_negative_control_without_filler_memory_grows_more():
     """A kernel for every number of tokens, each kept; how much memory that is depends on the machine, and on what
     else it does"""

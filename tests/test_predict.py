@@ -66,6 +66,7 @@ def test_a_model_folder_says_what_its_run_says(done, model, pairs):
     assert np.abs(ours["p_different"] - theirs["p_different"]).max() < 1e-5
 
 
+@pytest.mark.slow
 def test_a_run_of_two_averaged_models_is_used_as_it_was_scored(tmp_path, pairs):
     result = finished("finetune_x2", tmp_path)
     found = predict_texts(pairs, result.folder)

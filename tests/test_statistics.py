@@ -314,6 +314,7 @@ def test_other_items_are_not_paired():
         difference(one_lang("a", [50, 60]), one_lang("b", [50, 61]), new_items=True)
 
 
+@pytest.mark.slow
 @given(st.lists(st.one_of(st.floats(0, 1), st.just(float("nan"))), max_size=12))
 @settings(max_examples=80, deadline=None)
 def test_holm(ps):
