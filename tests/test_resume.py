@@ -123,9 +123,9 @@ def points():
             for stage, ns in ((1, (1, 5, 8)), (2, (1, 3, 4)))
             for name, n in zip(("first", "middle", "last"), ns)
         },
-        "between D and net": Point(build.Feed, "batches", 1),
-        "between D and net, round 2": Point(build.Feed, "batches", 2),
-        "between D and net, stage 2": Point(build.Feed, "batches", 3),
+        "between D and net": Point(build.TrainingBatches, "batches", 1),
+        "between D and net, round 2": Point(build.TrainingBatches, "batches", 2),
+        "between D and net, stage 2": Point(build.TrainingBatches, "batches", 3),
         "net, after backward": Point(Accelerator, "backward", 8 + 2, "after"),
         "net, after the optimizer's step": Point(AcceleratedOptimizer, "zero_grad", 8 + 3),
         "net, round 2": step("net", 1, 6),
