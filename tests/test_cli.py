@@ -38,7 +38,7 @@ CODE = [
 
 
 def shell(*words, **env):
-    "What a terminal of 100 columns shows"
+    "Run a command as in a terminal of 100 columns"
     return subprocess.run(
         [Path(sys.executable).with_name("macular"), *words],
         cwd=ROOT,

@@ -32,7 +32,7 @@ def named(path):
 
 
 def of_all(test):
-    "What a test finds in each notebook: name -> findings, where there are any"
+    "Return the findings of a check: notebook -> findings, of the notebooks that have any"
     return {named(path): found for path in NOTEBOOKS if (found := test(path))}
 
 

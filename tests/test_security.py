@@ -728,7 +728,7 @@ RUNS_IN_MARKDOWN = re.compile(
 
 
 def running(notebook):
-    "What of a notebook a browser or Jupyter would act upon when it is opened"
+    "List what a browser or Jupyter would act upon when a notebook is opened"
     yield from {"widgets", "signature", "authors"} & set(notebook["metadata"])
     for cell in notebook["cells"]:
         yield from set(cell["metadata"]) - {"tags"}

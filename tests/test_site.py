@@ -130,7 +130,7 @@ def missing(path, html):
 
 
 def figures_without_text(path, html):
-    "What is wrong with the figures of a notebook's page"
+    "List the figures of a notebook's page that are missing or have no text"
     shown = sum(
         "image/png" in o.get("data", {}) and not {"text/html", "text/markdown"} & o["data"].keys()
         for c in cells(path)
@@ -223,7 +223,7 @@ PARTS = (
 
 
 def lacking(part, pages):
-    "What the page of an equation, algorithm, table or figure lacks"
+    "List what the page of an equation, algorithm, table or figure lacks"
     kind, _, n = part.partition("-")
     body = pages[f"equations/{part}.html"].partition("<article")[2].partition("</article>")[0]
     wanted = [r'href="\.\./nbs/[\w/]+\.html']
