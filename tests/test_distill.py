@@ -218,7 +218,7 @@ def answers(teacher, form="_aug"):
     "method, changes", [("macular", {}), ("macular_nots", {}), ("finetune_x2", {"rounds": 1}), ("syn", REAL)]
 )
 def test_any_run_can_teach(done, method, changes):
-    """What it says of the texts as they are is what its own evaluation says; whatever form it reads them in, whichever
+    """Its outputs for texts as they are equal its own evaluation's, whatever form it reads them in, whichever
     of its heads it is"""
     teacher = Teacher(done(method, **changes))
     views, said = answers(teacher)

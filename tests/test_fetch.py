@@ -1,4 +1,4 @@
-"""What is here and how to get it: downloads from a server on this machine, hostile archives, the report, the command
+"""Data checks and downloads: downloads from a server on this machine, hostile archives, the report, the command
 line."""
 
 import io

@@ -57,7 +57,7 @@ def lines(cell):
 
 
 def code_lines(source):
-    """How many lines compute: no blank, comment or docstring, and a signature counts as one, so that documenting
+    """Count the lines that compute: no blank, comment or docstring, and a signature counts as one, so that documenting
     parameters costs nothing"""
     told = set()
     for node in ast.walk(ast.parse(source)):

@@ -1,4 +1,4 @@
-"""What SECURITY.md promises: nobody's file, name or text becomes code, leaves its folder, or is believed without a
+"""The promises of SECURITY.md: nobody's file, name or text becomes code, leaves its folder, or is believed without a
 hash."""
 
 import ast

@@ -138,7 +138,7 @@ def widgets_of_html(source):
 
 
 def test_markup_is_made_of_constants():
-    """What is called Markup is written in the source, apart from the escaping forms of `Switched` and the frame of a
+    """Every `Markup` is written in the source, apart from the escaping forms of `Switched` and the frame of a
     view"""
     found = {
         (name, call)

@@ -1,4 +1,4 @@
-"""Where the paper's equations, algorithms, tables and figures are: read from docstrings, terms, formulas and headings,
+"""An index of the paper's equations, algorithms, tables and figures: read from docstrings, terms, formulas and headings,
 never typed."""
 
 import ast
@@ -147,7 +147,7 @@ class Index:
         return sorted(self.defined.get(ref, ()), key=lambda d: (not d.public, not d.whole, not d.term, len(d.refs)))
 
     def title(self, ref):
-        """What it is, in the words of the definition that is about nothing else, else of the first; a table's or
+        """Return the title of a part of the paper, in the words of the definition that is about nothing else, else of the first; a table's or
         figure's heading"""
         said = [d.says for d in self.of(ref)] + [p.says for p in self.headings.get(ref, ())]
         return next(iter(said), "")
