@@ -93,7 +93,7 @@ def test_a_training_split_that_is_machine_translated_is_never_asked_for(publishe
 def test_without_a_network(tmp_path, offline):
     before = time.monotonic()
     done = python("from macular.data.tasks import load\nload('qam', 'train')", tmp_path, "http://127.0.0.1:9", offline)
-    message = done.stderr.rsplit("macular.core.SetupError: ", 1)[1]
+    message = done.stderr.rsplit("macular.exceptions.SetupError: ", 1)[1]
     assert "qam/train-*.parquet of the data set hgissbkh/xglue" in message and "macular data fetch qam" in message
     assert len(message) <= 1000 and time.monotonic() - before < 60
 
