@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from macular.core import key, mix, number, pick, uniform, visible
 from macular.data.lexicon import CHUNK, Lexicon, split
 from macular.exceptions import DataError, ParameterError
-from macular.text.code_switch import CodeSwitch, Draws, Place, Synonyms, draw, exchange, item_numbers, rates, tally
+from macular.text.code_switch import CodeSwitch, Draws, Place, Synonyms, _exchange, draw, item_numbers, rates, tally
 
 ROOT = Path(__file__).parents[1]
 NINE = Lexicon(
@@ -265,7 +265,7 @@ def forced(text, langs, names):
 
 @pytest.mark.parametrize("before, after, langs", [ADS, SPACE, CREAM])
 def test_figure_2(before, after, langs):
-    out = exchange([before], NINE, NINE.langs, forced(before, langs, NINE.langs))[0]
+    out = _exchange([before], NINE, NINE.langs, forced(before, langs, NINE.langs))[0]
     assert (
         out.text == after and [p.lang for p in out.pieces if p.lang] == list(langs.values()) and out.found == len(langs)
     )

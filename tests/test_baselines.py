@@ -20,7 +20,7 @@ from macular.text.batches import cut, order
 from macular.text.code_switch import Place
 from macular.text.encode import ChunkEncoder, TextEncoder, TextSettings, Views, choose_encoder
 from macular.text.prompts import ByCloze, verbalise
-from macular.text.syntax import ByTree, Tree, Treebank, attach, origins, read_conllu, tree_from_heads
+from macular.text.syntax import ByTree, Tree, Treebank, _attach, _origins, read_conllu, tree_from_heads
 from macular.train.build import build, build_net
 from macular.train.methods import methods
 
@@ -295,13 +295,13 @@ def test_distances_are_those_of_a_walk(seed):
 
 def test_tokens_hang_on_their_words():
     tree = Tree(np.array([0, 4, 8, 12]), np.array([1, -1, 3, 1]), np.array([0, 1, 2, 3]))
-    assert attach(np.array([0, 0, 1, 2, 3, 3]), tree, 5).tolist() == [[7, 0], [5, 0], [0, 1], [9, 2], [7, 3], [9, 3]]
-    assert attach(np.array([0, 2, 3]), tree, 1).tolist() == [
+    assert _attach(np.array([0, 0, 1, 2, 3, 3]), tree, 5).tolist() == [[7, 0], [5, 0], [0, 1], [9, 2], [7, 3], [9, 3]]
+    assert _attach(np.array([0, 2, 3]), tree, 1).tolist() == [
         [0, 0],
         [3, 2],
         [0, 3],
     ]  # the root has no token: what hangs on it rises
-    assert attach(np.array([0, 1, 2]), tree, 1)[:, 0].tolist() == [2, 0, 2]  # the third word's head was cut off
+    assert _attach(np.array([0, 1, 2]), tree, 1)[:, 0].tolist() == [2, 0, 2]  # the third word's head was cut off
 
 
 def test_a_pair_is_one_tree_whatever_is_cut():
@@ -323,7 +323,7 @@ def test_switched_text_keeps_its_tree():
     assert np.array_equal(tokens.ids, plain[0].ids) and counts == plain[1] and counts["changed"] > 20
     for field in one.exchanged(0):
         for s in field:
-            where = origins(s)
+            where = _origins(s)
             assert len(where) == len(s.text) + 1 and (np.diff(where) >= 0).all()
             kept = [
                 (c, s.original[w])

@@ -15,6 +15,9 @@ from macular.results.timing import (
     Cost,
     Spread,
     Target,
+    _peak,
+    _turns,
+    _views,
     bare,
     cost,
     counted,
@@ -24,12 +27,9 @@ from macular.results.timing import (
     literal,
     machine,
     naive,
-    peak,
     race,
     ratio,
     sizes,
-    turns,
-    views,
 )
 from macular.store import read_json
 from macular.text.batches import Tokens, cut
@@ -104,17 +104,17 @@ def test_no_rounds_is_no_race(rounds):
 
 def test_the_order_is_drawn_from_the_seed():
     names = list("abcdef")
-    assert turns(names, 30, 1) == turns(names, 30, 1) != turns(names, 30, 2)
-    assert all(sorted(turn) == names for turn in turns(names, 30))
-    firsts = {turn[0] for turn in turns(names, 60)}
+    assert _turns(names, 30, 1) == _turns(names, 30, 1) != _turns(names, 30, 2)
+    assert all(sorted(turn) == names for turn in _turns(names, 30))
+    firsts = {turn[0] for turn in _turns(names, 60)}
     assert firsts == set(names), "in sixty rounds, everybody goes first at least once"
-    assert turns(names, 30)[:10] == turns(names, 10), "more rounds do not change the first ones"
+    assert _turns(names, 30)[:10] == _turns(names, 10), "more rounds do not change the first ones"
 
 
 def test_the_race_keeps_to_that_order():
     clock = Clock()
     race({name: clock.leg(name, [1] * 9) for name in "abc"}, 8, seed=4, clock=clock)
-    assert clock.ran == [*"abc", *(name for turn in turns("abc", 8, 4) for name in turn)]
+    assert clock.ran == [*"abc", *(name for turn in _turns("abc", 8, 4) for name in turn)]
 
 
 # targets and records
@@ -213,7 +213,7 @@ def test_arithmetic_of_a_forward_pass():
 def test_memory_of_a_fresh_process():
     ballast = bytearray(200_000_000)
     small, big = (fresh("held = bytearray(given['n'])\nresult = len(held)", n=n) for n in (1, 100_000_000))
-    assert small[0] == 1 and 90 < big[1] - small[1] < 130 and len(ballast) and peak() > 200
+    assert small[0] == 1 and 90 < big[1] - small[1] < 130 and len(ballast) and _peak() > 200
 
 
 def test_a_program_that_fails_says_why():
@@ -226,11 +226,11 @@ def test_a_program_that_fails_says_why():
 
 def test_what_each_loss_looks_at():
     assert (
-        views(["task"]) == ("",)
-        and set(views(["lang_adv"])) == {"", "_aug"}
-        and set(views(["consistency"])) == {"_near", "_near_aug"}
+        _views(["task"]) == ("",)
+        and set(_views(["lang_adv"])) == {"", "_aug"}
+        and set(_views(["consistency"])) == {"_near", "_near_aug"}
     )
-    assert set(views(["task_disc"])) == {"", "_aug"} and views([]) == ()
+    assert set(_views(["task_disc"])) == {"", "_aug"} and _views([]) == ()
 
 
 def ready(name, double=True):

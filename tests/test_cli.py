@@ -16,7 +16,7 @@ import pytest
 from conftest import ROOT
 
 import macular.cli
-from macular.arguments import complete, engine, explained, jobs_table
+from macular.arguments import _jobs_table, complete, engine, explained
 from macular.cli import app, main
 from macular.exceptions import DataError, NumericError, ParameterError, SetupError
 from macular.jobs.plan import plan, state
@@ -294,14 +294,14 @@ def test_a_value_that_is_code_stays_a_text(tmp_path):
 
 
 def test_commas_multiply_except_within_lists():
-    assert jobs_table(["plan.toml"]) == "plan.toml"
-    assert jobs_table(["seed=0,1", "seed=5", "langs=de,fr", "langs=sw", "deterministic=true", "task=xnli"]) == {
+    assert _jobs_table(["plan.toml"]) == "plan.toml"
+    assert _jobs_table(["seed=0,1", "seed=5", "langs=de,fr", "langs=sw", "deterministic=true", "task=xnli"]) == {
         "seed": [0, 1, 5],
         "langs": [["de", "fr"], ["sw"]],
         "deterministic": [True],
         "task": ["xnli"],
     }
-    jobs = plan(jobs_table([*TINY, "langs=de,fr", "learning_rate=1e-3,2e-5"]))
+    jobs = plan(_jobs_table([*TINY, "langs=de,fr", "learning_rate=1e-3,2e-5"]))
     assert len(jobs) == 4 and {j.learning_rate for j in jobs} == {1e-3, 2e-5}
 
 

@@ -21,7 +21,15 @@ from macular.cli import main
 from macular.data.mini_world import Mini
 from macular.data.tasks import load
 from macular.deploy.card import result_of, select_checkpoint
-from macular.deploy.distill import Teacher, accuracies, distill, latency, student_method, student_report, teacher_loss
+from macular.deploy.distill import (
+    Teacher,
+    _accuracies,
+    _latency,
+    _student_method,
+    _teacher_loss,
+    distill,
+    student_report,
+)
 from macular.deploy.huggingface import export, model_of, predict
 from macular.exceptions import DataError, ParameterError, Stopped
 from macular.jobs.rerun import reopen, rerun
@@ -39,7 +47,7 @@ from macular.train.evaluate import evaluate
 from macular.train.inputs import digests
 from macular.train.methods import methods
 from macular.train.run import run
-from macular.ui.board import records_of
+from macular.ui.board import _records_of
 from macular.ui.views import data_of
 
 pytestmark = pytest.mark.slow
@@ -48,7 +56,7 @@ SMALL = dict(
     preset="mini", max_train=48, rounds=2, langs="de", task="pawsx", max_length=32, backbone=str(toy.backbone("xlmr"))
 )
 REAL = dict(rounds=1, backbone="mini-xlmr")
-ROW = student_method(methods["macular"])
+ROW = _student_method(methods["macular"])
 
 
 @pytest.fixture(scope="module")
@@ -93,15 +101,15 @@ def test_the_loss_is_the_divergence_written_out(dtype):
     wanted = (
         sum(float(a) * np.log(float(a) / float(b)) for row in zip(p.double(), q) for a, b in zip(*row) if a > 0) / 2
     )
-    assert teacher_loss(logits, p).item() == pytest.approx(wanted, abs=1e-6) and teacher_loss(
+    assert _teacher_loss(logits, p).item() == pytest.approx(wanted, abs=1e-6) and _teacher_loss(
         logits, p
     ).dtype == torch.promote_types(dtype, torch.float32)
-    assert teacher_loss(logits.double(), q).item() == pytest.approx(0, abs=1e-12)
+    assert _teacher_loss(logits.double(), q).item() == pytest.approx(0, abs=1e-12)
 
 
 def test_a_student_has_one_encoder_and_no_label():
     for name in ("macular", "finetune", "syn", "prompt"):
-        row = student_method(methods[name])
+        row = _student_method(methods[name])
         assert (row.tasks, row.shared, row.encoder, row.head, row.ensemble, row.name) == (
             "own",
             None,
@@ -113,8 +121,8 @@ def test_a_student_has_one_encoder_and_no_label():
         assert row.augment.redraw and set(row.active()) == {"teacher_kl", "teacher_aug_kl"}
     rates = replace(methods["macular"], augment=CodeSwitch(word=0.2, sentence=0.7))
     assert (
-        student_method(rates).augment == CodeSwitch(word=0.2, sentence=0.7, redraw=True)
-        and student_method(rates, 0.0).augment.word == 0
+        _student_method(rates).augment == CodeSwitch(word=0.2, sentence=0.7, redraw=True)
+        and _student_method(rates, 0.0).augment.word == 0
     )
 
 
@@ -150,7 +158,7 @@ def apart(net, judge, stuff, numbers):
     items = views.items(50, ("", "_aug"))
     names = ("logits", "logits_aug")
     p, q = (features(one, items.batch, items.lengths, names, Accelerator(cpu=True)) for one in (judge.net, net))
-    return [teacher_loss(q[n], p[n].softmax(-1)).item() for n in names]
+    return [_teacher_loss(q[n], p[n].softmax(-1)).item() for n in names]
 
 
 def test_a_student_comes_to_answer_as_its_teacher():
@@ -205,7 +213,7 @@ def test_other_trainings_have_no_teacher():
 def answers(teacher, form="_aug"):
     "What a teacher says of a student's views, and the views"
     data = teacher.data
-    row = student_method(teacher.row)
+    row = _student_method(teacher.row)
     rows = {data.target.name: data.rows(data.target, "train")}
     stuff = replace(teacher.trainings[0].material, tasks=[data.target], rows=rows, lexicon=data.lexicon, trees={})
     views = Views(
@@ -423,7 +431,7 @@ def test_the_card_says_whose_student_it_is(done, student, tmp_path):
 
 def test_tables_comparisons_and_views_take_it(done, student, capsys):
     mine, theirs = record(student.folder), record(done("macular").folder)
-    assert "macular_student" in languages([mine, theirs]).markdown() and len(records_of(student.folder)) == 1
+    assert "macular_student" in languages([mine, theirs]).markdown() and len(_records_of(student.folder)) == 1
     assert compare([mine], [theirs]).effect == resampled(mine, theirs)
     assert (
         main(["compare", str(student.folder), str(done("macular").folder)]) == 0
@@ -455,7 +463,7 @@ def test_the_report_says_what_the_records_say(done, student):
         assert [row[3].value, row[7].value] == pytest.approx([of_teacher.points, of_plain.points])
         assert (row[4], row[8]) == tuple(f"{e.low:+.1f} to {e.high:+.1f}" for e in (of_teacher, of_plain))
     both = student.predictions.merge(teacher.predictions, on=["language", "item"]).query("language == 'de'")
-    assert accuracies(teacher, student).rows[1][5].value == pytest.approx(
+    assert _accuracies(teacher, student).rows[1][5].value == pytest.approx(
         100 * (both["prediction_x"] == both["prediction_y"]).mean()
     )
 
@@ -480,7 +488,7 @@ def test_teacher_and_student_are_timed_in_turn(done, student):
         return words
 
     model = model_of(select_checkpoint(student))[0]
-    laps = latency(
+    laps = _latency(
         {name: (model, tokenizer(name)) for name in ("teacher", "student")}, [("a dog", "a cat")] * 5, (1, 4), rounds=3
     )
     assert {k: len(v) for k, v in laps.items()} == {(n, s): 3 for n in ("teacher", "student") for s in (1, 4)} and all(

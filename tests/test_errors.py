@@ -26,7 +26,7 @@ from macular.exceptions import (
 from macular.jobs.engines import KilledError, attempt
 from macular.store import read_json
 from macular.train.config import Job, check, fill
-from macular.train.failures import anonymous, failure, recorded
+from macular.train.failures import _anonymous, failure, recorded
 from macular.train.resolve import place
 
 KINDS = (MacularError, ParameterError, DataError, SetupError, StorageError, NumericError)
@@ -224,7 +224,7 @@ def test_nothing_private_is_recorded(job, monkeypatch, tmp_path):
     assert read_json(place(job) / "error.json")["message"].startswith(
         "~/words.txt: *** https://***@example.org *** is wrong"
     )
-    assert anonymous("nothing to hide") == "nothing to hide"
+    assert _anonymous("nothing to hide") == "nothing to hide"
 
 
 def test_a_place_that_cannot_be_written_hides_no_error(tmp_path):

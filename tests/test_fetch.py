@@ -21,7 +21,7 @@ from macular.cli import main
 from macular.data import check as check_module
 from macular.data import download as module
 from macular.data.check import check
-from macular.data.download import Download, downloads, fetch, unpack
+from macular.data.download import Download, _unpack, downloads, fetch
 from macular.data.sources import Folder
 from macular.data.tasks import load, tasks
 from macular.exceptions import DataError, ParameterError, SetupError, StorageError
@@ -306,13 +306,13 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 )
 def test_a_member_that_climbs_is_left(tmp_path, kind, name):
     (tmp_path / "a").write_bytes(packed({name: PAIRS, "x-final/de/test_2k.tsv": PAIRS}, kind))
-    assert unpack(tmp_path / "a", KEEP, tmp_path / "in" / "new") == ["x-final/de/test_2k.tsv"]
+    assert _unpack(tmp_path / "a", KEEP, tmp_path / "in" / "new") == ["x-final/de/test_2k.tsv"]
     assert everything(tmp_path) == {"a", "in/new/x-final/de/test_2k.tsv"}
 
 
 def test_an_absolute_member_stays_below(tmp_path):
     (tmp_path / "a").write_bytes(packed({"/x-final/en/train.tsv": PAIRS}, "tar"))
-    assert unpack(tmp_path / "a", KEEP, tmp_path / "new") == ["x-final/en/train.tsv"] and everything(tmp_path) == {
+    assert _unpack(tmp_path / "a", KEEP, tmp_path / "new") == ["x-final/en/train.tsv"] and everything(tmp_path) == {
         "a",
         "new/x-final/en/train.tsv",
     }
@@ -322,13 +322,13 @@ def test_an_absolute_member_stays_below(tmp_path):
 def test_a_link_is_no_file(tmp_path, link):
     (tmp_path / "a").write_bytes(packed({"x-final/en/train.tsv": link}, "tar"))
     with pytest.raises(DataError, match="holds none of"):
-        unpack(tmp_path / "a", KEEP, tmp_path / "new")
+        _unpack(tmp_path / "a", KEEP, tmp_path / "new")
 
 
 def test_a_bomb_is_stopped(tmp_path):
     (tmp_path / "a").write_bytes(packed({"x-final/en/train.tsv": "0" * 50_000_000}))
     with pytest.raises(DataError, match="more than 100 times"):
-        unpack(tmp_path / "a", KEEP, tmp_path / "new")
+        _unpack(tmp_path / "a", KEEP, tmp_path / "new")
     assert (tmp_path / "new/x-final/en/train.tsv").stat().st_size < 101 * (tmp_path / "a").stat().st_size
 
 

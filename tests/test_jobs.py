@@ -14,10 +14,10 @@ import pytest
 from conftest import ROOT
 
 from macular.exceptions import DataError, ParameterError, SetupError, StorageError
-from macular.jobs.engines import Processes, Ray, Sequential, attempt, found, sweep
-from macular.jobs.plan import Plan, jobs_to_run_first, parameters_of, plan, remaining, rows, stages, state, summary
+from macular.jobs.engines import Processes, Ray, Sequential, _found, attempt, sweep
+from macular.jobs.plan import Plan, _jobs_to_run_first, _remaining, _stages, _summary, parameters_of, plan, rows, state
 from macular.jobs.rerun import compare_runs, rerun
-from macular.jobs.search import GRIDS, best, dev_accuracy, paper_search, read_search
+from macular.jobs.search import _GRIDS, _best, _dev_accuracy, paper_search, read_search
 from macular.store import lock, read_json, sha256, write_json
 from macular.train.config import check, fill
 from macular.train.resolve import identity, place
@@ -200,7 +200,7 @@ def test_two_jobs_share_a_training_here_exactly_if_they_do_in_the_store():
         ]
     )
     here, there = (
-        [key for job in jobs for key in of(job)] for of in (lambda job: [s.key for s in stages(job)], in_store)
+        [key for job in jobs for key in of(job)] for of in (lambda job: [s.key for s in _stages(job)], in_store)
     )
     assert len(here) == len(there) and len(set(here)) == len(set(there)) == len(set(zip(here, there)))
     assert len(set(here)) < len(here) - 10
@@ -223,7 +223,7 @@ def test_jobs_that_train_for_others_come_first_and_followers_last():
         ("macular_wo_consistency", 0),
         ("macular_wo_consistency", 1),
     ]
-    assert jobs_to_run_first(jobs.trainings) == {
+    assert _jobs_to_run_first(jobs.trainings) == {
         0,
         1,
     } and "7 distinct trainings, where every job alone would make 10; jobs 1 to 2 make what others share." in str(jobs)
@@ -240,7 +240,7 @@ def test_missing_data_is_told_before_the_start(tmp_path):
             "lexicon_dir": str(tmp_path),
         }
     )
-    [said] = [line for line in summary(jobs) if "Cannot start here" in line]
+    [said] = [line for line in _summary(jobs) if "Cannot start here" in line]
     assert "job 1: stage 1 needs training data" in said and "macular data fetch" in said
 
 
@@ -252,7 +252,9 @@ def test_missing_data_is_told_before_the_start(tmp_path):
     ],
 )
 def test_missing_files_of_a_row_are_told_before_the_start(given, words):
-    [said] = [line for line in summary(plan({"preset": "mini", "task": "xnli"} | given)) if "Cannot start here" in line]
+    [said] = [
+        line for line in _summary(plan({"preset": "mini", "task": "xnli"} | given)) if "Cannot start here" in line
+    ]
     assert words in said
 
 
@@ -262,7 +264,7 @@ def test_other_files_are_another_training(tmp_path):
         check({"preset": "mini", "task": "xnli", "method": "rs_da", "synonyms": s})
         for s in ("", str(tmp_path / "a.txt"))
     ]
-    assert len({stages(j)[-1].key for j in jobs}) == 2
+    assert len({_stages(j)[-1].key for j in jobs}) == 2
 
 
 # the state of a job is its folder's
@@ -291,7 +293,7 @@ def test_states(tmp_path):
 
 def test_the_time_is_known_only_from_the_same_size(tmp_path):
     jobs = many(tmp_path, 3)
-    assert remaining(jobs) == (0, 3, 3, []) and "not known" in str(jobs)
+    assert _remaining(jobs) == (0, 3, 3, []) and "not known" in str(jobs)
     for n, (job, seconds) in enumerate(zip(jobs, (10, 30))):
         folder, config = (
             tmp_path / f"job-{n}",
@@ -313,16 +315,16 @@ def test_the_time_is_known_only_from_the_same_size(tmp_path):
             folder / "result.json", {"config": config, "trainings": {"finetune": {"key": f"k{n}", "tasks": ["pawsx"]}}}
         )
         write_json(tmp_path / "trainings" / f"k{n}" / "environment.json", {"device": "cpu", "seconds": seconds})
-    assert remaining(jobs) == (3 * (20 + 2), 0, 3, ["cpu"]), "the median of 10 and 30, and scoring"
+    assert _remaining(jobs) == (3 * (20 + 2), 0, 3, ["cpu"]), "the median of 10 and 30, and scoring"
     assert "About 66 s of computing left, as measured here on cpu." in str(jobs)
     larger = many(tmp_path, 3, max_train=[64, 128])
-    assert remaining(larger)[:3] == (
+    assert _remaining(larger)[:3] == (
         66,
         3,
         6,
     ) and "and 3 of 6 trainings of sizes that have not been trained here" in str(larger)
     write_json(place(jobs[0]) / "state.json", {"state": "done", "folder": "job-0"})
-    assert remaining(jobs)[0] == 44
+    assert _remaining(jobs)[0] == 44
 
 
 # each job once: in one process and in several
@@ -479,7 +481,7 @@ def test_a_report_whose_kernel_is_killed_is_tried_again(tmp_path):
     sweep(jobs, do=run_as_notebook, say=print)
     [now] = jobs.states
     assert once.exists() and now["state"] == "done" and now["attempts"] == 2
-    assert found(jobs[0]) == tmp_path / now["folder"] and (place(jobs[0]) / "report.ipynb").stat().st_size > 10_000
+    assert _found(jobs[0]) == tmp_path / now["folder"] and (place(jobs[0]) / "report.ipynb").stat().st_size > 10_000
     assert parameters_of(tmp_path / now["folder"])["max_train"] == 64
 
 
@@ -597,17 +599,17 @@ def test_the_dev_rows_choose_and_the_test_rows_do_not(tmp_path):
     jobs = plan(TINY | grid | {"out": str(tmp_path)})
     for job, dev in zip(jobs, (90, 50, 70, 80, 60, 60)):
         by_hand(job, dev, 100 - dev)
-    assert dev_accuracy(jobs[0]) == 90 and best(jobs, ["learning_rate"]) == {"learning_rate": 1e-4}
-    assert best(jobs, ["learning_rate", "seed"]) == {"learning_rate": 1e-3, "seed": 0}
+    assert _dev_accuracy(jobs[0]) == 90 and _best(jobs, ["learning_rate"]) == {"learning_rate": 1e-4}
+    assert _best(jobs, ["learning_rate", "seed"]) == {"learning_rate": 1e-3, "seed": 0}
 
 
 def test_a_choice_needs_one_task_and_all_jobs(tmp_path):
     jobs = many(tmp_path, 2)
     by_hand(jobs[0], 50, 50)
     with pytest.raises(ParameterError, match="seed 1, is waiting"):
-        best(jobs, ["seed"])
+        _best(jobs, ["seed"])
     with pytest.raises(ParameterError, match="one task at a time"):
-        best(Plan((jobs[0], replace(jobs[0], task="xnli"))), ["seed"])
+        _best(Plan((jobs[0], replace(jobs[0], task="xnli"))), ["seed"])
 
 
 def test_the_papers_search_is_33_settings_a_task(tmp_path):
@@ -615,7 +617,7 @@ def test_the_papers_search_is_33_settings_a_task(tmp_path):
     assert (
         search.counts == [24, 9]
         and "24 + 9 = 33 settings" in str(search)
-        and len(GRIDS[0]["batch_size"]) * len(GRIDS[0]["learning_rate"]) == 24
+        and len(_GRIDS[0]["batch_size"]) * len(_GRIDS[0]["learning_rate"]) == 24
     )
     seen = []
     for stage in search.plans():

@@ -32,7 +32,7 @@ from macular import cli
 from macular.data.mini_world import Mini
 from macular.exceptions import DataError
 from macular.jobs.engines import compute
-from macular.jobs.plan import heartbeat_age
+from macular.jobs.plan import _heartbeat_age
 from macular.results import figures
 from macular.results.figures import curves, history, rounds_of
 from macular.results.timing import fresh
@@ -241,12 +241,12 @@ def test_a_million_steps_are_read_in_little_memory(tmp_path, monkeypatch):
     folder = write_history(tmp_path / "long", n)
     with allocated() as held:
         steps, rounds = history(folder), rounds_of(folder)
-    assert figures.MOST / 2 <= len(steps) <= figures.MOST + 1 and held.peak < 60
+    assert figures._MOST / 2 <= len(steps) <= figures.MOST + 1 and held.peak < 60
     assert [r["round"] for r in rounds] == list(range(1, 11)) and rounds[-1]["dev"] == {"xnli": 59.0}
-    assert steps["step"].is_monotonic_increasing and steps["step"].iloc[-1] > n - n / figures.MOST
+    assert steps["step"].is_monotonic_increasing and steps["step"].iloc[-1] > n - n / figures._MOST
     share = steps.groupby("round")["phase"].value_counts(normalize=True)
     assert len(share) == 20 and abs(share - 0.5).max() < 0.01, "every phase of every round is seen as long as it is"
-    monkeypatch.setattr(figures, "MOST", n)
+    monkeypatch.setattr(figures, "_MOST", n)
     short = write_history(tmp_path / "short", 100_000)
     with allocated() as held:
         assert len(history(short)) == 100_000
@@ -254,8 +254,8 @@ def test_a_million_steps_are_read_in_little_memory(tmp_path, monkeypatch):
 
 
 def test_a_short_history_is_read_whole(tmp_path):
-    folder = write_history(tmp_path, figures.MOST - 12)
-    assert list(history(folder)["step"]) == list(range(1, figures.MOST - 11))
+    folder = write_history(tmp_path, figures._MOST - 12)
+    assert list(history(folder)["step"]) == list(range(1, figures._MOST - 11))
     with open(folder / "history.jsonl", "a") as f:
         f.write('\n{"step": 7, "round": 1, "phase": "net", "loss": 9.0}\n')
     assert history(folder).set_index("step")["loss"][7] == 9.0, (
@@ -461,7 +461,7 @@ def world(tmp_path_factory):
 def cell(monkeypatch):
     "A cell somebody looks at; each call runs it again"
     runs = [0]
-    monkeypatch.setattr(notebook_views, "cell", lambda: ("a", runs[0]))
+    monkeypatch.setattr(notebook_views, "_cell", lambda: ("a", runs[0]))
     monkeypatch.setattr(notebook_views, "_open", {})
 
     def again(make):
@@ -651,7 +651,7 @@ def test_a_worker_that_is_stopped_is_shown_as_silent(tmp_path, monkeypatch, caps
         for path in place(first).iterdir():
             os.utime(path, (time.time() - 300,) * 2)
         assert (
-            heartbeat_age(first) >= 300
+            _heartbeat_age(first) >= 300
             and f"silent for 5.0 min: process {read_json(place(first) / 'state.json')['pid']} on " in told()
             and told().count("silent") == 1
         )
@@ -668,9 +668,9 @@ def test_a_step_is_a_sign_of_life(tmp_path, monkeypatch):
     def fake(job, watch):
         log = place(job) / "log.txt"
         os.utime(log, (time.time() - 100,) * 2)
-        seen.append(heartbeat_age(job))
+        seen.append(_heartbeat_age(job))
         watch("step", {"step": 1})
-        seen.append(heartbeat_age(job))
+        seen.append(_heartbeat_age(job))
         return SimpleNamespace(folder=place(job))
 
     monkeypatch.setattr("macular.train.run.run", fake)

@@ -12,11 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from macular.data.lexicon import CHUNK
-from macular.data.mini_world import Mini, backbone, items, lexicon, makers, text, told, web
+from macular.data.mini_world import Mini, _items, _makers, _told, backbone, lexicon, text, web
 from macular.data.scenes import (
     NP,
     Dice,
     Scene,
+    _part_of,
+    _split_of,
+    _theme,
     act,
     against,
     alone,
@@ -27,14 +30,11 @@ from macular.data.scenes import (
     grammars,
     less,
     moved,
-    part_of,
     plain,
     relation,
     sort,
-    split_of,
     swapped,
     tell,
-    theme,
     transfer,
     turned,
     vocabulary,
@@ -47,7 +47,7 @@ from macular.store import read_lines, sha256
 ROOT = Path(__file__).parents[1]
 SMALL = Mini(train=120, dev=40, test=60)
 TRUE = Mini(train=300, dev=100, test=100, mislabelled=0.0)
-TASKS = sorted(makers)
+TASKS = sorted(_makers)
 FRAMES = (act, transfer, converse, compare, arrange, alone)
 scenes = st.builds(
     lambda n, split: draw(Dice("test", n), split, FRAMES),
@@ -122,21 +122,21 @@ def entails(a, b):
 @pytest.mark.parametrize("split", ["train", "dev", "test"])
 def test_inference_labels_are_what_the_scenes_say(split):
     seen = set()
-    for _, (a, _), (b, _), label in items(TRUE, tasks["xnli"], split):
+    for _, (a, _), (b, _), label in _items(TRUE, tasks["xnli"], split):
         assert entails(a, b) == (label == "entailment"), (label, a, b)
         seen.add(label)
     assert seen == set(tasks["xnli"].labels)
 
 
 def test_neutral_hypotheses_can_be_true_with_their_premise_and_contradictions_cannot():
-    for _, (a, _), (b, _), label in items(TRUE, tasks["xnli"], "train"):
+    for _, (a, _), (b, _), label in _items(TRUE, tasks["xnli"], "train"):
         (core_a, parts_a), (core_b, parts_b) = facts(a), facts(b)
         agree = core_a == core_b and all(together(parts_a[r], parts_b[r]) for r in parts_a)
         assert agree == (label != "contradiction"), (label, a, b)
 
 
 def test_paraphrases_say_the_same_and_the_others_do_not():
-    for _, (a, _), (b, _), label in items(TRUE, tasks["pawsx"], "train"):
+    for _, (a, _), (b, _), label in _items(TRUE, tasks["pawsx"], "train"):
         assert (facts(a) == facts(b)) == (label == "paraphrase"), (label, a, b)
         assert a != b
 
@@ -160,13 +160,13 @@ def test_a_passage_holds_an_answer_exactly_when_the_label_says_so():
         )
         return q.verb == s.verb and plain_parts and all(getattr(s, k) for k in asked)
 
-    for _, (q, _), passage, label in items(TRUE, tasks["qam"], "train"):
+    for _, (q, _), passage, label in _items(TRUE, tasks["qam"], "train"):
         near = [s for s in passage if isinstance(s, Scene)]
         assert any(answers(q, s) for s in near) == (label == "yes"), (label, q, near)
 
 
 def test_a_good_advertisement_sells_what_was_asked_for():
-    for _, query, ad, label in items(TRUE, tasks["qadsm"], "train"):
+    for _, query, ad, label in _items(TRUE, tasks["qadsm"], "train"):
         want, offer = query[0], next(s for s in ad if isinstance(s, Scene) and s.verb)
         good = covers(want.subj, offer.obj) and want.place in (None, offer.place)
         assert good == (label == "Good"), (label, want, offer)
@@ -260,7 +260,7 @@ def statements(name, split, world=LARGE):
     "What the rows of a split say in English, each scene with its usual words; questions say nothing"
     return {
         plain(tell([s], "en", Dice(0), 0.0))
-        for _, *texts, _ in items(world, tasks[name], split)
+        for _, *texts, _ in _items(world, tasks[name], split)
         for t in texts
         if "?" not in t
         for s in t
@@ -283,13 +283,15 @@ def test_negative_control_rows_of_a_split_do_repeat():
 @given(scenes)
 def test_what_follows_and_what_does_not_stays_in_its_split(s):
     found = [s, *less(s), *against(s, Dice(0)), moved(s), swapped(s) if s.obj or s.other else s, turned(s) or s]
-    assert len({split_of(theme(t)) for t in found}) == 1 and len({tuple(map(part_of, theme(t))) for t in found}) == 1
+    assert (
+        len({_split_of(_theme(t)) for t in found}) == 1 and len({tuple(map(_part_of, _theme(t))) for t in found}) == 1
+    )
 
 
 def what(name, world):
     return {
         c
-        for _, a, b, _ in items(world, tasks[name], "train")
+        for _, a, b, _ in _items(world, tasks[name], "train")
         for s in (*a, *b)
         if isinstance(s, Scene) and (s.subj or NP("")).noun != "shop"
         for c in (s.verb, *(np.noun for np in (s.subj, s.obj, s.other and s.other[1]) if np))
@@ -307,8 +309,8 @@ def test_unrelated_tasks_are_about_different_things():
 
 def test_the_stated_share_is_mislabelled():
     wrong = Mini(train=2000, mislabelled=0.2)
-    right = [y for *_, y in items(Mini(train=2000, mislabelled=0.0), tasks["xnli"], "train")]
-    share = sum(x != y for x, y in zip(right, (y for *_, y in items(wrong, tasks["xnli"], "train")))) / 2000
+    right = [y for *_, y in _items(Mini(train=2000, mislabelled=0.0), tasks["xnli"], "train")]
+    share = sum(x != y for x, y in zip(right, (y for *_, y in _items(wrong, tasks["xnli"], "train")))) / 2000
     assert abs(share - 0.2) < 0.03
 
 
@@ -363,7 +365,7 @@ def test_provenance_has_no_path():
 
 SAME = """
 import hashlib, sys
-from macular.data.mini_world import Mini, lexicon, text, told, web
+from macular.data.mini_world import Mini, lexicon, text, _told, web
 from macular.data.tasks import tasks
 rows = [r for name in ("xnli", "pawsx", "qam", "qadsm") for r in told(Mini(dev=20), tasks[name], "dev", "de")]
 print(hashlib.sha256(repr((rows, lexicon().digest, list(text("ja", 50)))).encode()).hexdigest(), sorted(m for m in ("torch", "transformers", "pandas", "datasets", "pyarrow", "scipy") if m in sys.modules))
@@ -486,7 +488,7 @@ def test_backbone_knows_the_world(name, lang):
         AutoModelForMaskedLM.from_pretrained(backbone(name)).float().eval(),
     )
     right, places = 0, 0
-    for _, a, b, _ in told(TRUE, tasks["pawsx"], "dev", lang):
+    for _, a, b, _ in _told(TRUE, tasks["pawsx"], "dev", lang):
         a, b = a, [t.text for t in b]
         for k in range(len(b) - 1):
             ids = tokenizer.encode(b[k], add_special_tokens=False)

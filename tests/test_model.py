@@ -25,7 +25,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 from macular.cli import main
 from macular.data.mini_world import Mini
 from macular.data.tasks import load
-from macular.deploy.card import limits, result_of, scores, seeds_of, select_checkpoint
+from macular.deploy.card import _limits, _scores, _seeds_of, result_of, select_checkpoint
 from macular.deploy.huggingface import MacularConfig, MacularForSequenceClassification, export, predict
 from macular.exceptions import DataError, ParameterError, StorageError
 from macular.store import read_json, verify, write_json
@@ -388,7 +388,7 @@ def test_the_hub_can_read_the_card(done, folder):
 
 def test_the_table_is_the_runs_with_wilsons_interval(done):
     result = done("finetune")
-    for row in scores(select_checkpoint(result)):
+    for row in _scores(select_checkpoint(result)):
         answers = predicted(result, row["language"])
         k, n, z = (answers["label"] == answers["prediction"]).sum(), len(answers), 1.959963984540054
         middle, half = (k + z * z / 2) / (n + z * z), z / (n + z * z) * (k * (n - k) / n + z * z / 4) ** 0.5
@@ -438,9 +438,9 @@ def test_a_public_benchmark_has_results_of_its_own(done, folder, tmp_path, sourc
 
 def test_other_seeds_are_counted(done, tmp_path):
     one, two, other = done("finetune"), done("finetune", seed=5), done("finetune", rounds=1)
-    assert set(seeds_of(select_checkpoint(one))) == {one.folder, two.folder} and seeds_of(
+    assert set(_seeds_of(select_checkpoint(one))) == {one.folder, two.folder} and _seeds_of(
         select_checkpoint(other)
-    ) != seeds_of(select_checkpoint(one))
+    ) != _seeds_of(select_checkpoint(one))
     text = (export(two, tmp_path / "model") / "README.md").read_text()
     means = [sum(r.accuracy["pawsx"].values()) / 2 for r in (one, two)]
     assert (
@@ -450,8 +450,8 @@ def test_other_seeds_are_counted(done, tmp_path):
 
 
 def test_limits_name_languages_without_a_dictionary(done):
-    assert "There was no dictionary for sw, ur." in limits(select_checkpoint(done("cosda_ml", task="xnli", rounds=1)))
-    assert not any("dictionary" in line for line in limits(select_checkpoint(done("finetune"))))
+    assert "There was no dictionary for sw, ur." in _limits(select_checkpoint(done("cosda_ml", task="xnli", rounds=1)))
+    assert not any("dictionary" in line for line in _limits(select_checkpoint(done("finetune"))))
 
 
 # the command line

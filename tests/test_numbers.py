@@ -348,7 +348,7 @@ def test_scores_do_not_depend_on_order_or_batch(monkeypatch):
     whole = asked(rows)
     tables = [asked(mixed)]
     for tokens in (1, 64):
-        monkeypatch.setitem(encode.FEATURE_TOKENS, "cpu", tokens)
+        monkeypatch.setitem(encode._FEATURE_TOKENS, "cpu", tokens)
         tables.append(asked(mixed))
     columns = [c for c in whole if c.startswith("p_")]
     top = np.sort(whole[columns].to_numpy(), 1)

@@ -23,7 +23,7 @@ from macular.data.sources import DevSplit, Folder, scored_half
 from macular.data.tasks import load, tasks
 from macular.exceptions import DataError, NumericError, ParameterError, SetupError
 from macular.jobs.plan import plan
-from macular.results.majority import majority_check, mean_above
+from macular.results.majority import _mean_above, majority_check
 from macular.results.records import Record, from_lines, record
 from macular.results.simulate import simulate
 from macular.results.tables import languages
@@ -174,7 +174,7 @@ def test_a_mean_above_the_margin_is_not_enough():
 
 def test_the_interval_is_the_binomial_one():
     n, share = 2000, 0.4
-    found, se = mean_above([exactly(share, n)], 30.0), 100 * np.sqrt(share * (1 - share) / n)
+    found, se = _mean_above([exactly(share, n)], 30.0), 100 * np.sqrt(share * (1 - share) / n)
     assert found.points == pytest.approx(10) and (found.high - found.low) / 2 == pytest.approx(1.96 * se, rel=0.01)
 
 
@@ -183,13 +183,13 @@ def test_languages_whose_sets_differ_are_averaged():
     other = replace(
         r, accuracy={"en_dev": {"en": 50.0, "de": 50.0, "sw": 50.0}}, correct=r.correct | {"sw": np.arange(60) < 30}
     )
-    assert mean_above([other], 30.0).high < mean_above([r], 30.0).high
+    assert _mean_above([other], 30.0).high < _mean_above([r], 30.0).high
 
 
 def test_seeds_count():
     one, wide = (
-        mean_above([exactly(0.5, 1000)], 30.0),
-        mean_above([exactly(0.45, 1000), replace(exactly(0.55, 1000), seed=1)], 30.0),
+        _mean_above([exactly(0.5, 1000)], 30.0),
+        _mean_above([exactly(0.45, 1000), replace(exactly(0.55, 1000), seed=1)], 30.0),
     )
     assert (
         wide.points == pytest.approx(one.points)

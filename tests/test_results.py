@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from macular.data.mini_world import Mini
 from macular.data.tasks import load
 from macular.exceptions import DataError, ParameterError
-from macular.results.paper import average, paper, published, read_averages, read_blocks, recomputed, sources
+from macular.results.paper import _read_averages, _read_blocks, average, paper, published, recomputed, sources
 from macular.results.predictions import file_format, read, runs
 from macular.results.records import Record, from_dict, from_lines, located, marked, record, save
 from macular.store import append
@@ -84,12 +84,12 @@ def test_an_average_never_leaves_a_language_out():
 )
 def test_a_bad_table_is_refused(text, error, said):
     with pytest.raises(error, match=said):
-        read_blocks(text)
+        _read_blocks(text)
 
 
 def test_a_short_line_of_averages_is_refused():
     with pytest.raises(ValueError):
-        read_averages("qam xnli\nmacular 66.9", "table3")
+        _read_averages("qam xnli\nmacular 66.9", "table3")
 
 
 def test_cells_cannot_be_changed():

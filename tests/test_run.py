@@ -116,13 +116,13 @@ def test_the_plan_counts_the_steps_that_are_taken(finished):
 def test_hashes_do_not_depend_on_what_was_read_before():
     "The neighbour's dev rows, which stage 1 reads in ordinary jobs only"
     from macular.train.config import fill
-    from macular.train.inputs import Data, digests, row_digest, trained_on
+    from macular.train.inputs import Data, _row_digest, digests, trained_on
     from macular.train.methods import methods
 
     fresh, used = (Data(fill(check(SMALL | {"task": "qam"}))) for _ in range(2))
     used.rows(used.task("qadsm"), "dev")
     learned, near = trained_on(fresh, methods["macular"])
-    assert near.name == "qadsm" and all(row_digest(fresh, t, "dev") for t in [*learned, near])
+    assert near.name == "qadsm" and all(_row_digest(fresh, t, "dev") for t in [*learned, near])
     assert digests(used, methods["macular"], [*learned, near]) == digests(
         Data(fresh.job), methods["macular"], [*learned, near]
     )

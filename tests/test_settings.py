@@ -7,7 +7,7 @@ import pytest
 
 from macular.data.tasks import tasks
 from macular.exceptions import ParameterError
-from macular.train.config import SOURCES, Job, check, fill, from_notebook, presets
+from macular.train.config import _SOURCES, Job, check, fill, from_notebook, presets
 from macular.train.methods import methods
 from macular.train.resolve import method_of, training_key
 
@@ -142,7 +142,7 @@ def test_a_malformed_list_is_refused_at_once():
 
 
 def test_claims_of_the_presets():
-    said = " ".join(text for sources in SOURCES.values() for text in sources.values())
+    said = " ".join(text for sources in _SOURCES.values() for text in sources.values())
     assert "any machine" not in said and "16 GB GPU, not measured" in said
 
 

@@ -12,16 +12,16 @@ from statsmodels.stats.multitest import multipletests
 
 from macular.exceptions import DataError, ParameterError
 from macular.results.records import Record, from_lines
-from macular.results.simulate import Noise, detectable, deviation, expected, seeds_needed, simulate
+from macular.results.simulate import Noise, _expected, detectable, deviation, seeds_needed, simulate
 from macular.results.statistics import (
     Effect,
+    _randomisation,
     by_language,
     by_seed,
     common,
     difference,
     holm,
     item_differences,
-    randomisation,
     resampled,
     same_design,
     select,
@@ -264,7 +264,7 @@ def test_select(root):
 @settings(max_examples=80, deadline=None)
 def test_randomisation_is_exact(d):
     sums = [abs(sum(s * abs(x) for s, x in zip(signs, d))) for signs in itertools.product((-1, 1), repeat=len(d))]
-    assert np.isclose(randomisation(np.array(d)), np.mean([s >= abs(sum(d)) for s in sums]), atol=1e-12)
+    assert np.isclose(_randomisation(np.array(d)), np.mean([s >= abs(sum(d)) for s in sums]), atol=1e-12)
 
 
 @given(st.integers(0, 400), st.integers(0, 400), st.integers(0, 50))
@@ -272,14 +272,14 @@ def test_randomisation_is_exact(d):
 def test_of_two_single_runs_it_is_mcnemar(b, c, same):
     assume(b + c)
     d = np.array([1] * b + [-1] * c + [0] * same)
-    assert np.isclose(randomisation(d), stats.binomtest(b, b + c).pvalue, atol=1e-10)
+    assert np.isclose(_randomisation(d), stats.binomtest(b, b + c).pvalue, atol=1e-10)
 
 
 def test_randomisation_against_drawn_signs():
     rng = np.random.default_rng(0)
     d = rng.integers(-5, 6, 300) + (rng.random(300) < 0.12)
     drawn = rng.choice([-1, 1], (20_000, 300)) @ np.abs(d)
-    assert abs(randomisation(d) - np.mean(np.abs(drawn) >= abs(d.sum()))) < 0.015
+    assert abs(_randomisation(d) - np.mean(np.abs(drawn) >= abs(d.sum()))) < 0.015
 
 
 def test_seed_averaged_differences():
@@ -425,8 +425,8 @@ def test_simulated_studies_repeat_and_have_their_truth():
     a = simulate("macular", "xnli", levels, 3)
     assert a == simulate("macular", "xnli", levels, 3) != simulate("macular", "other", levels, 3)
     many = simulate("macular", "xnli", levels, 300, noise=Noise(seed=0.1))
-    assert abs(by_seed(many).mean() - expected("macular", "xnli", levels, noise=Noise(seed=0.1))) < 3 * by_seed(
+    assert abs(by_seed(many).mean() - _expected("macular", "xnli", levels, noise=Noise(seed=0.1))) < 3 * by_seed(
         many
     ).std(ddof=1) / np.sqrt(300)
-    wide = [expected("macular", f"t{i}", levels) for i in range(200)]
+    wide = [_expected("macular", f"t{i}", levels) for i in range(200)]
     assert abs(np.mean(wide) - 72.5) < 0.4 and all(r.get("simulated") for r in a)

@@ -25,7 +25,7 @@ from test_layers import MODULES, module
 from macular import store
 from macular.exceptions import StorageError
 from macular.store import (
-    FORMAT,
+    _FORMAT,
     MANIFEST,
     ForeignFolder,
     append,
@@ -441,7 +441,7 @@ def test_links_on_the_way_are_followed(state):
 @pytest.mark.parametrize(
     "version,error",
     [
-        (FORMAT + 1, ForeignFolder),
+        (_FORMAT + 1, ForeignFolder),
         (99, ForeignFolder),
         (0, StorageError),
         (-1, StorageError),
@@ -525,9 +525,9 @@ def test_a_checkpoint_of_the_first_format(tmp_path):
             torch.testing.assert_close(b, a, rtol=1e-6, atol=1e-7)
     assert {p.name: verify(p)["format"] for p in (tmp_path / "old").glob("*-*")} == {
         "round-1": 1,
-        "round-2": FORMAT,
-        "round-3": FORMAT,
-        "state-12": FORMAT,
+        "round-2": _FORMAT,
+        "round-3": _FORMAT,
+        "state-12": _FORMAT,
     }
 
 

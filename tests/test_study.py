@@ -8,12 +8,12 @@ import nbformat
 import pytest
 
 from macular.jobs.plan import plan
-from macular.results.compare import USUAL, ablation, compared, sides, study, summarize, verdicts
+from macular.results.compare import _USUAL, ablation, compared, sides, study, summarize, verdicts
 from macular.results.records import from_lines
 from macular.train.config import check
 from macular.train.inputs import Data, digests, trained_on
 from macular.train.resolve import ALGORITHM, method_of, settle, training_key
-from macular.train.stages import own_losses
+from macular.train.stages import _own_losses
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "nbs" / "records" / "study").glob("seed-*.jsonl"))
@@ -58,13 +58,13 @@ def test_records_are_small_and_hold_no_text():
 )
 def test_todays_code_would_store_the_training_under_the_recorded_key(method, task, backbone):
     "Data, encoder, row and settings are what they were: a key of today's says the same as the record's"
-    [r] = [r for r in SEEDS[0] if asked(r) == (method, task, backbone, USUAL["alpha"], USUAL["max_train"])]
+    [r] = [r for r in SEEDS[0] if asked(r) == (method, task, backbone, _USUAL["alpha"], _USUAL["max_train"])]
     job = settle(check(dict(method=method, task=task, backbone=backbone, preset="mini", seed=0)))
     data, wanted = Data(job), method_of(job)
     learned, near = trained_on(data, wanted)
     everything = [*learned, *([near] if near else [])]
     assert r.trainings[method] == training_key(
-        wanted, everything, job, digests(data, wanted, everything) | {"losses": own_losses(wanted)}, ""
+        wanted, everything, job, digests(data, wanted, everything) | {"losses": _own_losses(wanted)}, ""
     )
 
 

@@ -19,9 +19,9 @@ from macular.data.lexicon import CHUNK, Lexicon, split
 from macular.data.mini_world import Mini, backbone, lexicon, text
 from macular.data.tasks import load, tasks
 from macular.text.batches import tokenize
-from macular.text.chunk_table import Chunked, choose, longest_first, tabulate
-from macular.text.chunks import WHITE, cutting, encode, frame, steps, unsupported_reason
-from macular.text.code_switch import CodeSwitch, Place, Synonyms, draw, exchange, rates, tally
+from macular.text.chunk_table import Chunked, _choose, _tabulate, longest_first
+from macular.text.chunks import _WHITE, _steps, cutting, encode, frame, unsupported_reason
+from macular.text.code_switch import CodeSwitch, Place, Synonyms, _exchange, draw, rates, tally
 from macular.text.encode import ChunkEncoder, TextEncoder, TextSettings, Views, choose_encoder
 
 # ------------------------------------------------------------------ sentences that were made to break it
@@ -360,7 +360,7 @@ def test_the_sentences_are_adversarial():
 
 def test_every_white_space():
     "Between, before and after words, also in front of marks"
-    texts = [f"{w}Dog{w}{m}cat,{w}{w}dog.{w}" for w in WHITE for m in ("", "\u0301", "\u200d")]
+    texts = [f"{w}Dog{w}{m}cat,{w}{w}dog.{w}" for w in _WHITE for m in ("", "\u0301", "\u200d")]
     for tokenizer in (
         mini("mini-bert"),
         mini("mini-xlmr"),
@@ -375,7 +375,7 @@ def test_every_white_space():
         switched, counts = by_text([texts, texts[::-1]], np.arange(len(texts)), Place())
         found, tallied = chunked.switched(Place(), 99)
         assert mismatches(found, tokenize(tokenizer, *switched, 99)) == 0 and tallied == counts
-    assert len(WHITE) == 25
+    assert len(_WHITE) == 25
 
 
 def test_negative_control_word_without_its_suffix():
@@ -404,11 +404,11 @@ def test_every_chunk_becomes_what_the_text_form_makes_of_it():
     texts = sentences(300, 4, [" "])
     lengths, place, tokenizer = [len(CHUNK.findall(t)) for t in texts], Place(7, "draws", 1), mini("mini-xlmr")
     draws, chunks = draw(SWITCH, range(300), lengths, place), [c for t in texts for c in CHUNK.findall(t)]
-    table = tabulate(list(dict.fromkeys(chunks)), [], adversarial(), LANGS, tokenizer)
+    table = _tabulate(list(dict.fromkeys(chunks)), [], adversarial(), LANGS, tokenizer)
     numbers = {c: i for i, c in enumerate(dict.fromkeys(chunks))}
     for stay in (0, 1, 3):
-        chosen, counts = choose(table, np.array([numbers[c] for c in chunks], np.int32), draws, stay)
-        alone = exchange(chunks, adversarial(), LANGS, draws, stay)
+        chosen, counts = _choose(table, np.array([numbers[c] for c in chunks], np.int32), draws, stay)
+        alone = _exchange(chunks, adversarial(), LANGS, draws, stay)
         wanted = encode(tokenizer, [s.text for s in alone])
         assert np.array_equal(table.surfaces.take(chosen), wanted.values) and np.array_equal(
             table.surfaces.lengths[chosen], wanted.lengths
@@ -421,10 +421,10 @@ def test_near_synonyms_by_stay():
     texts, place = ["The dog, a cat and no dog."] * 500, Place(2, "rsda", 0, 1)
     wanted = Synonyms(copies=3)(texts, range(500), words, place)
     table, every = (
-        tabulate(CHUNK.findall(texts[0]), [], words, ("en",), mini("mini-bert")),
+        _tabulate(CHUNK.findall(texts[0]), [], words, ("en",), mini("mini-bert")),
         CodeSwitch(("en",), word=1.0, redraw=True),
     )
-    chosen, counts = choose(
+    chosen, counts = _choose(
         table, np.tile(np.arange(7, dtype=np.int32), 500), draw(every, range(500), [7] * 500, place), stay=1
     )
     assert (
@@ -466,7 +466,7 @@ def test_only_what_occurs_is_tabled_and_once():
     words = Lexicon(
         {"de": {"dog": ("Hund", "Köter"), "cat": "Katze", "bird": "Vogel"}, "fr": {"dog": "Hund", "cat": "cat"}}
     )
-    table = tabulate(["dog,", "cat", "--"], ["stays\x0bwhole"], words, ("de", "fr"), mini("mini-bert"))
+    table = _tabulate(["dog,", "cat", "--"], ["stays\x0bwhole"], words, ("de", "fr"), mini("mini-bert"))
     assert table.options.lengths.tolist() == [2, 1, 1, 1, 0, 0, 0, 0] and table.words.tolist() == [
         True,
         True,
@@ -570,7 +570,7 @@ def precompiled():
 
 @pytest.mark.slow
 def test_6_000_sentences_with_a_precompiled_normaliser():
-    assert [s["type"] for s in steps(precompiled().backend_tokenizer.normalizer)] == ["Precompiled"]
+    assert [s["type"] for s in _steps(precompiled().backend_tokenizer.normalizer)] == ["Precompiled"]
     chunked = all_equal(precompiled(), few(3000), whole=0.9)
     assert (
         "\u3000" in cutting(precompiled()).across

@@ -16,16 +16,16 @@ from scipy import stats
 from macular.cli import main
 from macular.exceptions import DataError, ParameterError
 from macular.results.compare import checklist, compare
-from macular.results.formats import Cell, Table, as_csv, harmless, tex
+from macular.results.formats import Cell, Table, _harmless, _tex, as_csv
 from macular.results.paper import published
 from macular.results.records import Record, from_lines, save
 from macular.results.simulate import simulate
 from macular.results.statistics import difference, select
 from macular.results.tables import (
     View,
+    _cost,
     beside_paper,
     caption,
-    cost,
     duration,
     languages,
     overview,
@@ -267,11 +267,11 @@ def test_costs():
         )
         for s in (0, 10)
     ]
-    assert cost(timed) == ["2", "2 min", "2"] and cost([run]) == ["1", "", ""]
+    assert _cost(timed) == ["2", "2 min", "2"] and _cost([run]) == ["1", "", ""]
     slow = replace(timed[0], seed=20, cost={"seconds": {"macular_nots": 9000.0, "macular": 9000.0}, "encoders": 2})
-    assert cost([*timed, slow])[1] == "2 min", "one busy hour is no cost of the method"
+    assert _cost([*timed, slow])[1] == "2 min", "one busy hour is no cost of the method"
     partly = replace(timed[0], cost={"seconds": {"macular": 50.0}})
-    assert cost([partly]) == ["1", "", ""], "a time that leaves stage 1 out is none"
+    assert _cost([partly]) == ["1", "", ""], "a time that leaves stage 1 out is none"
     assert [duration(s) for s in (5, 99, 600, 7200)] == ["5 s", "99 s", "10 min", "2.0 h"]
     found = checklist(timed)
     assert dict(map(tuple, found.rows))["trainings"] == "3 distinct, 3 min in all", "a shared training counts once"
@@ -321,7 +321,7 @@ def test_csv_is_safe_and_complete(rows, name):
 
 @pytest.mark.parametrize("text", ["=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\t=1", "  =1", "\r=1", "＝1"])
 def test_formulas_are_disarmed(text):
-    assert harmless(text) == "'" + re.sub(r"[\r\t]", " ", text)
+    assert _harmless(text) == "'" + re.sub(r"[\r\t]", " ", text)
 
 
 def test_numbers_stay_numbers():
@@ -362,9 +362,9 @@ def test_latex_has_its_structure_whatever_the_texts(names, told):
 
 def test_latex_escapes():
     assert (
-        tex(r"a_b & 5% $x$ {y} #1 ~ ^ \z")
+        _tex(r"a_b & 5% $x$ {y} #1 ~ ^ \z")
         == r"a\_b \& 5\% \$x\$ \{y\} \#1 \textasciitilde{} \textasciicircum{} \textbackslash{}z"
-        and tex("two\nlines") == "two lines"
+        and _tex("two\nlines") == "two lines"
     )
 
 

@@ -25,10 +25,10 @@ from macular.results.statistics import select
 from macular.store import lock
 from macular.text.code_switch import COLOURS, CodeSwitch, Piece, Place, Switched
 from macular.ui import views as notebook_views
-from macular.ui.board import board, heat_map, means, varying, versus
-from macular.ui.error_browser import KINDS, answers, errors, of_kind, share, taught
-from macular.ui.live import ask, live, status, trainings
-from macular.ui.playground import playground, show_batch, switch_pair, token_ids
+from macular.ui.board import _means, _varying, board, heat_map, versus
+from macular.ui.error_browser import _KINDS, _answers, _of_kind, _share, _taught, errors
+from macular.ui.live import _ask, _status, _trainings, live
+from macular.ui.playground import _switch_pair, _token_ids, playground, show_batch
 from macular.ui.views import View, data_of, grid, safe
 
 CONTROL = select(
@@ -212,7 +212,7 @@ def test_colour_is_never_the_only_sign():
 def cell(monkeypatch):
     "A cell somebody looks at; call it to run it again"
     now = SimpleNamespace(runs=0, id="a")
-    monkeypatch.setattr(notebook_views, "cell", lambda: (now.id, now.runs))
+    monkeypatch.setattr(notebook_views, "_cell", lambda: (now.id, now.runs))
     monkeypatch.setattr(notebook_views, "_open", {})
 
     def run(make, id="a"):
@@ -347,7 +347,7 @@ def test_the_playground_draws_as_training_does():
         switch([row[c]], [row["id"]], data.lexicon, Place(3, "pawsx", field))[0]
         for field, c in enumerate(("text_a", "text_b"))
     ]
-    assert wanted == switch_pair((row["text_a"], row["text_b"]), data, switch, row["id"], 3)
+    assert wanted == _switch_pair((row["text_a"], row["text_b"]), data, switch, row["id"], 3)
     assert all(w._repr_html_() in view.html() for w in wanted)
 
 
@@ -386,7 +386,7 @@ def test_the_ids_are_those_of_training(name):
     folder, texts = backbone(name), ("<s> the dog </s> [SEP] 犬!", "<pad> never")
     whole = [Switched((Piece(t, t),), 1, 0, 0) for t in texts]
     wanted = tokenize(AutoTokenizer.from_pretrained(folder), [texts[0]], [texts[1]], 200).ids
-    shown = Page(str(token_ids(whole, folder)))
+    shown = Page(str(_token_ids(whole, folder)))
     assert shown.texts[1::2] == list(map(str, wanted))
 
 
@@ -402,17 +402,17 @@ def test_sorting_and_filtering_say_the_same_numbers():
 
 def test_the_heat_is_the_mean_over_seeds():
     own = select(CONTROL, task="qam")
-    table = means(own)
+    table = _means(own)
     wanted = np.mean([r.accuracy["en_dev"]["de"] for r in own if r.method == "macular"])
     assert table.loc["Macular", "de"] == pytest.approx(wanted)
-    assert means(own, "finetune").loc["Macular", "de"] == pytest.approx(wanted - table.loc["Fine-tuning", "de"])
+    assert _means(own, "finetune").loc["Macular", "de"] == pytest.approx(wanted - table.loc["Fine-tuning", "de"])
 
 
 def test_runs_made_differently_are_rows_of_their_own():
     from dataclasses import replace
 
     mixed = [*CONTROL, *(replace(r, parameters={"alpha": 0.9}) for r in select(CONTROL, method="macular"))]
-    assert varying(mixed) == ("alpha",) and "alpha 0.9" in board(mixed, task="qam").html()
+    assert _varying(mixed) == ("alpha",) and "alpha 0.9" in board(mixed, task="qam").html()
 
 
 def test_numbers_of_the_mini_world_say_so():
@@ -444,8 +444,8 @@ def test_an_export_is_the_table_that_is_shown():
 )
 def test_words_a_dictionary_could_have_taught(source, other, lang, wanted):
     dictionary = {"de": {"dog": ("Köter", "Hund")}, "zh": {"dog": ("狗",)}}[lang]
-    assert [t for _, _, t in taught([source], [other], dictionary, lang)] == wanted
-    assert share(taught([source], [other], dictionary, lang)) == pytest.approx(
+    assert [t for _, _, t in _taught([source], [other], dictionary, lang)] == wanted
+    assert _share(_taught([source], [other], dictionary, lang)) == pytest.approx(
         sum(t is not None for t in wanted) / len(wanted)
     )
 
@@ -453,11 +453,11 @@ def test_words_a_dictionary_could_have_taught(source, other, lang, wanted):
 def test_kinds_of_errors(odd, tmp_path):
     from xss_payloads import a_run
 
-    found = answers(a_run(tmp_path))
+    found = _answers(a_run(tmp_path))
     both = found.pairs("de")
-    assert found.langs == ["de"] and [len(of_kind(both, k)) for k in KINDS] == [12, 0, 12, 0, 0, 12]
+    assert found.langs == ["de"] and [len(_of_kind(both, k)) for k in _KINDS] == [12, 0, 12, 0, 0, 12]
     with pytest.raises(ParameterError, match="unknown kind"):
-        of_kind(both, "strange")
+        _of_kind(both, "strange")
     with pytest.raises(ParameterError, match="unknown language of the run"):
         found.pairs("fr")
 
@@ -491,26 +491,26 @@ def training(tmp_path):
 
 
 def test_a_training_that_nobody_works_on_is_stopped(training):
-    s = status(training)
+    s = _status(training)
     assert (s.state, s.step, s.steps, s.round, s.best, s.dev) == ("stopped", 14, 20, 2, 1, 61.0), (
         "a number asked for on the way is no round"
     )
-    assert "nothing was asked" in ask(training, "stop") and not (training / "control").exists()
+    assert "nothing was asked" in _ask(training, "stop") and not (training / "control").exists()
 
 
 def test_words_for_a_training_that_runs(training):
     with lock(training):
-        assert status(training).state == "running"
+        assert _status(training).state == "running"
         for word, written in (
             ("evaluate", b"evaluate"),
             ("pause", b"pause"),
             ("evaluate", b"evaluate pause"),
             ("stop", b"stop"),
         ):
-            ask(training, word)
+            _ask(training, word)
             assert (training / "control").read_bytes() == written
             (training / "control").write_bytes(b"pause" if word == "pause" else written)
-        ask(training, "go on")
+        _ask(training, "go on")
         assert not (training / "control").exists()
 
 
@@ -541,7 +541,7 @@ def test_a_view_follows_and_ends(training, cell):
 
 
 def test_before_anything_began(tmp_path):
-    assert trainings(tmp_path) == {} and "No training has begun" in live(tmp_path).html()
+    assert _trainings(tmp_path) == {} and "No training has begun" in live(tmp_path).html()
 
 
 def test_tables_of_numbers_and_texts():

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DATA', 'NP', 'Scene', 'LIVING', 'THINGS', 'grammars', 'words', 'vocabulary', 'kind', 'relation', 'sort', 'Dice',
-           'tell', 'plain', 'act', 'transfer', 'converse', 'compare', 'arrange', 'alone', 'theme', 'split_of',
-           'belongs', 'part_of', 'fits', 'draw', 'turned', 'swapped', 'moved', 'less', 'unlike', 'sibling', 'against']
+           'tell', 'plain', 'act', 'transfer', 'converse', 'compare', 'arrange', 'alone', 'belongs', 'fits', 'draw',
+           'turned', 'swapped', 'moved', 'less', 'unlike', 'sibling', 'against']
 
 # %% ../../nbs/data/05_scenes.ipynb #46ddcaf2
 import csv
@@ -283,27 +283,27 @@ def _stem(concept):
     return wider or min(concept, relation("~").get(concept, concept), relation("^").get(concept, concept))
 
 
-def theme(scene) -> tuple:
+def _theme(scene) -> tuple:
     "Return the stems of a scene's verb and, in alphabetical order, of its participants"
     nouns = (scene.subj, scene.obj, scene.other and scene.other[1])
     return _stem(scene.verb), *sorted(_stem(np.noun) for np in nouns if np)
 
 
-def split_of(concepts) -> str:
+def _split_of(concepts) -> str:
     "Assign concepts to train, dev or test, by a hash: 70 %, 10 % and 20 %"
     return {7: "dev", 8: "test", 9: "test"}.get(zlib.crc32(" ".join(concepts).encode()) % 10, "train")
 
 
 def belongs(concepts, split) -> bool:
     "Return whether concepts are a split's; the pretraining text has those of the training split"
-    return split_of(concepts) == ("train" if split == "text" else split)
+    return _split_of(concepts) == ("train" if split == "text" else split)
 
 
 _GROUPS = (("act", "consume"), ("transfer",), ("converse",), ("solo",), ("quality",), ("person", *THINGS))
 
 
 @cache
-def part_of(concept):
+def _part_of(concept):
     "Return the part of the words, 0 to 3, that a concept belongs to; None for one that belongs to all"
     for kinds in _GROUPS:
         group = sorted({_stem(c) for c in kind(*kinds)})
@@ -314,8 +314,8 @@ def part_of(concept):
 
 def fits(scene, split, part=None) -> bool:
     "Return whether a scene may be told in a split, by a task that keeps to a part of the words"
-    names, apart = theme(scene), not scene.obj or scene.obj.noun != scene.subj.noun
-    return apart and belongs(names, split) and (part is None or all(part_of(c) in (part, None) for c in names))
+    names, apart = _theme(scene), not scene.obj or scene.obj.noun != scene.subj.noun
+    return apart and belongs(names, split) and (part is None or all(_part_of(c) in (part, None) for c in names))
 
 
 def draw(dice, split, frames, part=None, change=lambda scene: scene) -> Scene:

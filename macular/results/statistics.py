@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LEVEL', 'select', 'design', 'same_design', 'common', 'by_seed', 'verdict', 'Effect', 'seed_part', 'student',
-           'same_task', 'difference', 'item_differences', 'parallel', 'item_part', 'randomisation', 'holm',
-           'by_language', 'resampled', 'Summary', 'summary']
+           'same_task', 'difference', 'item_differences', 'parallel', 'item_part', 'holm', 'by_language', 'resampled',
+           'Summary', 'summary']
 
 # %% ../../nbs/results/04_statistics.ipynb #fa697543
 import warnings
@@ -280,7 +280,7 @@ def _item_shares(a, b, langs):
     return parallel([100 * item_differences(a, b, x) / (len(a) * len(b)) for x in langs])
 
 # %% ../../nbs/results/04_statistics.ipynb #4edba805
-def randomisation(
+def _randomisation(
     d: np.ndarray,  # whole numbers, an item each
 ) -> float:  # p, two-sided
     "Exact paired randomisation test of a zero mean; McNemar's exact test where all d are −1, 0 and 1"
@@ -321,7 +321,7 @@ def by_language(
     a, b = same_design(a), same_design(b)
     same_task(a, b)
     langs = _same_langs(a, b, langs)
-    ps = [randomisation(item_differences(a, b, x)) for x in langs]
+    ps = [_randomisation(item_differences(a, b, x)) for x in langs]
     found = []
     for lang, p, corrected in zip(langs, ps, holm(ps), strict=True):
         mean_a, mean_b = (float(by_seed(side, [lang]).mean()) for side in (a, b))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PAPER', 'digest', 'Data', 'dictionaries', 'read_lexicon', 'read_neighbours', 'has_trees', 'resources', 'load_trees',
-           'counted', 'row_digest', 'digests', 'trained_on', 'one_source']
+           'counted', 'digests', 'trained_on', 'one_source']
 
 # %% ../../nbs/train/03_inputs.ipynb #31813a50
 import hashlib
@@ -216,7 +216,7 @@ def _tree_file(
     raise DataError(
         f"'{data.job.method}' needs dependency trees, and there is no {name} in "
         f"{folder or 'tree_dir, which is not given'}. "
-        "Any parser that writes CoNLL-U will do; macular.text.syntax.parse asks Stanza."
+        "Any parser that writes CoNLL-U will do; macular.text.syntax._parse asks Stanza."
     )
 
 
@@ -282,7 +282,7 @@ def counted(
     return min(n, data.job.max_train or n), where
 
 # %% ../../nbs/train/03_inputs.ipynb #282fa7d6
-def row_digest(
+def _row_digest(
     data: Data,
     task: Task,
     split: str,
@@ -302,7 +302,7 @@ def digests(
     "Hashes of everything that determines a training, apart from its parameters"
     rows = {}
     for task, split in product(learned, ("train", "dev")):
-        rows[f"{task.name}/{split}"] = row_digest(data, task, split)
+        rows[f"{task.name}/{split}"] = _row_digest(data, task, split)
     found = {
         "backbone": data.hashes,
         "rows": rows,
