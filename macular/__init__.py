@@ -26,7 +26,7 @@ _HOMES = {  # name -> (module, what it is called there)
     "compare": ("results.compare", "compare"),
     "table": ("results.tables", "overview"),
     "export": ("deploy.huggingface", "export"),
-    "predict": ("deploy.texts", "predict_texts"),
+    "predict": ("deploy.huggingface", "predict_texts"),
 }
 __all__ = list(_HOMES)
 

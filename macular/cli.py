@@ -14,14 +14,24 @@ from typing import Annotated
 from typer import Argument, Exit, Option, Typer
 from typer.core import TyperCommand
 
-from .arguments import complete, conditions, engine, explained, parameters, plans, records_at, side_of
+from macular.arguments import (
+    complete,
+    conditions,
+    engine,
+    explained,
+    new_file,
+    parameters,
+    plans,
+    records_at,
+    side_of,
+    write_table,
+)
 from .core import key, root, table
 from .data.check import check as check_data
 from .data.download import fetch as fetch_data
+from .data.readers import TEXTS, read_texts
 from .data.tasks import tasks
-from .deploy.texts import TEXTS, new_file, predict_texts, read_texts, write_predictions
-from .exceptions import MacularError, ParameterError, unknown
-from .interrupts import ending
+from .exceptions import MacularError, ParameterError, ending, unknown
 from .jobs.engines import compute, run_as_notebook, run_notebook, sweep
 from .jobs.plan import command
 from .jobs.rerun import rerun
@@ -70,15 +80,9 @@ def _tasks():
     "List the tasks: labels, languages, and the most similar task, which Macular uses as neighbour."
     rows = []
     for task in tasks.values():
-        rows.append(
-            {
-                "task": task.name,
-                "title": task.title,
-                "labels": ", ".join(task.labels),
-                "languages": " ".join(dict.fromkeys((task.source_lang, *task.langs))),
-                "neighbour": ", ".join(task.neighbour),
-            }
-        )
+        langs = " ".join(dict.fromkeys((task.source_lang, *task.langs)))
+        row = {"task": task.name, "title": task.title, "labels": ", ".join(task.labels), "languages": langs}
+        rows.append(row | {"neighbour": ", ".join(task.neighbour)})
     print(table(rows))
 
 
@@ -89,15 +93,8 @@ def _methods():
     for method in methods.values():
         weights = {name: weight for name, weight in method.terms.items() if weight}
         losses = [name if weight == 1 else f"{weight:g} {name}" for name, weight in weights.items()]
-        rows.append(
-            {
-                "method": method.name,
-                "title": method.title,
-                "tasks": method.tasks,
-                "stage 1": method.shared or "",
-                "losses": " + ".join(losses),
-            }
-        )
+        row = {"method": method.name, "title": method.title, "tasks": method.tasks, "stage 1": method.shared or ""}
+        rows.append(row | {"losses": " + ".join(losses)})
     print(table(rows))
 
 # %% ../nbs/99_cli.ipynb #ebc19141
@@ -277,8 +274,11 @@ def _predict(
     "Predict the label of each pair of texts in a file, with the probability of every label."
     if to:
         new_file(to)  # refuses a file that exists before anything is computed
-    frame = predict_texts(read_texts(file, columns, keep), folder, columns)
-    print(f"{len(frame):,} rows in {write_predictions(frame, to)}\n" if to else frame.to_csv(index=False), end="")
+    texts = read_texts(file, columns, keep)
+    from macular.deploy.huggingface import predict_texts  # imports torch
+
+    frame = predict_texts(texts, folder, columns)
+    print(f"{len(frame):,} rows in {write_table(frame, to)}\n" if to else frame.to_csv(index=False), end="")
 
 # %% ../nbs/99_cli.ipynb #97d464c2
 @app.command("distill")

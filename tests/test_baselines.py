@@ -13,13 +13,11 @@ from torch import nn
 from macular.data.mini_world import neighbours
 from macular.exceptions import DataError, ParameterError
 from macular.model.baselines import SyntaxEncoder, _distances, cloze, reverse
-from macular.model.losses import kl_s
+from macular.model.losses import Objective, kl_s, terms
 from macular.model.modules import load_encoder
-from macular.model.objective import Objective, terms
 from macular.text.batches import cut, order
 from macular.text.code_switch import Place
-from macular.text.encode import ChunkEncoder, TextEncoder, TextSettings, Views, choose_encoder
-from macular.text.prompts import ByCloze, verbalise
+from macular.text.encode import ByCloze, ChunkEncoder, TextEncoder, TextSettings, Views, choose_encoder, verbalise
 from macular.text.syntax import ByTree, Tree, Treebank, _attach, _origins, read_conllu, tree_from_heads
 from macular.train.build import build, build_net
 from macular.train.methods import methods

@@ -47,7 +47,6 @@ TORCH_FREE = {
     "results.simulate",
     "results.tables",
     "results.compare",
-    "results.majority",
     "jobs.plan",
     "jobs.engines",
     "jobs.search",

@@ -11,7 +11,7 @@ import toy
 
 from macular.core import diff, key
 from macular.exceptions import ParameterError
-from macular.model.objective import Objective, terms
+from macular.model.losses import Objective, terms
 from macular.text.code_switch import CodeSwitch, Synonyms
 from macular.train.config import Job, fill
 from macular.train.methods import Method, Readings, differences, methods

@@ -9,7 +9,7 @@ import torch
 import toy
 
 from macular.exceptions import NumericError
-from macular.model.objective import Objective
+from macular.model.losses import Objective
 from macular.store import newest, read_json
 from macular.text import encode
 from macular.train.config import check, fill

@@ -11,7 +11,7 @@ import toy
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from macular.exceptions import DataError, MacularError, SetupError
-from macular.model.objective import Objective
+from macular.model.losses import Objective
 from macular.text.code_switch import CodeSwitch
 from macular.train.methods import Readings, methods
 from macular.train.trainer import Loop, Phase, fit

@@ -8,9 +8,9 @@ import pytest
 
 from macular.cli import main
 from macular.data.mini_world import Mini
+from macular.data.readers import read_texts
 from macular.data.tasks import load
-from macular.deploy.huggingface import export
-from macular.deploy.texts import predict_texts, read_texts
+from macular.deploy.huggingface import export, predict_texts
 from macular.exceptions import DataError
 from macular.store import read_json, write_json
 from macular.train.config import check

@@ -23,7 +23,7 @@ from macular.data.sources import DevSplit, Folder, scored_half
 from macular.data.tasks import load, tasks
 from macular.exceptions import DataError, NumericError, ParameterError, SetupError
 from macular.jobs.plan import plan
-from macular.results.majority import _mean_above, majority_check
+from macular.results.probes import _mean_above, majority_check
 from macular.results.records import Record, from_lines, record
 from macular.results.simulate import simulate
 from macular.results.tables import languages

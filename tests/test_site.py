@@ -240,7 +240,7 @@ def test_every_part_of_the_paper_is_in_the_index(pages):
 
 def test_the_index_is_what_the_code_says(pages):
     "A term's number in the index is the number it is bound to"
-    from macular.model.objective import terms
+    from macular.model.losses import terms
 
     for term in terms.values():
         if term.eq:
@@ -339,10 +339,10 @@ def test_it_can_be_read(scheme, width, site, browser):
     for url in (
         "nbs/start.html",
         "nbs/text/01_code_switch.html",
-        "nbs/model/03_objective.html",
+        "nbs/model/02_losses.html",
         "nbs/ui/04_error_browser.html",
         "equations/index.html",
-        "api/model.objective.html",
+        "api/model.losses.html",
     ):
         page = opened(browser, url, site.as_uri() + "/", viewport={"width": width, "height": 900}, color_scheme=scheme)
         page.wait_for_load_state()

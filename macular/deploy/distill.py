@@ -20,7 +20,7 @@ from .card import result_of, select_checkpoint, training_of
 from ..exceptions import ParameterError
 from ..jobs.plan import ALIKE, job_of, parameters_of
 from ..jobs.rerun import refuse_student, reopen
-from ..model.objective import term
+from ..model.losses import term
 from ..results.formats import Cell, Table
 from ..results.records import Record, record
 from ..results.statistics import LEVEL, common, design, resampled

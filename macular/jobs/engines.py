@@ -24,8 +24,7 @@ from socket import create_connection
 from threading import Thread
 
 from ..core import resolve, root
-from ..exceptions import MacularError, ParameterError, SetupError, StorageError, error_class
-from ..interrupts import Listening
+from ..exceptions import Listening, MacularError, ParameterError, SetupError, StorageError, error_class
 from .plan import Plan, changed, format_duration, last_state, parameters_of, state
 from ..store import append_text, lock, write_bytes, write_json
 from ..train.config import Job, fill

@@ -29,8 +29,8 @@ import torch
 
 from ..core import permutation
 from ..exceptions import ParameterError, SetupError
+from ..model.losses import Objective, terms
 from ..model.modules import Encoder
-from ..model.objective import Objective, terms
 from ..store import read_json, write_json
 from ..text.batches import Batches, neighbour_batches, order
 from ..train.build import Built, Hyperparameters

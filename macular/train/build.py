@@ -20,11 +20,10 @@ from accelerate import Accelerator
 from ..data.tasks import Task
 from ..exceptions import DataError, ParameterError
 from ..model.baselines import SyntaxEncoder, cloze, reverse
+from ..model.losses import Objective
 from ..model.modules import Encoder, MultiTask, Net, TaskSpecific, discriminator, load_encoder
-from ..model.objective import Objective
 from ..text.batches import Batches, neighbour_batches, order
-from ..text.encode import TextSettings, Views, features
-from ..text.prompts import ByCloze
+from ..text.encode import ByCloze, TextSettings, Views, features
 from ..text.syntax import ByTree
 from .methods import ADVERSARIES, REVERSALS, Method
 from .trainer import Phase

@@ -20,7 +20,7 @@ from ..data.readers import SEEN
 from ..data.sources import File
 from ..data.tasks import load
 from ..exceptions import DataError, SetupError, first_line, shown
-from ..model.objective import terms
+from ..model.losses import terms
 from .inputs import Data, dictionaries, one_source, read_lexicon, read_neighbours, resources
 from .resolve import ResolvedJob
 

@@ -26,7 +26,7 @@ from transformers import AutoTokenizer
 from ..core import key, resolve
 from ..data.tasks import Task
 from ..exceptions import ParameterError, StorageError
-from ..model.objective import terms
+from ..model.losses import terms
 from ..store import is_locked, lock, read_json, verify, write_json
 from .build import Built, Hyperparameters, TrainingInputs, build, build_net, text_settings
 from .checkpoints import load_weights, resume_notes, training_seconds

@@ -21,8 +21,7 @@ from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ..core import mix
-from ..exceptions import NumericError, SetupError, Stopped, StorageError
-from ..interrupts import Listening
+from ..exceptions import Listening, NumericError, SetupError, Stopped, StorageError
 from ..store import write_bytes, write_json
 from .checkpoints import Checkpoints
 
