@@ -33,7 +33,6 @@ from .data.readers import TEXTS, read_texts
 from .data.tasks import tasks
 from .exceptions import MacularError, ParameterError, ending, unknown
 from .jobs.engines import compute, run_as_notebook, run_notebook, sweep
-from .jobs.plan import command
 from .jobs.rerun import rerun
 from .jobs.search import read_search
 from .results.compare import checklist, compare
@@ -43,6 +42,7 @@ from .results.statistics import select
 from .results.tables import View, beside_paper, languages, overview, selections
 from .train.config import check
 from .train.methods import methods
+from .train.resolve import command
 
 # %% ../nbs/99_cli.ipynb #fb3b4ceb
 app = Typer(

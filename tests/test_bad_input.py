@@ -995,7 +995,7 @@ def test_memory_that_runs_out_names_the_setting(tmp_path, monkeypatch, error):
     }
 
     def train(stage, data, accelerator, watch, below):
-        watch("start", {"row": stage.method, "folder": tmp_path, "steps": 1, "rows": {}, "phases": [], "notes": []})
+        watch("start", {"method": stage.method, "folder": tmp_path, "steps": 1, "rows": {}, "phases": [], "notes": []})
         raise kinds[error]
 
     monkeypatch.setattr(macular.train.run, "train", train)

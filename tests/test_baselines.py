@@ -484,8 +484,8 @@ def done(tmp_path_factory):
         result = run(check(JOB | {"out": out} | changes), lambda event, facts: events.append((event, facts)))
         return (
             result,
-            [f["row"].name for e, f in events if e == "start"],
-            [f["row"].name for e, f in events if e == "found"],
+            [f["method"].name for e, f in events if e == "start"],
+            [f["method"].name for e, f in events if e == "found"],
         )
 
     return do

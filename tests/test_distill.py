@@ -84,7 +84,7 @@ def training(result):
 def starts(run, **changes):
     "The student, and what was trained for it"
     seen = []
-    result = distill(run, lambda event, facts: seen.append(facts["row"].name) if event == "start" else None, **changes)
+    result = distill(run, lambda event, facts: event == "start" and seen.append(facts["method"].name), **changes)
     return result, seen
 
 
@@ -213,7 +213,7 @@ def test_other_trainings_have_no_teacher():
 def answers(teacher, form="_aug"):
     "What a teacher says of a student's views, and the views"
     data = teacher.data
-    row = _student_method(teacher.row)
+    row = _student_method(teacher.method)
     rows = {data.target.name: data.rows(data.target, "train")}
     stuff = replace(teacher.trainings[0].material, tasks=[data.target], rows=rows, lexicon=data.lexicon, trees={})
     views = Views(

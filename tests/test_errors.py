@@ -26,8 +26,8 @@ from macular.exceptions import (
 from macular.jobs.engines import KilledError, attempt
 from macular.store import read_json
 from macular.train.config import Job, check, fill
-from macular.train.failures import _anonymous, failure, recorded
 from macular.train.resolve import place
+from macular.train.run import _anonymous, failure, recorded
 
 KINDS = (MacularError, ParameterError, DataError, SetupError, StorageError, NumericError)
 TEXT = st.text(st.characters(), max_size=300) | st.builds(

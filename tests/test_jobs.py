@@ -14,10 +14,11 @@ import pytest
 from conftest import ROOT
 
 from macular.exceptions import DataError, ParameterError, SetupError, StorageError
-from macular.jobs.engines import Processes, Ray, Sequential, _found, attempt, sweep
-from macular.jobs.plan import Plan, _jobs_to_run_first, _remaining, _stages, _summary, parameters_of, plan, rows, state
+from macular.jobs.engines import Processes, Ray, Sequential, attempt, sweep
+from macular.jobs.plan import Plan, _jobs_to_run_first, _remaining, _stages, _summary, plan, rows, state
 from macular.jobs.rerun import compare_runs, rerun
 from macular.jobs.search import _GRIDS, _best, _dev_accuracy, paper_search, read_search
+from macular.results.records import folder_of, parameters_of
 from macular.store import lock, read_json, sha256, write_json
 from macular.train.config import check, fill
 from macular.train.resolve import identity, place
@@ -172,7 +173,7 @@ def test_a_thousand_jobs_are_planned_in_a_moment(tmp_path):
 def test_two_jobs_share_a_training_here_exactly_if_they_do_in_the_store():
     "The plan's names against the store's hashes, over rows, tasks, seeds and settings"
     from macular.train.inputs import Data, digests, trained_on
-    from macular.train.resolve import method_of, stage1_method, training_key
+    from macular.train.resolve import method_of, stage_methods, training_key
 
     read, used, lexicon = {}, {}, None
 
@@ -183,7 +184,7 @@ def test_two_jobs_share_a_training_here_exactly_if_they_do_in_the_store():
         if lexicon is None:
             lexicon = data.lexicon
         data.lexicon = lexicon
-        for m in [*([stage1_method(method, job)] if method.shared else []), method]:
+        for m in stage_methods(method, job):
             learned, near = trained_on(data, m)
             everything = [*learned, *([near] if near else [])]
             keys.append(training_key(m, everything, job, digests(data, m, everything), keys[-1] if keys else ""))
@@ -481,7 +482,7 @@ def test_a_report_whose_kernel_is_killed_is_tried_again(tmp_path):
     sweep(jobs, do=run_as_notebook, say=print)
     [now] = jobs.states
     assert once.exists() and now["state"] == "done" and now["attempts"] == 2
-    assert _found(jobs[0]) == tmp_path / now["folder"] and (place(jobs[0]) / "report.ipynb").stat().st_size > 10_000
+    assert folder_of(jobs[0]) == tmp_path / now["folder"] and (place(jobs[0]) / "report.ipynb").stat().st_size > 10_000
     assert parameters_of(tmp_path / now["folder"])["max_train"] == 64
 
 

@@ -19,7 +19,7 @@ def test_the_time_left_after_a_kill(monkeypatch, done):
         return "net" if (step - 1) % 30 >= 20 else "discriminator"
 
     progress = figures.Progress()
-    progress.start({"row": macular, "steps": 90, "phases": [("discriminator", 20), ("net", 10)]})
+    progress.start({"method": macular, "steps": 90, "phases": [("discriminator", 20), ("net", 10)]})
     for step in range(done + 1, 91):
         clock.now += cost[phase(step)]
         progress.take({"step": step, "phase": phase(step), "round": 1, "pass": 1, "batch": 1, "loss": 1.0, "task": 1.0})

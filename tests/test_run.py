@@ -140,7 +140,7 @@ def test_stage_one_is_a_training_of_its_own(finished):
 
 
 def test_stages_are_listed_and_older_results_are_read(finished):
-    from macular.train.resolve import stages_of
+    from macular.results.records import stages_of
 
     result = finished.values
     assert [(s["stage"], s["member"]) for s in result["stages"]] == [(1, 1), (2, 1)]
@@ -164,7 +164,7 @@ def test_an_ablation_finds_stage_one(finished):
     other = run(
         finished.folder.parent,
         method="macular_wo_consistency",
-        watch=lambda event, facts: events.append((event, facts.get("row"))),
+        watch=lambda event, facts: events.append((event, facts.get("method"))),
     )
     assert ("found", "macular_nots") in [(e, r and r.name) for e, r in events] and [e for e, _ in events].count(
         "start"

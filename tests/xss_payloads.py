@@ -191,7 +191,7 @@ def reprs() -> dict:
     rows = [{p: p for p in PAYLOADS}, dict.fromkeys(PAYLOADS, " ".join(PAYLOADS))]
     table = Table(PAYLOADS, [list(PAYLOADS), [Cell(1.0, best=True), *PAYLOADS[1:]]], " ".join(PAYLOADS), PAYLOADS)
     progress = figures.Progress()
-    progress.start({"row": replace(macular, title=one), "steps": 9, "phases": [(other, 9)]})
+    progress.start({"method": replace(macular, title=one), "steps": 9, "phases": [(other, 9)]})
     progress.take(
         {"step": 1, "phase": other, "round": 1, "pass": 1, "batch": 1, "loss": 1.0} | dict.fromkeys(PAYLOADS, 1.0)
     )

@@ -19,10 +19,11 @@ from ..core import table
 from ..data.layouts import archives, hub_layouts
 from ..data.tasks import Task, find
 from ..exceptions import DataError, ParameterError, unknown
-from ..results.records import located, record
+from ..results.records import located, record, stages_of
 from ..results.statistics import LEVEL, summary
 from ..store import read_json, verify
-from ..train.run import Result, averaged
+from ..train.evaluate import averaged
+from ..train.run import Result
 
 # %% ../../nbs/deploy/01_card.ipynb #0856a738
 def result_of(
@@ -37,9 +38,12 @@ def result_of(
     return Result(folder, read_json(folder / "result.json"))
 
 
-def training_of(result: Result, name: str) -> tuple[Path, dict]:  # its folder, and its record
-    "Find a training of a run, by the name it has in the result"
-    folder = result.folder.parent / "trainings" / result.values["trainings"][name]["key"]
+def training_of(
+    result: Result,
+    stage: dict,  # of `stages_of`
+) -> tuple[Path, dict]:  # its folder, and its record
+    "Find the training of a stage of a run"
+    folder = result.folder.parent / "trainings" / stage["key"]
     if not (folder / "training.json").exists():
         reason = f"the weights of {result.folder.name} are in {folder}, which is not there"
         raise DataError(f"{reason}. Runs and their trainings go together.")
@@ -48,11 +52,11 @@ def training_of(result: Result, name: str) -> tuple[Path, dict]:  # its folder, 
 
 def load_round(
     result: Result,
-    name: str,  # of a training, as the result names it
+    stage: dict,  # of `stages_of`
     round,  # counted from 1, or "averaged"
 ) -> tuple[dict, dict]:  # its record, and the round's weights
-    "Load the record and weights of a training of a run"
-    folder, record = training_of(result, name)
+    "Load the record and weights of a stage of a run"
+    folder, record = training_of(result, stage)
     rounds = range(1, len(record["rounds"]) + 1) if round == "averaged" else [round]
     weights = []
     for n in rounds:
@@ -73,14 +77,9 @@ class ExportSpec:
     def config(self) -> dict:
         return self.result.values["config"]
 
-    @property
-    def name(self) -> str:  # of the run's own training
-        return self.config["method"]
-
-    @property
-    def beneath(self) -> str:  # the name of stage 1, which f_m is from
-        names = list(self.result.values["trainings"])
-        return names[names.index(self.name) - 1]
+    @cached_property
+    def stages(self) -> list[dict]:  # the last one is exported; of two encoders, f_m is from the one before
+        return stages_of(self.result.values)
 
     @property
     def round(self):
@@ -92,29 +91,29 @@ class ExportSpec:
 
     @cached_property
     def trained(self) -> tuple[dict, dict]:  # record and weights
-        return load_round(self.result, self.name, self.round)
+        return load_round(self.result, self.stages[-1], self.round)
 
     @property
-    def row(self) -> dict:  # the method's fields
+    def method(self) -> dict:  # its fields
         return self.trained[0]["row"]
 
     @property
     def frozen(self) -> bool:
-        return bool(self.row["shared"]) and self.row["shared_as"] == "frozen"
+        return bool(self.method["shared"]) and self.method["shared_as"] == "frozen"
 
 # %% ../../nbs/deploy/01_card.ipynb #f6842b0f
 def unsupported_reason(taken: ExportSpec) -> str:  # empty where there is none
     "Return the reason why transformers could not load a run's model"
-    if any(name.endswith(" 2") for name in taken.result.values["trainings"]):
+    if taken.stages[-1]["member"] > 1:
         reason = "it averages the probabilities of two trainings, which are two models."
-        return f"{reason} Export a run of the row that it averages."
-    if taken.row["head"] == "cloze":
+        return f"{reason} Export a run of the method that it averages."
+    if taken.method["head"] == "cloze":
         reason = "it scores words at a gap; no class of transformers asks that way."
-        return f"{reason} Use its predictions, or another row."
-    if taken.row["encoder"] == "syntax":
+        return f"{reason} Use its predictions, or another method."
+    if taken.method["encoder"] == "syntax":
         reason = "its encoder reads a dependency tree beside the text, which no tokenizer gives."
-        return f"{reason} Use its predictions, or another row."
-    if taken.row["readings"]["e"] == "cls":
+        return f"{reason} Use its predictions, or another method."
+    if taken.method["readings"]["e"] == "cls":
         return "its reading of e is `cls`; stock heads have a layer before their last one, which it never trained."
     return ""
 
@@ -217,7 +216,7 @@ def eval_results(taken: ExportSpec) -> list[dict]:  # an entry for each language
     if known is None:
         return []
     repo, commit = known
-    notes = f"accuracy in percent, {taken.result.values['split']}, {taken.row['title']}, seed {taken.config['seed']}"
+    notes = f"accuracy in percent, {taken.result.values['split']}, {taken.method['title']}, seed {taken.config['seed']}"
     entries = []
     for row in _scores(taken):
         value = round(row["accuracy"], 2)
@@ -229,8 +228,8 @@ def _limits(taken: ExportSpec) -> list[str]:  # sentences
     "List what a user should know before relying on the model"
     task, values = taken.task, taken.result.values
     switched = set()  # the languages of the dictionaries
-    for training in values["trainings"].values():
-        switched.update(training["switch_rates"].get(task.name, {}).get("langs", {}))
+    for stage in taken.stages:
+        switched.update(stage["switch_rates"].get(task.name, {}).get("langs", {}))
     bare = [x for x in task.langs if x != task.source_lang and x not in switched]
     source = "the backbone and from dictionaries" if switched else "the backbone"
     alone = f"It learned labels in `{task.source_lang}` alone"
@@ -282,7 +281,7 @@ def _accuracy(taken):
 
 def _dev_accuracy(taken):
     "Format the dev accuracy of a head whose task the run did not score"
-    dev = taken.result.values["trainings"][taken.name]["dev"]
+    dev = taken.stages[-1]["dev"]
     known = dev[taken.round - 1] if taken.round != "averaged" else {}
     if taken.task.name not in known:
         return ""
@@ -292,11 +291,11 @@ def _dev_accuracy(taken):
 def _trainings(taken: ExportSpec) -> list[dict]:  # training, learned, by, round
     "List the trainings of a run: tasks, losses with weights, and the round used"
     lines = []
-    for name, training in taken.result.values["trainings"].items():
-        row = training_of(taken.result, name)[1]["row"]
-        losses = [f"{loss} × {weight:g}" for loss, weight in row["terms"].items() if weight]
-        used = taken.round if name == taken.name else training["round"]
-        about = {"training": row["title"], "learned": ", ".join(training["tasks"])}
+    for stage in taken.stages:
+        method = training_of(taken.result, stage)[1]["row"]
+        losses = [f"{loss} × {weight:g}" for loss, weight in method["terms"].items() if weight]
+        used = taken.round if stage is taken.stages[-1] else stage["round"]
+        about = {"training": method["title"], "learned": ", ".join(stage["tasks"])}
         lines.append(about | {"by": ", ".join(losses), "round": used})
     return lines
 
@@ -371,7 +370,7 @@ def card(taken: ExportSpec, folder: str) -> str:  # Markdown
     written = ModelCard.from_template(
         _metadata(taken, folder),
         template_str=(files("macular") / "assets" / "model_card.md").read_text(encoding="utf-8"),
-        title=f"{taken.row['title']}: {task.title or task.name}",
+        title=f"{taken.method['title']}: {task.title or task.name}",
         about=_about(taken),
         call=_call(taken, folder),
         max_length=taken.max_length,

@@ -18,11 +18,10 @@ from torch import Tensor
 from ..core import diff, key, literal
 from .card import result_of, select_checkpoint, training_of
 from ..exceptions import ParameterError
-from ..jobs.plan import ALIKE, job_of, parameters_of
 from ..jobs.rerun import refuse_student, reopen
 from ..model.losses import term
 from ..results.formats import Cell, Table
-from ..results.records import Record, record
+from ..results.records import ALIKE, Record, job_of, parameters_of, record, stages_of
 from ..results.statistics import LEVEL, common, design, resampled
 from ..results.tables import task_title, title
 from ..results.timing import Spread, machine, race, ratio
@@ -32,7 +31,7 @@ from ..train.build import text_settings
 from ..train.config import Job, check
 from ..train.inputs import Data, load_trees
 from ..train.methods import Method
-from ..train.resolve import settle
+from ..train.resolve import resolve_job, settle
 from ..train.run import Result, carry_out, say
 
 # %% ../../nbs/deploy/03_distill.ipynb #07a84da2
@@ -96,15 +95,15 @@ class Teacher:
         seed: int | None = None,  # the student's; None: the teacher's
     ):
         self.of = result_of(run)
-        for name in self.of.values["trainings"]:
-            _, made = training_of(self.of, name)  # refuses a run whose weights are gone
+        for stage in stages_of(self.of.values):
+            _, made = training_of(self.of, stage)  # refuses a run whose weights are gone
             if made["row"]["head"] == "cloze":
                 raise ParameterError(
-                    f"{self.of.folder.name} cannot teach: {name} scores words at a gap, and a cloze of code-switched "
-                    "texts is not built. Take a run with a linear head."
+                    f"{self.of.folder.name} cannot teach: {stage['method']} scores words at a gap, and a cloze of "
+                    "code-switched texts is not built. Take a run with a linear head."
                 )
         self.data, self.trainings = reopen(self.of.folder)
-        self.row, self.config = self.trainings[0].row, self.of.values["config"]
+        self.method, self.config = self.trainings[0].method, self.of.values["config"]
         self.seed = self.config["seed"] if seed is None else seed
         self.said = {}  # suffix of a view -> its draw, and the probabilities (n, classes)
 
@@ -125,9 +124,9 @@ class Teacher:
         "The student's items in the form that the teacher reads"
         if not hasattr(self, "views"):
             t, text = self.trainings[0], views.text
-            if t.row.encoder == "syntax":
+            if t.method.encoder == "syntax":
                 load_trees(self.data, self.data.target, "train")
-            own = text_settings(t.row, t.material, t.recipe)
+            own = text_settings(t.method, t.material, t.recipe)
             own = replace(own, switch=text.switch, lexicon=text.lexicon, seed=text.seed)
             self.views = Views(views.tasks, views.rows, own)
         return self.views
@@ -149,16 +148,16 @@ class Teacher:
     @property
     def name(self) -> str:
         decisive = {name: v for name, v in self.config.items() if name != "seed" or v != self.seed}
-        return f"{self.row.name} {key(decisive, length=8)}"
+        return f"{self.method.name} {key(decisive, length=8)}"
 
     @property
     def result(self) -> dict:
-        about = {"run": self.of.folder.name, "method": self.row.name, "seed": self.config["seed"]}
+        about = {"run": self.of.folder.name, "method": self.method.name, "seed": self.config["seed"]}
         return {"teacher": about | {"trainings": self.key}, "cost": {"encoders": 1}}
 
     @property
     def note(self) -> str:
-        about = f"{self.row.title or self.row.name}, seed {self.config['seed']}"
+        about = f"{self.method.title or self.method.name}, seed {self.config['seed']}"
         return (
             f"learned the probabilities of the run {self.of.folder.name} ({about}), no label; labelled dev rows choose "
             "the round. Its training time is without its teacher's"
@@ -195,9 +194,9 @@ def distill(
     refuse_student(folder)
     job = _student_job(folder, changes)
     teacher = Teacher(folder, job.seed)
-    method = _student_method(teacher.row, changes.get("word_rate"))
+    method = _student_method(teacher.method, changes.get("word_rate"))
     data = Data(replace(job, method=method.name), origins=list(teacher.of.values["origins"]), teacher=teacher)
-    return carry_out(method, data, watch)
+    return carry_out(resolve_job(data.job, data, method), watch)
 
 # %% ../../nbs/deploy/03_distill.ipynb #d0914f33
 def _agreement(a: Result, b: Result) -> dict:  # language -> percent of the items

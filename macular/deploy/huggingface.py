@@ -116,9 +116,8 @@ def _stock_model(config, taken: ExportSpec) -> PreTrainedModel:  # `config` is t
 
 def _composite_model(config, taken: ExportSpec) -> MacularForSequenceClassification:  # `config` is the backbone's
     "Build a two-encoder method's model"
-    stage1_round = taken.result.values["trainings"][taken.beneath]["round"]
-    stage1, trained = load_round(taken.result, taken.beneath, stage1_round)[1], taken.trained[1]
-    weights = _with_prefix(stage1, _ENCODER, "shared.")
+    stage1, trained = taken.stages[-2], taken.trained[1]
+    weights = _with_prefix(load_round(taken.result, stage1, stage1["round"])[1], _ENCODER, "shared.")
     weights |= _with_prefix(trained, _ENCODER, "encoder.") | _with_prefix(trained, "head.", "head.")
     config = MacularConfig(encoder=config, alpha=taken.config["alpha"], dtype="float32")
     return _load_weights(MacularForSequenceClassification(_with_labels(config, taken.task.labels)), weights)
@@ -256,15 +255,14 @@ def predict_texts(
 def _predict_with_run(frame, run, columns):
     "Predict with the selected round of a run, on the GPU if there is one"
     from macular.jobs.rerun import reopen
-    from macular.train.evaluate import evaluate
-    from macular.train.run import mean_probabilities
+    from macular.train.evaluate import evaluate, mean_probabilities
 
     if read_json(run / "result.json").get("teacher"):
         raise ParameterError(
             f"{run.name} is a student, which is used as a model folder. First: macular export {run.name} FOLDER"
         )
     data, trainings = reopen(run, Accelerator(cpu=not torch.cuda.is_available()))
-    if trainings[0].row.encoder == "syntax":
+    if trainings[0].method.encoder == "syntax":
         raise ParameterError(f"{run.name} reads a dependency tree beside each text, which new texts do not have.")
     pairs = {name: frame[column].tolist() for name, column in zip(TEXTS, columns, strict=True)}
     # the reader of test sets wants an id and a label, of which the net sees neither

@@ -6,7 +6,6 @@
 __all__ = ['compute', 'KilledError', 'run_notebook', 'run_as_notebook', 'attempt', 'Sequential', 'Processes', 'Ray', 'sweep']
 
 # %% ../../nbs/jobs/02_engines.ipynb #1adba52a
-import json
 import os
 import platform
 import sys
@@ -14,7 +13,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
@@ -23,13 +22,13 @@ from signal import SIG_IGN, SIGINT, SIGTERM, signal
 from socket import create_connection
 from threading import Thread
 
-from ..core import resolve, root
+from ..core import root
 from ..exceptions import Listening, MacularError, ParameterError, SetupError, StorageError, error_class
-from .plan import Plan, changed, format_duration, last_state, parameters_of, state
+from .plan import Plan, format_duration, last_state, state
+from ..results.records import folder_of
 from ..store import append_text, lock, write_bytes, write_json
-from ..train.config import Job, fill
-from ..train.failures import failure
-from ..train.resolve import place
+from ..train.config import Job
+from ..train.resolve import changed, place
 
 # %% ../../nbs/jobs/02_engines.ipynb #07cfd912
 def compute(job: Job) -> Path:  # the result's folder
@@ -126,24 +125,11 @@ class _Kernels:
             process.send_signal(SIGTERM)
 
 # %% ../../nbs/jobs/02_engines.ipynb #9631ca79
-def _found(
-    job: Job,
-) -> Path:  # its folder; of several results, whose data differ, the newest
-    "Return the result of a job that is done"
-    wanted = json.loads(json.dumps(asdict(fill(job))))
-    if wanted["precision"] == "auto":  # the machine chose it
-        del wanted["precision"]
-    for result in sorted(resolve(job.out).glob("*/result.json"), key=lambda p: -p.stat().st_mtime_ns):
-        if wanted.items() <= parameters_of(result.parent).items():
-            return result.parent
-    raise StorageError(f"the job left no result in {job.out}")
-
-
 def run_as_notebook(job: Job) -> Path:  # the result's folder
     "Run a job as a notebook, `report.ipynb` beside its state"
     place(job).mkdir(parents=True, exist_ok=True)
     run_notebook(job, place(job) / "report.ipynb")
-    return _found(job)
+    return folder_of(job)
 
 # %% ../../nbs/jobs/02_engines.ipynb #d3446829
 def attempt(
@@ -152,6 +138,8 @@ def attempt(
     again: bool = False,  # also when it is done: the store finds it by the hashes of its data, or does it
 ) -> dict:  # its state afterwards; "died" where the kernel was killed
     "Run a job and record its outcome"
+    from macular.train.run import failure
+
     path = place(job) / "state.json"
     with lock(place(job), wait=-1):
         before = last_state(job)
@@ -383,6 +371,8 @@ def sweep(
 # %% ../../nbs/jobs/02_engines.ipynb #1d85b501
 def _give_up(job, times):
     "Record a job as failed whose process was killed on every attempt"
+    from macular.train.run import failure
+
     error = KilledError(
         f"its process ended {times} times without a word, killed for memory most likely; "
         "take fewer jobs at a time, or accumulation=2"

@@ -17,12 +17,11 @@ from ..core import Difference, diff, literal, number, permutation, resolve, tabl
 from ..data.readers import as_dataset
 from ..exceptions import DataError, ParameterError
 from .engines import compute
-from .plan import parameters_of
-from ..results.records import located
+from ..results.records import located, parameters_of, stages_of
 from ..store import read_json
 from ..train.config import check
 from ..train.inputs import Data, load_trees
-from ..train.resolve import method_of, seeds, stage1_method, stages_of
+from ..train.resolve import method_of, seeds, stage_methods
 
 # %% ../../nbs/jobs/04_rerun.ipynb #36295e8a
 @dataclass(frozen=True, repr=False)
@@ -152,14 +151,13 @@ def reopen(
             f"the backbone '{job.backbone}' is not the one that {folder.name} was trained from; its files differ"
         )
     recorded = {(made["stage"], made["member"]): made for made in stages_of(result)}
-    for n, seed in enumerate(seeds(job, method), 1):
-        member = Data(replace(job, seed=seed), trees=data.trees)
-        training = None
-        for stage, m in enumerate([*([stage1_method(method, job)] if method.shared else []), method], 1):
-            made = recorded[stage, n]
+    for member, seed in enumerate(seeds(job, method), 1):
+        own, training = Data(replace(job, seed=seed), trees=data.trees), None
+        for stage, part in enumerate(stage_methods(method, job), 1):
+            made = recorded[stage, member]
             place = folder.parent / "trainings" / made["key"]
-            tasks = [member.task(name) for name in made["tasks"]]
-            training = _opened(m, member, place, tasks, training, accelerator)
+            tasks = [own.task(name) for name in made["tasks"]]
+            training = _opened(part, own, place, tasks, training, accelerator)
         found.append(training)
     return data, found
 
@@ -224,7 +222,7 @@ def _net_after_round(training, round):
 
     rounds = len(training.record["rounds"])
     if round == 0:
-        return build_net(training.row, training.material, training.recipe).eval()
+        return build_net(training.method, training.material, training.recipe).eval()
     if round is not None and not 1 <= round <= rounds:
         raise ParameterError(
             f"there is no round {round}; this training has rounds 1 to {rounds}, and 0, before it learned"
@@ -240,7 +238,7 @@ def _examples(data, training, task, split_and_lang, items):
     found = found.select(sorted(drawn))
     if lang == SWITCHED:
         return _switched(data, training, task, found)
-    if training.row.encoder == "syntax":
+    if training.method.encoder == "syntax":
         load_trees(data, task, split, lang)
     return found
 
@@ -250,7 +248,7 @@ def _switched(data, training, task, examples):
     from macular.text.encode import TextEncoder
     from macular.train.build import text_settings
 
-    method = training.row
+    method = training.method
     if not method.augment or method.encoder == "syntax":
         reason = "reads trees" if method.augment else "switches no words"
         raise ParameterError(f"'{method.name}' {reason}: there are no switched texts to encode")

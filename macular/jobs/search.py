@@ -14,6 +14,7 @@ from math import prod
 from ..core import literal, resolve, table
 from ..exceptions import DataError, ParameterError
 from .plan import Plan, count, plan, read_toml, rows, state
+from ..results.records import stages_of
 from ..store import read_json
 from ..train.config import Job, fill
 
@@ -27,7 +28,7 @@ def _dev_accuracy(
         name = f"{job.method} on {job.task}, seed {job.seed}"
         raise ParameterError(f"{name}, is {now['state']}; a choice needs all jobs done")
     result = read_json(resolve(job.out) / now["folder"] / "result.json")
-    last = list(result["trainings"].values())[-1]
+    last = stages_of(result)[-1]
     scores, task = last["dev"][last["round"] - 1], result["config"]["task"]
     if task not in scores:
         raise DataError(f"{task} has no dev rows in its source language, so nothing can be chosen by them")

@@ -176,21 +176,21 @@ def _own_encoder(method: Method, material: TrainingInputs, recipe: Hyperparamete
 
 
 def build_net(
-    row: Method,
+    method: Method,
     material: TrainingInputs,
     recipe: Hyperparameters,
 ) -> Net:  # on the accelerator's device
     "Build F_m or F_t; for a reversed gradient, the net holds its discriminator, too"
     classes = [len(task.labels) for task in material.tasks]
-    if row.head == "cloze":
+    if method.head == "cloze":
         net = cloze(material.backbone, material.tasks[0], material.tokenizer, recipe.seed)
-    elif row.frozen:
-        encoder = _own_encoder(row, material, recipe)
+    elif method.frozen:
+        encoder = _own_encoder(method, material, recipe)
         net = TaskSpecific(material.shared, encoder, classes[0], recipe.alpha, recipe.seed)
     else:
-        net = MultiTask(_own_encoder(row, material, recipe), classes, recipe.seed)
-    if row.active().keys() & set(REVERSALS):
-        net.discriminator = _discriminator(row, net, material, recipe)
+        net = MultiTask(_own_encoder(method, material, recipe), classes, recipe.seed)
+    if method.active().keys() & set(REVERSALS):
+        net.discriminator = _discriminator(method, net, material, recipe)
     return net.to(material.accelerator.device)
 
 
@@ -201,23 +201,23 @@ def _discriminator(method: Method, net: Net, material: TrainingInputs, recipe: H
 
 # %% ../../nbs/train/08_build.ipynb #76870335
 def text_settings(
-    row: Method,
+    method: Method,
     material: TrainingInputs,
     recipe: Hyperparameters,
 ) -> TextSettings:
     "Configure the augmentation and tokenisation of a method's texts"
     form = None
-    if row.head == "cloze":
+    if method.head == "cloze":
         form = ByCloze
-    elif row.encoder == "syntax":
+    elif method.encoder == "syntax":
         form = partial(ByTree, trees=material.trees)
     return TextSettings(
         material.tokenizer,
         material.lexicon,
-        row.augment,
+        method.augment,
         recipe.seed,
         recipe.max_length,
-        row.synonyms,
+        method.synonyms,
         material.neighbours,
         form,
     )
@@ -242,12 +242,12 @@ class Built:
 
 
 def available_losses(
-    row: Method,
+    method: Method,
     learned: list[Task],  # the tasks it learns from
     near: Task | None,  # the neighbour
 ) -> tuple[dict, list[str]]:  # loss -> weight, and a note for each loss that is left out
     "Return the method's losses, without those that need a second or neighbouring task where there is none"
-    weights, notes = row.active(), []
+    weights, notes = method.active(), []
     if len(learned) == 1 and (weights.pop("task_adv", 0) or weights.pop("task_grl", 0)):
         notes.append("one task: no task adversary. Add tasks to stage 1 (`stage1`) to have one.")
     if near is None and weights.pop("consistency", 0):
@@ -306,33 +306,33 @@ def _check_length(material: TrainingInputs, recipe: Hyperparameters, config):
 
 # %% ../../nbs/train/08_build.ipynb #49ea1fd8
 def build(
-    row: Method,
+    method: Method,
     material: TrainingInputs,
     recipe: Hyperparameters,
 ) -> Built:
     "Build the net and the phases of a method"
-    weights, notes = available_losses(row, material.tasks, material.near)
+    weights, notes = available_losses(method, material.tasks, material.near)
     if not weights:
-        raise DataError(f"'{row.name}' has no loss left to train by: {' '.join(notes)}")
-    net = build_net(row, material, recipe)
+        raise DataError(f"'{method.name}' has no loss left to train by: {' '.join(notes)}")
+    net = build_net(method, material, recipe)
     _check_length(material, recipe, net.encoder.config)
     against = sorted(weights.keys() & {*ADVERSARIES, *REVERSALS})
     if len(against) > 1:
-        raise ParameterError(f"'{row.name}' has {' and '.join(against)}: a row has one adversary")
+        raise ParameterError(f"'{method.name}' has {' and '.join(against)}: a method has one adversary")
     adversary = next((loss for loss in against if loss in ADVERSARIES), None)
     D = None  # of a phase of its own, or, with a reversed gradient, a part of the net
     if adversary:
-        D = _discriminator(row, net, material, recipe).to(material.accelerator.device)
+        D = _discriminator(method, net, material, recipe).to(material.accelerator.device)
     elif against:
 
         def D(e):
             return net.discriminator(reverse(e))
 
-    objective = Objective(weights, net, D, as_printed=row.readings.kl_s == "as_printed")
+    objective = Objective(weights, net, D, as_printed=method.readings.kl_s == "as_printed")
     if not objective.suffixes & {"", "_aug", "_copy"}:
-        raise ParameterError(f"'{row.name}' has no loss on the task's own texts, only {', '.join(weights)}")
-    f_m = material.shared if row.frozen else None
-    feed = TrainingBatches(material, recipe, text_settings(row, material, recipe), objective.suffixes, f_m)
+        raise ParameterError(f"'{method.name}' has no loss on the task's own texts, only {', '.join(weights)}")
+    f_m = material.shared if method.frozen else None
+    feed = TrainingBatches(material, recipe, text_settings(method, material, recipe), objective.suffixes, f_m)
     phases = [_discriminator_phase(adversary, net, D, feed, recipe)] if adversary else []
     phases.append(Phase("net", net, objective, feed.batches, feed.steps, 1, recipe.learning_rate, decay=True))
     return Built(net, phases, feed.views, notes + _remarks(net, feed))

@@ -94,10 +94,13 @@ class Data(_Words, _Backbone):
     trees: ChainMap = field(default_factory=ChainMap)  # text -> dependency tree
     odd: list = field(default_factory=list)  # sentences about unusual inputs
     teacher: object = None  # a finished run that a student learns from, a `Teacher` of macular.deploy.distill
+    source: object = None  # of tasks that bring no files of their own; None: the one that the job names
 
-    @cached_property
-    def source(self):
-        "The source of tasks that bring no files of their own"
+    def __post_init__(self):
+        if self.source is None:
+            self.source = self._named_source()
+
+    def _named_source(self):
         if self.job.data_dir:
             return Folder(self.job.data_dir)
         return Mini() if presets[self.job.preset].source == "mini" else Hub()
@@ -296,7 +299,7 @@ def _row_digest(
 
 def digests(
     data: Data,
-    row: Method,
+    method: Method,
     learned: list[Task],  # and the neighbour
 ) -> dict:
     "Hashes of everything that determines a training, apart from its parameters"
@@ -306,14 +309,14 @@ def digests(
     found = {
         "backbone": data.hashes,
         "rows": rows,
-        "lexicon": data.lexicon.digest if row.augment else None,
+        "lexicon": data.lexicon.digest if method.augment else None,
         "extensions": extend(data.job.extensions),
     }
-    if row.synonyms:
+    if method.synonyms:
         found["synonyms"] = data.neighbours.digest
     if data.teacher:
         found["teacher"] = data.teacher.key
-    if row.encoder == "syntax":
+    if method.encoder == "syntax":
         found["trees"] = {
             f"{task.name}/{split}": load_trees(data, task, split)
             for task, split in product(learned, ("train", "dev"))
@@ -324,12 +327,12 @@ def digests(
 # %% ../../nbs/train/03_inputs.ipynb #7eda4290
 def _stage1_tasks(
     data: Data,
-    row: Method,
+    method: Method,
 ) -> list[Task]:  # in a fixed order
     "The tasks that a method with `tasks='all'` learns from"
     asked, target = data.job.stage1, data.target.name
     names = PAPER if asked in ("paper", "available") else sorted(asked, key=_paper_first)
-    names = [n for n in names if n not in row.without]
+    names = [n for n in names if n not in method.without]
     missing = [n for n in names if not data.langs(data.task(n), "train")]
     if missing and asked == "available":
         names = [n for n in names if n not in missing]
@@ -339,7 +342,7 @@ def _stage1_tasks(
             f"macular data fetch {' '.join(missing)} --to {data.job.data_dir or 'data'}; "
             "or say stage1=available to go without, which is another method."
         )
-    if target not in names and target not in row.without:
+    if target not in names and target not in method.without:
         names.append(target)
     return [data.task(n) for n in names]
 
@@ -350,12 +353,12 @@ def _paper_first(name):
 
 def trained_on(
     data: Data,
-    row: Method,
+    method: Method,
 ) -> tuple[list[Task], Task | None]:  # the tasks, and the neighbour of the target
     "The tasks whose training examples a method learns from"
-    if row.tasks == "all":
-        return _stage1_tasks(data, row), None
-    if row.tasks != "near":
+    if method.tasks == "all":
+        return _stage1_tasks(data, method), None
+    if method.tasks != "near":
         return [data.target], None
     near = [data.task(n) for n in data.target.neighbour if data.langs(data.task(n), "train")]
     return [data.target], near[0] if near else None

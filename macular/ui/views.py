@@ -17,7 +17,7 @@ from markupsafe import Markup, escape
 
 from ..core import resolve, visible
 from ..exceptions import MacularError, ParameterError
-from ..jobs.plan import job_of
+from ..results.records import job_of
 from ..train.config import check, fill
 from ..train.inputs import Data
 
