@@ -26,7 +26,6 @@ TORCH_FREE = {
     "exceptions",
     "core",
     "store",
-    "data.layouts",
     "data.readers",
     "data.tasks",
     "data.sources",

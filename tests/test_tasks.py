@@ -7,9 +7,8 @@ from dataclasses import replace
 import pytest
 from conftest import ROOT
 
-from macular.data.layouts import Layout
 from macular.data.readers import read_columns, read_rows
-from macular.data.sources import File, Folder, Hub
+from macular.data.sources import File, Folder, Hub, Layout
 from macular.data.tasks import Task, facts, find, load, tasks
 from macular.exceptions import DataError, ParameterError
 

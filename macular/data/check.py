@@ -11,9 +11,8 @@ from dataclasses import dataclass
 
 from ..core import literal, resolve, table
 from .download import downloads, licence_label, licensed
-from .layouts import archives, splits
 from .lexicon import Lexicon
-from .sources import Folder
+from .sources import Folder, archives, splits
 from .tasks import facts, find, load, tasks
 from ..exceptions import MacularError
 

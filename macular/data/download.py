@@ -19,10 +19,9 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from ..core import resolve
-from .layouts import splits
 from .lexicon import MUSE_LICENCE, Lexicon, read_pairs
 from .readers import read_columns
-from .sources import Folder, Hub
+from .sources import Folder, Hub, splits
 from .tasks import load, tasks
 from ..exceptions import DataError, MacularError, ParameterError, SetupError, StorageError, unknown
 from ..store import lock, put, read_json, sha256, write_bytes, write_json

@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..core import resolve
-from .layouts import Layout
 from ..exceptions import DataError, ParameterError, shown, unknown
 
 # %% ../../nbs/data/01_readers.ipynb #d4b1f6b3
@@ -319,7 +318,7 @@ def as_dataset(
 # %% ../../nbs/data/01_readers.ipynb #e39defaf
 def read_rows(
     paths,  # the files, read one after the other
-    layout: Layout,  # of the files
+    layout,  # of the files, a `Layout` of macular.data.sources
     labels,  # label names, in the order of their numbers
     lang: str = None,  # the language to select, where a file holds several
 ):  # datasets.Dataset: id, text_a, text_b, label

@@ -13,9 +13,8 @@ from collections import Counter
 from dataclasses import MISSING, dataclass, fields
 
 from ..core import Registry, resolve, table
-from .layouts import splits
 from .readers import content
-from .sources import File, Hub
+from .sources import File, Hub, splits
 from ..exceptions import DataError, ParameterError, unknown
 
 # %% ../../nbs/data/03_tasks.ipynb #1ef74bca

@@ -16,7 +16,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from ..core import table
-from ..data.layouts import archives, hub_layouts
+from ..data.sources import archives, hub_layouts
 from ..data.tasks import Task, find
 from ..exceptions import DataError, ParameterError, unknown
 from ..results.records import located, record, stages_of

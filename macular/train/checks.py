@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 
-from ..data.layouts import splits
 from ..data.lexicon import count_words
 from ..data.readers import SEEN
-from ..data.sources import File
+from ..data.sources import File, splits
 from ..data.tasks import load
 from ..exceptions import DataError, SetupError, first_line, shown
 from ..model.losses import terms
