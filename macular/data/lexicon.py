@@ -183,15 +183,22 @@ def _code(lang):
     raise ParameterError(f"{str(lang)[:80]!a} is no language code. Codes are like 'de', 'zh', 'pt-BR'.")
 
 
+def _is_trimmed(pair):
+    "Return whether neither word of a pair is empty or has blanks around it"
+    word, translation = pair
+    return word and translation and word == word.strip() and translation == translation.strip()
+
+
 def _checked(lang, dictionary):
     if isinstance(dictionary, MappingProxyType):
         return dictionary  # made by `_group` from what was checked before
-    pairs = [(word.lower(), t) for word, ts in dictionary.items() for t in ((ts,) if isinstance(ts, str) else ts)]
-    if all(w and t and w == w.strip() and t == t.strip() for w, t in pairs) and not HIDDEN.search(
-        "".join(w + t for w, t in pairs)
-    ):
+    pairs = []
+    for word, translations in dictionary.items():
+        translations = (translations,) if isinstance(translations, str) else translations
+        pairs += [(word.lower(), translation) for translation in translations]
+    if all(map(_is_trimmed, pairs)) and not HIDDEN.search("".join(map("".join, pairs))):
         return _group(pairs)
-    bad = [p for p in pairs if any(not s or s != s.strip() or HIDDEN.search(s) for s in p)]
+    bad = [pair for pair in pairs if not _is_trimmed(pair) or HIDDEN.search("".join(pair))]
     raise DataError(
         f"{len(bad):,} pairs of '{lang}' are empty or have blanks around or hidden characters in them, e.g. "
         f"{ascii(bad[:3])[:300]}.\nClean or remove them."
@@ -264,9 +271,14 @@ def _row(lang, words, counts):
     total = max(1, sum(counts.values()))
     known = {w: n for w, n in counts.items() if w in words}
     covered = sum(known.values()) / total
-    changed = sum(n * sum(t.lower() != w for t in words[w]) / len(words[w]) for w, n in known.items()) / total
+    changed = sum(n * _changing_share(w, words[w]) for w, n in known.items()) / total
     note = "few words change: are the columns reversed?" if changed < 0.1 else ""
     return row | {"covered": round(covered, 3), "changed": round(changed, 3), "note": note}
+
+
+def _changing_share(word, translations):
+    "Return the share of a word's translations that differ from it"
+    return sum(t.lower() != word for t in translations) / len(translations)
 
 # %% ../../nbs/data/04_lexicon.ipynb #9f180809
 def _report(lexicon, texts):

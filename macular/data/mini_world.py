@@ -303,11 +303,10 @@ def lexicon(
 @cache
 def neighbours() -> Lexicon:
     "Return the near-synonyms of the mini world's English words"
-    groups = [[word.lower() for word in found] for found in scenes.vocabulary("en").values() if len(found) > 1]
-    entries = {}
+    entries, groups = {}, [found for found in scenes.vocabulary("en").values() if len(found) > 1]
     for group in groups:
         for word in group:
-            entries[word] = tuple(other for other in group if other != word)
+            entries[word.lower()] = tuple(other.lower() for other in group if other.lower() != word.lower())
     made = _origin(lines=len(groups), merged=0, source="the mini world")
     return Lexicon({"en": entries}, (), [{"lang": "en", **made}])
 

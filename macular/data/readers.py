@@ -283,7 +283,7 @@ def _texts(columns, found, name, lines, published):
         if odd:
             what = f"have no text in column '{column}'"
             _refuse(name, lines, odd, what, "Every row needs both texts; remove these rows.")
-    joined = [" ".join(parts) for parts in zip(*(found[column] for column in columns), strict=True)]
+    joined = [" ".join(parts) for parts in zip(*map(found.get, columns), strict=True)]
     empty = [(i, v) for i, v in enumerate(joined) if not SEEN.search(v)]
     if empty and not published:
         advice = "Remove them, or say `published=True` to keep them."

@@ -262,7 +262,8 @@ def differences_by_task(
 # %% ../../nbs/results/09_compare.ipynb #4135ee7f
 def verdicts(found: dict) -> list[str]:  # of the `Effect`s, in their order
     "Significant or not at 95 %, Holm over all that are given"
-    return [verdict(p) for p in holm([e.p for e in found.values()])]
+    ps = [effect.p for effect in found.values()]
+    return [verdict(p) for p in holm(ps)]
 
 # %% ../../nbs/results/09_compare.ipynb #886806a1
 @dataclass(frozen=True)

@@ -126,7 +126,9 @@ def _odd_examples(
     "Count the examples that are unusual beside others"
     files = [_File.of(place, examples) for place, examples in read.items()]
     trained = {f.place[0]: set(f.pairs) for f in files if f.place[1] == "train"}
-    told = [_told(sentence, [(getattr(f, kind)(), f) for f in files]) for kind, sentence in _ALONGSIDE.items()]
+    told = []
+    for kind, sentence in _ALONGSIDE.items():
+        told.append(_told(sentence, [(getattr(f, kind)(), f) for f in files]))
     seen = [(f.seen(trained.get(f.place[0], ())), f) for f in files]
     told.append(_told("pairs to be scored are training rows, too", seen))
     heavy = [f"{_where(f.place)} {f.majority():.1%}" for f in files if f.majority() > 0.9]

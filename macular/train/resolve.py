@@ -214,10 +214,10 @@ class ResolvedJob:
         "The languages that are scored, by split; a method that reads dependency trees needs some"
         if self.method.encoder == "plain":
             return self.available
-        return {
-            split: tuple(x for x in langs if has_trees(self.data, self.target, split, x))
-            for split, langs in self.available.items()
-        }
+        found = {}
+        for split, langs in self.available.items():
+            found[split] = tuple(x for x in langs if has_trees(self.data, self.target, split, x))
+        return found
 
     @cached_property
     def examples(self) -> tuple[tuple[str, str, str], ...]:
