@@ -1,4 +1,4 @@
-"""Build an index of the paper's equations, algorithms, tables and figures from docstrings, terms, formulas and headings."""
+"""Build an index of the paper's equations, algorithms, tables and figures from docstrings, terms and headings."""
 
 import ast
 import re
