@@ -271,7 +271,7 @@ def test_a_file_of_the_users_is_not_overwritten(site, tmp_path, offer):
     mine.write_text("my own\n")
     with served(site) as (url, asked):
         offer("words", Download((f"{url}/en-xx.txt", f"{url}/en-xx.txt"), ("en-xx.txt",), "CC0"))
-        with pytest.raises(DataError, match="there with other contents. Move it away"):
+        with pytest.raises(DataError, match="exists with other contents. Move it away"):
             fetch("words", tmp_path / "data", yes=True)
     assert mine.read_text() == "my own\n" and len(asked) == 1 and everything(tmp_path / "data") == {"en-xx.txt"}
 

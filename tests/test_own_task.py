@@ -172,7 +172,7 @@ def test_german_is_the_source(german):
         and set(result.predictions["label"]) == {"passt nicht", "passt"}
     )
     [switched] = [rates["laden"] for t in result.values["trainings"].values() if (rates := t["switch_rates"])]
-    assert switched["realised"] > 0.1 and "mini world alone" in " ".join(result.values["notes"])
+    assert switched["realised"] > 0.1 and "only the words of the mini world" in " ".join(result.values["notes"])
 
 
 def test_tasks_of_two_source_languages_are_refused_before_anything_is_trained(german):

@@ -138,7 +138,7 @@ def test_a_model_that_brings_code_is_refused(model, more, file):
         backbone_folder(str(model))
     import pandas as pd
 
-    with pytest.raises(DataError, match="wants code of its own"):
+    with pytest.raises(DataError, match="needs code of its own"):
         predict(pd.DataFrame({"text_a": ["a"], "text_b": ["b"]}), model)
     assert not (model.parent / CANARY).exists()
 
@@ -147,7 +147,7 @@ def test_a_job_refuses_it_before_anything_is_trained(model, tmp_path):
     from macular.train.run import run
 
     changed(model, **CODE["auto_map"])
-    with pytest.raises(DataError, match="wants code of its own"):
+    with pytest.raises(DataError, match="needs code of its own"):
         run(
             check(
                 {

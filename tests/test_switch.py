@@ -609,7 +609,7 @@ REFUSED = {
         )
     ),
     "lack of a pre-tokenizer": lambda: spoiled(pre_tokenizer=None),
-    "its own making": lambda: spoiled(pre_tokenizer=pre_tokenizers.PreTokenizer.custom(Own())),
+    "custom Python part": lambda: spoiled(pre_tokenizer=pre_tokenizers.PreTokenizer.custom(Own())),
     "added token 'New York'": lambda: added(mini("mini-bert"), "New York"),
     "added token '  '": lambda: added(mini("mini-bert"), "  "),
     "added token 'x'": lambda: added(bpe(), AddedToken("x", rstrip=True)),

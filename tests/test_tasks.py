@@ -344,9 +344,9 @@ def test_a_training_set_without_a_label_is_refused(tmp_path):
     three = replace(PAIR, labels=("no", "yes", "maybe"))
     write(tmp_path / "train.en.tsv", HEAD + "x\ty\t1\nx\tz\t0\n")
     write(tmp_path / "test.de.tsv", HEAD + "x\ty\t1\nx\tz\t1\n")
-    with pytest.raises(DataError, match="none of them maybe"):
+    with pytest.raises(DataError, match="none with label maybe"):
         load(three, "train", source=own)
-    with pytest.raises(DataError, match="none of them no"):
+    with pytest.raises(DataError, match="none with label no"):
         load(PAIR, "test", "de", own)
     with pytest.raises(ParameterError, match="unknown label name 'yes'"):
         load(replace(PAIR, labels=("no", "good")), "train", source=own)

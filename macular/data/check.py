@@ -219,7 +219,7 @@ def check(
     else:
         todo = _todo_published(wanted, data, dictionaries.missing, data_dir, lexicon_dir)
         if dictionaries.rows and not data.texts:
-            todo.append("no training rows to measure the dictionaries on")
+            todo.append("no training examples to measure the dictionaries on")
         if not todo and not problems:
             todo = ["Everything is here."]
     return DataReport([split.row for split in data.splits], dictionaries.rows, todo, problems)

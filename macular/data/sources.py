@@ -151,7 +151,7 @@ class _Files:
         path, own = layout.files[split], layout.written_in or task.source_lang
         if "{lang}" not in path and not layout.lang and lang != own:
             raise DataError(
-                f"{task.name}: the {split} rows are there in '{own}' only, not in '{lang}'. "
+                f"{task.name}: there are {split} examples in '{own}' only, not in '{lang}'. "
                 "Machine-translated training files are never read: the setting is zero-shot."
             )
         return path.replace("{lang}", lang)
@@ -254,7 +254,7 @@ class File(Layout, _Files):
             raise ParameterError(f"held_out is {share!r}; a share from 0 to below 1 is needed, as 0.1")
         if share and isinstance(self.files, dict) and "dev" in self.files:
             raise ParameterError(
-                "held_out makes dev rows of training rows, and there is a dev file; leave one of them out"
+                "held_out takes dev examples from the training examples, and there is a dev file; remove one of them"
             )
         super().__post_init__()
 

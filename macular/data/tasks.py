@@ -185,7 +185,7 @@ def load(
         raise ParameterError(unknown(f"language of {task.name}", lang, task.langs))
     if split == "train" and lang != task.source_lang:
         raise ParameterError(
-            f"{task.name} trains on '{task.source_lang}' alone. Training rows in '{lang}' would be machine "
+            f"{task.name} trains on '{task.source_lang}' alone. Training examples in '{lang}' would be machine "
             "translations, and the setting is zero-shot; set the task's source_lang if you have real ones."
         )
     examples = (task.source or source or Hub()).read(task, split, lang)
@@ -193,8 +193,8 @@ def load(
     absent = [name for i, name in enumerate(task.labels) if not counts[i]]
     if not examples or len(counts) < 2 or split == "train" and absent:
         raise DataError(
-            f"{task.name} {split} in '{lang}': {len(examples):,} rows, none of them {' or '.join(absent)}. "
-            "With such a file nothing can be learned or scored; were its labels stripped?"
+            f"{task.name} {split} in '{lang}': {len(examples):,} examples, none with label {' or '.join(absent)}. "
+            "The file cannot be used for training or scoring; were its labels stripped?"
         )
     return examples
 

@@ -55,7 +55,7 @@ class Ragged(NamedTuple):
 # %% ../../nbs/text/03_chunks.ipynb #017d5404
 def encode(
     tokenizer,  # a fast tokenizer of transformers
-    strings: Sequence[str],  # none of them empty
+    strings: Sequence[str],  # non-empty strings
     block: int = 128,  # strings in one text of the tokenizer
 ) -> Ragged:  # token ids of each string
     "Tokenise each string alone, without special tokens"

@@ -78,7 +78,7 @@ class TextEncoder:
         return tokenize(self.text.tokenizer, *texts, self.max_length), tally([*a, *b])
 
     def exchanged(self, round):
-        "Both fields as lists of `Switched`"
+        "Return both fields as lists of `Switched`"
         return [
             self.augment(texts, self.rows["id"][:], self.words, replace(self.place(round), field=f))
             for f, texts in enumerate(self.fields)
@@ -152,7 +152,7 @@ class Views:
     def __init__(
         self,
         tasks: list[Task],
-        rows: Mapping,  # task name -> its rows
+        rows: Mapping,  # task name -> its examples
         text: TextSettings,
     ):
         self.tasks, self.rows, self.text = tasks, rows, text
