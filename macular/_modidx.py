@@ -357,6 +357,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'macular/deploy/card.py'),
                                      'macular.deploy.card.ExportSpec.method': ( 'deploy/card.html#exportspec.method',
                                                                                 'macular/deploy/card.py'),
+                                     'macular.deploy.card.ExportSpec.name': ('deploy/card.html#exportspec.name', 'macular/deploy/card.py'),
                                      'macular.deploy.card.ExportSpec.round': ( 'deploy/card.html#exportspec.round',
                                                                                'macular/deploy/card.py'),
                                      'macular.deploy.card.ExportSpec.stages': ( 'deploy/card.html#exportspec.stages',
