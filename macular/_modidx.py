@@ -1673,7 +1673,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'macular.train.run._device': ('train/run.html#_device', 'macular/train/run.py'),
                                    'macular.train.run._hint': ('train/run.html#_hint', 'macular/train/run.py'),
                                    'macular.train.run._language_notes': ('train/run.html#_language_notes', 'macular/train/run.py'),
-                                   'macular.train.run._note': ('train/run.html#_note', 'macular/train/run.py'),
                                    'macular.train.run._notes': ('train/run.html#_notes', 'macular/train/run.py'),
                                    'macular.train.run._out_of_memory': ('train/run.html#_out_of_memory', 'macular/train/run.py'),
                                    'macular.train.run._planned': ('train/run.html#_planned', 'macular/train/run.py'),
