@@ -77,6 +77,10 @@ class ExportSpec:
     def config(self) -> dict:
         return self.result.values["config"]
 
+    @property
+    def name(self) -> str:  # of the method
+        return self.config["method"]
+
     @cached_property
     def stages(self) -> list[dict]:  # the last one is exported; of two encoders, f_m is from the one before
         return stages_of(self.result.values)
