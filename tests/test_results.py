@@ -456,7 +456,7 @@ def test_bad_xtreme_folders(tmp_path, gold, text, said):
     csv_of(tmp_path / "test-en.tsv", "0\n0\nmaybe\n" + "1\n" * (len(gold["en"]) - 3) if text is None else text)
     with pytest.raises(DataError, match=said):
         read(tmp_path, gold, method="sub", task="pawsx")
-    with pytest.raises(DataError, match="no rows were given for 'en'"):
+    with pytest.raises(DataError, match="no examples were given for 'en'"):
         read(tmp_path, method="sub", task="pawsx")
 
 
@@ -521,7 +521,7 @@ def test_bad_samples(tmp_path, spoil, said):
 
 def test_samples_of_other_rows_are_refused(tmp_path, gold):
     samples(tmp_path, "paws", "de", [1] * (len(gold["de"]) + 1))
-    with pytest.raises(DataError, match="not the rows it answers"):
+    with pytest.raises(DataError, match="not the examples that it predicts"):
         read(tmp_path, gold, method="llm")
 
 
