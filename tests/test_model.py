@@ -405,7 +405,9 @@ def test_another_round_is_scored_as_such(done, folder):
 def test_another_head_has_no_scores_of_the_runs_task(folder):
     text = (folder("macular_nots", task="xnli") / "README.md").read_text()
     assert (
-        "The run scored another task. Dev rows in `en`:" in text and "| de |" not in text and "`contradiction`" in text
+        "The run scored another task. Dev accuracy in `en`:" in text
+        and "| de |" not in text
+        and "`contradiction`" in text
     )
 
 

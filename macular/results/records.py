@@ -45,7 +45,7 @@ class Record:
     trainings: dict = field(default_factory=dict)  # method -> key
     algorithm: int | None = None  # `ALGORITHM` of `macular.train.resolve` when it was made
     parameters: dict = field(default_factory=dict)  # the job's, with defaults filled in
-    dev: tuple = ()  # percent on the source language's dev rows, a round each
+    dev: tuple = ()  # percent on the source language's dev examples, by round
     # seconds (method -> training), scoring (seconds), encoders (passes a text), device
     cost: dict = field(default_factory=dict)
     notes: tuple = ()

@@ -86,7 +86,7 @@ class View:
 
 # %% ../../nbs/results/07_tables.ipynb #75d0fab4
 def _cell(records, langs, view):
-    "Mean of a row over a column's languages; over those it has where it lacks some, empty where it has none"
+    "Return the mean of a row over a column's languages: over those it has, and empty where it has none"
     have = [x for x in langs if x in common(records)] if records else []
     if not have:
         return ""
@@ -175,7 +175,7 @@ SELECTED = {
     "en_dev": "round selected on source-language dev",
     "last": "last round",
     "averaged": "weights averaged over rounds",
-    "all_dev_oracle": "round selected on the dev rows of all languages (not zero-shot)",
+    "all_dev_oracle": "round selected on the dev examples of all languages (not zero-shot)",
 }
 
 SPREADS = {
