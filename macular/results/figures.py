@@ -198,7 +198,7 @@ class Progress:
 
     def start(self, facts):
         "Reset for a new training"
-        self.title, self.parts, self.step, self.of = facts["row"].title, {}, 0, facts["steps"]
+        self.title, self.parts, self.step, self.of = facts["method"].title, {}, 0, facts["steps"]
         self.phases = dict(facts["phases"])  # name -> steps a round
         self.took = {}  # name of the phase -> seconds of each step
         self.last = time.monotonic()
