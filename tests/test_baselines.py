@@ -350,7 +350,7 @@ def test_words_written_as_one(tmp_path):
         ("\t3\tcase", "\t9\tcase", "no word 9"),
         ("\t3\tcase", "\t_\tcase", "the head '_' is no number"),
         ("1\tDe\tde\tADP\t_\t_\t3\tcase\t_\t_", "1 De de", "1 columns"),
-        ("\t0\troot", "\t1\troot", "in a circle"),
+        ("\t0\troot", "\t1\troot", "contain a cycle"),
     ],
 )
 def test_bad_trees_are_refused(tmp_path, before, after, said):

@@ -526,7 +526,7 @@ def test_a_flipped_bit_is_noticed(copied, tmp_path):
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    with pytest.raises(StorageError, match="is not what was written"):
+    with pytest.raises(StorageError, match="does not match its manifest"):
         export(copied[0], tmp_path / "model")
 
 

@@ -134,7 +134,7 @@ def test_a_model_that_brings_code_is_refused(model, more, file):
 
     backbone_folder(str(model))
     changed(model, file, **more)
-    with pytest.raises(DataError, match=f"wants code of its own to be run .* in {file}"):
+    with pytest.raises(DataError, match=f"needs code of its own .* in {file}"):
         backbone_folder(str(model))
     import pandas as pd
 

@@ -478,7 +478,7 @@ def test_a_damaged_state_is_not_trusted(legs, tmp_path):
     (state / "net.safetensors").write_bytes(weights)
     assert state.name == "state-12" and newest(tmp_path, "state").name == "state-9"
     lines = []
-    with pytest.warns(UserWarning, match="state-12 is not what was written; the training goes on from state-9"):
+    with pytest.warns(UserWarning, match="state-12 is damaged; the training resumes from state-9"):
         run(tmp_path, on_step=lines.append)
     assert [line["step"] for line in lines] == list(range(10, LAST + 1))
     assert files(tmp_path) == files(legs[0] / "whole")
