@@ -335,7 +335,7 @@ def test_the_report_of_a_long_training_is_small(long_report):
 
 
 def here():
-    "What this process holds that others could miss"
+    "Count the handles, children, threads, figures and widgets of this process"
     import matplotlib.pyplot as plt
     from ipywidgets.widgets.widget import _instances
 
@@ -586,7 +586,7 @@ def alive(pids):
 
 
 def until(true, seconds):
-    "Whether something comes true in time"
+    "Wait until something is true; return whether it was in time"
     end = time.monotonic() + seconds
     while not (found := true()) and time.monotonic() < end:
         time.sleep(0.02)

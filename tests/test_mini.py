@@ -92,7 +92,7 @@ def facts(s):
 
 
 def covers(wide, narrow):
-    "Whether a part says no more than another one"
+    "Return whether a part says no more than another one"
     if wide is None:
         return True
     if narrow is None:
@@ -103,7 +103,7 @@ def covers(wide, narrow):
 
 
 def together(a, b):
-    "Whether two parts can be said of one scene"
+    "Return whether two parts can be said of one scene"
     if a is None or b is None or a == b:
         return True
     if not (hasattr(a, "noun") and hasattr(b, "noun")):
@@ -257,7 +257,7 @@ LARGE = Mini(train=800, dev=200, test=200)
 
 
 def statements(name, split, world=LARGE):
-    "What the rows of a split say in English, each scene with its usual words; questions say nothing"
+    "Return the meanings of a split's English examples, each scene with its usual words; none for questions"
     return {
         plain(tell([s], "en", Dice(0), 0.0))
         for _, *texts, _ in _items(world, tasks[name], split)

@@ -7,7 +7,6 @@ from pathlib import Path
 from statistics import median
 
 import nbformat
-import papermill
 import pytest
 from conftest import ROOT, copy_project, tool
 from readme import FIGURES, figures, readme
@@ -106,18 +105,6 @@ def test_exporting_changes_nothing(untouched):
     assert changed(before, files(untouched / "macular")) == [], "edit the notebook, then run nbdev-export"
 
 
-def test_an_edited_module_is_noticed(project):
-    module = project / "macular" / "exceptions.py"
-    before = files(project / "macular")
-    module.write_text(module.read_text("utf-8").replace("MacularError", "MaculaError"), encoding="utf-8")
-    edited = files(project / "macular")
-    tool("nbdev-export", project)
-    assert (
-        changed(edited, files(project / "macular")) == ["exceptions.py"]
-        and changed(before, files(project / "macular")) == []
-    )
-
-
 def exports(path):
     return [m[1] for c in cells(path) if (m := re.match(r"#\| *default_exp +([\w.]+)", c.source))]
 
@@ -170,42 +157,6 @@ def test_links_lead_somewhere():
 def test_only_jobs_have_parameters():
     assert {named(path) for path in NOTEBOOKS for c in cells(path) if "parameters" in tags(c)} == JOBS
     assert of_all(lambda path: [c.source for c in cells(path) if "injected-parameters" in tags(c)]) == {}
-
-
-def parameters_of(path):
-    return set(papermill.inspect_notebook(str(path)))
-
-
-@pytest.fixture
-def job(project):
-    "A small notebook with a parameters cell, in a copy of the project"
-    path = project / "nbs" / "a_job.ipynb"
-    source = [
-        nbformat.v4.new_markdown_cell("# a job\n\n> subtitle"),
-        nbformat.v4.new_code_cell('task: str = "xnli"  # which one', metadata={"tags": ["parameters"]}),
-    ]
-    nbformat.write(
-        nbformat.v4.new_notebook(
-            cells=source, metadata={"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}
-        ),
-        path,
-    )
-    return path
-
-
-def test_cleaning_keeps_the_parameters_tag(project, job):
-    assert parameters_of(job) == {"task"}
-    tool("nbdev-clean", project)
-    assert parameters_of(job) == {"task"}
-
-
-def test_cleaning_would_remove_it_without_our_setting(project, job):
-    config = project / "pyproject.toml"
-    text = config.read_text("utf-8")
-    config.write_text(text.replace('allowed_cell_metadata_keys = ["tags"]', ""), encoding="utf-8")
-    assert config.read_text("utf-8") != text
-    tool("nbdev-clean", project)
-    assert parameters_of(job) == set()
 
 
 def test_a_notebook_never_exports_the_package_itself():
@@ -296,7 +247,7 @@ def test_outputs_are_static():
 
 
 def private(text):
-    "What of a text belongs to one machine only"
+    "List the paths in a text that belong to one machine"
     return re.findall(
         rf"(?:/home/|/Users/|/tmp/|/var/|site-packages|[A-Z]:\\\\|{re.escape(str(ROOT))}|{re.escape(str(Path.home()))}/)\S*",
         text,

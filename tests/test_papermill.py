@@ -23,7 +23,7 @@ SMALL = "-p task pawsx -p method finetune -p preset mini -p max_train 48 -p roun
 
 
 def shell(command, cwd=ROOT, **env):
-    "What a shell makes of a command line, papermill being this environment's"
+    "Run a command line in a shell, with this environment's papermill"
     here = str(Path(sys.executable).parent)
     return subprocess.run(
         ["bash", "-c", command],

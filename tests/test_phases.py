@@ -1,4 +1,4 @@
-"""Who learns when, what is encoded how often, and what a row does where something is missing."""
+"""The phases of a training: which net learns, how often each text is encoded, and errors for missing inputs."""
 
 from collections import Counter
 from copy import deepcopy
@@ -49,7 +49,7 @@ class Watch:
         self.tokens += args[0].shape[:-1].numel()
 
     def take(self):
-        "What was seen since the last time; what entered the linear layers were its tokens, and nothing else"
+        "Return the texts seen since the last call; only their tokens entered the linear layers"
         seen = self.calls, self.texts, self.modes
         assert self.tokens == sum(n * len(text) for text, n in self.texts.items())
         self.calls, self.texts, self.modes, self.tokens = 0, Counter(), set(), 0
@@ -126,7 +126,7 @@ def test_the_adversary_reaches_the_encoder_and_not_the_discriminator(name):
 
 
 def test_zeroed_gradients_do_not_freeze():
-    "Why frozen means `requires_grad`: AdamW still moves what has a zero gradient and a past"
+    "AdamW moves a parameter of zero gradient that has moments; so freezing means `requires_grad`"
     p = torch.nn.Parameter(torch.ones(1))
     optimizer = torch.optim.AdamW([p], 1e-2, weight_decay=0.0)
     for g in (1.0, 0.0):

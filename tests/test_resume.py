@@ -212,7 +212,7 @@ def elsewhere():
 
 
 def setup():
-    "What every attempt needs, made before the first fork"
+    "Make what every attempt needs, before the first fork"
     import toy
 
     from macular.data.mini_world import Mini

@@ -20,7 +20,7 @@ from test_notebooks import NOTEBOOKS, cells, named, of_all
 from xss_payloads import HIDDEN, PAYLOADS, reprs
 
 from macular.core import literal, table
-from macular.exceptions import DataError, MacularError, ParameterError, StorageError
+from macular.exceptions import DataError, MacularError, ParameterError, SetupError, StorageError
 from macular.store import read_json, verify
 from macular.train.config import check, from_notebook
 
@@ -182,7 +182,7 @@ def test_a_pickle_is_never_opened(model, name):
     load_encoder(model, seed=0)
     assert name not in hashes(model)
     (model / "model.safetensors").unlink()
-    with pytest.raises((MacularError, OSError)):
+    with pytest.raises(SetupError, match="no file named model.safetensors"):
         load_encoder(model, seed=0)
     with sealed_folder(model.parent / "state-1") as aside:
         (aside / "a").write_text("1")
@@ -190,9 +190,8 @@ def test_a_pickle_is_never_opened(model, name):
     with pytest.raises(StorageError, match="not listed"):
         verify(model.parent / "state-1")
     assert not (model.parent / CANARY).exists()
-    with pytest.raises((pickle.UnpicklingError, TypeError, Exception)):
-        raise pickle.loads((model / name).read_bytes())  # the trap works
-    assert (model.parent / CANARY).exists()
+    pickle.loads((model / name).read_bytes()).close()
+    assert (model.parent / CANARY).exists(), "the control: the trap works"
 
 
 # a parameter's name is code to papermill
@@ -269,7 +268,7 @@ def test_a_plan_in_a_file_runs_none(tmp_path, monkeypatch):
 
 
 def test_the_notebook_itself_knows_its_parameters():
-    "What plain papermill lets through is refused by the first cell: a misspelt rate does not train with the default"
+    "The first cell refuses what plain papermill lets through: a misspelt rate does not train with the default"
     names = {"In": ["", "# Parameters\nlrr = 1e-5\n"], "lrr": 1e-5, "task": "xnli", "preset": "mini"}
     with pytest.raises(ParameterError, match="unknown parameter 'lrr'"):
         from_notebook(names)
@@ -401,7 +400,7 @@ def test_every_class_that_shows_itself_is_in_the_list(shown):
 
 
 def page(thing):
-    "What a browser is given: a notebook's Markdown is made HTML as nbconvert makes it"
+    "Return the HTML a browser is given: a notebook's Markdown is converted as nbconvert does it"
     from nbconvert.filters import markdown2html
 
     return thing._repr_html_() if hasattr(thing, "_repr_html_") else markdown2html(thing._repr_markdown_())

@@ -73,7 +73,7 @@ def broken(pages, files):
 
 
 def foreign(text):
-    "What a page would load from elsewhere"
+    "List what a page would load from elsewhere"
     return re.findall(
         r'<(?:script|link|img|iframe|source|video|audio|embed|object)\b[^>]*?\s(?:src|href|data|srcset)="\s*((?:https?:)?//[^"]*)',
         text,
@@ -305,7 +305,7 @@ def opened(browser, url, start, **options):
 @browsed
 @pytest.mark.parametrize("how", ["served", "file"])
 def test_the_search_finds(how, site, request, browser):
-    "What a reader types, and the page that comes first; over a server and from the folder alone"
+    "The search finds the right page first, over a server and from the folder alone"
     start = request.getfixturevalue("served") if how == "served" else site.as_uri() + "/"
     page = opened(browser, "index.html", start)
     for typed, first in {

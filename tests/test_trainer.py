@@ -395,7 +395,7 @@ def test_paused_then_stopped(tmp_path):
 
 
 def looking(built):
-    "What the end of a round does to a net, and more: evaluation mode, forgotten gradients, other random numbers"
+    "Do what the end of a round does to a net, and more: evaluation mode, no gradients, other random numbers"
 
     def on_round(round):
         for phase in built.phases:

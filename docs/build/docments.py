@@ -50,7 +50,7 @@ def google(parameters, result):
 
 
 class Docments(griffe.Extension):
-    "What a trailing comment says, for griffe"
+    "The trailing comments of a signature, for griffe"
 
     def on_module_instance(self, *, node, mod, agent, **_):
         self.said = comments(source := mod.filepath.read_text("utf-8"))

@@ -22,7 +22,7 @@ def numbers(text):
 
 
 def refs(text):
-    "What of the paper a text names: {(kind, number)}"
+    "Return the parts of the paper that a text names: {(kind, number)}"
     return {(m[1].capitalize(), n) for m in NAMED.finditer(text) for n in numbers(m[2])}
 
 

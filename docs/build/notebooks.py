@@ -131,7 +131,7 @@ class Page:
         return ["".join(names), fence(source.strip("\n"), f'python title="{self.file}"' if exported else "python")]
 
     def output(self, key, cell, output):
-        "What a cell showed, in the richest form that stands still"
+        "Return a cell's output in the richest form that is static"
         data = output.get("data", {"text/plain": output.get("text", "")})
         if "text/markdown" in data:
             return [self.linked(data["text/markdown"])]

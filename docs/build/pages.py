@@ -53,7 +53,7 @@ def front(description, boost=None):
 
 
 def target(link, name, files, config):
-    "Where a link of a notebook leads in the site: a page, a figure, or the file itself as text"
+    "Return the target of a notebook's link in the site: a page, a figure, or the file itself as text"
     here, path = dirname(home_of(name)) or ".", normpath(f"nbs/{dirname(name)}/{link}")
     if path.endswith(".ipynb"):
         return relpath(home_of(path[4:-6]), here)
@@ -113,7 +113,7 @@ def page_of(ref):
 
 
 def heading_of(place, at="."):
-    "Where a heading is, from a page in the folder `at`"
+    "Return the link to a heading, from a page in the folder `at`"
     return relpath(home_of(place.notebook), at) + (
         f"#{slugify(re.sub('[`*]', '', place.anchor), '-')}" if place.anchor else ""
     )
