@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+from functools import cache
 from pathlib import Path
 from statistics import median
 
@@ -25,6 +26,9 @@ JOBS = {
 }  # run by papermill, with parameters
 
 
+parse = cache(ast.parse)
+
+
 def named(path):
     "A notebook by its path below nbs/"
     return path.relative_to(NBS).with_suffix("").as_posix()
@@ -35,8 +39,14 @@ def of_all(test):
     return {named(path): found for path in NOTEBOOKS if (found := test(path))}
 
 
+@cache
+def notebook(path):
+    "A notebook, read once for all tests, which change nothing in it"
+    return nbformat.read(path, as_version=4)
+
+
 def cells(path, kind="code"):
-    return [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == kind]
+    return [c for c in notebook(path).cells if c.cell_type == kind]
 
 
 def exported(path):
@@ -59,7 +69,7 @@ def code_lines(source):
     """Count the lines that compute: no blank, comment or docstring, and a signature counts as one, so that documenting
     parameters costs nothing"""
     told = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parse(source)):
         if isinstance(node, ast.FunctionDef):
             told |= set(range(node.lineno + 1, node.body[0].lineno))
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node) is not None:
@@ -168,7 +178,7 @@ def test_a_notebook_never_exports_the_package_itself():
 
 def test_it_opens_with_title_and_subtitle():
     def bad(path):
-        first = nbformat.read(path, as_version=4).cells[0]
+        first = notebook(path).cells[0]
         return first.cell_type != "markdown" or not re.match(r"# \S.*\n\n> \S", first.source)
 
     assert of_all(bad) == {}
@@ -186,7 +196,7 @@ def test_export_cells_are_short():
 
 def is_class(source):
     "Return whether a cell holds nothing but one class"
-    return [type(node) for node in ast.parse(source).body] == [ast.ClassDef]
+    return [type(node) for node in parse(source).body] == [ast.ClassDef]
 
 
 def body_lines(function):
@@ -197,7 +207,7 @@ def body_lines(function):
 
 def test_functions_are_short():
     def long(path):
-        nodes = [node for c in exported(path) for node in ast.walk(ast.parse(c.source))]
+        nodes = [node for c in exported(path) for node in ast.walk(parse(c.source))]
         return [f.name for f in nodes if isinstance(f, ast.FunctionDef) and body_lines(f) > 40]
 
     assert of_all(long) == {}
@@ -216,7 +226,7 @@ def test_documenting_a_parameter_costs_no_line():
 def test_imports_have_cells_of_their_own():
     def mixed(path):
         found = [
-            (c.source, {isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.parse(c.source).body})
+            (c.source, {isinstance(node, (ast.Import, ast.ImportFrom)) for node in parse(c.source).body})
             for c in exported(path)
         ]
         return [source[:200] for source, kinds in found if kinds == {True, False}]
@@ -233,7 +243,7 @@ def test_it_is_small():
 
 def test_outputs_are_static():
     def moving(path):
-        if "widgets" in set(nbformat.read(path, as_version=4).metadata):
+        if "widgets" in set(notebook(path).metadata):
             return "clear the widgets' outputs, and turn progress bars off"
         return [
             o

@@ -3,6 +3,7 @@
 from collections import Counter
 from copy import deepcopy
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -540,13 +541,17 @@ def test_equal_numbers_from_a_copy():
 
 
 # ------------------------------------------------------------------ a batch in portions
+@cache
+def two_rounds(name, **changes):
+    row = methods[name]
+    return ends(row, toy.for_row(row), toy.recipe(rounds=2, **changes))
+
+
 @pytest.mark.parametrize("name", ROWS)
 @pytest.mark.parametrize("portions", [2, 3, 9])
 def test_a_batch_in_portions_teaches_the_same(name, portions):
-    row, one = methods[name], toy.recipe(rounds=2)
-    whole, built = ends(row, toy.for_row(row), one)
-    parts, other = ends(row, toy.for_row(row), toy.recipe(rounds=2, accumulation=portions))
-    smaller, _ = ends(row, toy.for_row(row), toy.recipe(rounds=2, batch_size=2))
+    (whole, _), (smaller, _) = two_rounds(name), two_rounds(name, batch_size=2)
+    parts, other = two_rounds(name, accumulation=portions)
     assert toy.gap(whole, parts) < 1e-10 < 1e-4 < toy.gap(whole, smaller)
     batch = other.phases[-1].data(0)[0]
     assert len(batch) == min(portions, 4) and sum(share for share, _ in batch) == pytest.approx(1)

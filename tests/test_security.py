@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_layers import MODULES, module, offences
+from test_layers import MODULES, module, offences, parse
 from test_notebooks import NOTEBOOKS, cells, named, of_all
 from xss_payloads import HIDDEN, PAYLOADS, reprs
 
@@ -38,7 +38,7 @@ def test_notebooks_are_as_harmless_as_modules():
 
 def loads(source):
     "Calls that load a model or tokenizer without refusing its code, or a model's weights from anything but safetensors"
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parse(source)):
         if not isinstance(node, ast.Call):
             continue
         name = ast.unparse(node.func).rsplit(".", 1)[-1]
@@ -144,6 +144,7 @@ def test_a_model_that_brings_code_is_refused(model, more, file):
 
 
 def test_a_job_refuses_it_before_anything_is_trained(model, tmp_path):
+    from macular.data.mini_world import Mini
     from macular.train.run import run
 
     changed(model, **CODE["auto_map"])
@@ -159,6 +160,7 @@ def test_a_job_refuses_it_before_anything_is_trained(model, tmp_path):
                 }
             ),
             lambda *a: None,
+            Mini(train=8, dev=4, test=4),
         )
     assert not (tmp_path / CANARY).exists() and not list((tmp_path / "runs").rglob("*.safetensors"))
 
@@ -383,7 +385,7 @@ ATTRIBUTES = {
 def showing():
     "Every class of the package that shows itself in a notebook"
     for path in MODULES:
-        for node in ast.parse(path.read_text("utf-8")).body:
+        for node in parse(path.read_text("utf-8")).body:
             if isinstance(node, ast.ClassDef) and any(
                 isinstance(f, ast.FunctionDef) and f.name in ("_repr_markdown_", "_repr_html_") for f in node.body
             ):

@@ -12,11 +12,10 @@ from html import unescape
 from posixpath import dirname, normpath
 from urllib.parse import unquote
 
-import nbformat
 import pytest
 from conftest import ROOT
 from test_layers import MODULES, module
-from test_notebooks import NOTEBOOKS, cells, lines, named, of_all
+from test_notebooks import NOTEBOOKS, cells, lines, named, notebook, of_all
 
 pytestmark = pytest.mark.slow
 
@@ -138,7 +137,7 @@ def figures_without_text(path, html):
     )
     shown += sum(
         len(re.findall(r"!\[[^\]]*\]\([^)]*\.png\)", c.source))
-        for c in nbformat.read(path, 4).cells
+        for c in notebook(path).cells
         if c.cell_type == "markdown"
     )
     images = re.findall(r'<img\b[^>]*src="[^"]*\.png"[^>]*>', html)

@@ -88,6 +88,7 @@ def intervals(a, b, paired, new_items):
     return points - half, points + half
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [3, 5, 10])
 def test_intervals_over_seeds_cover(seeds):
     """At least 93 % of 1,500 studies for a nominal 95 %, paired and Welch; the part for items covers a new test set,
