@@ -390,7 +390,7 @@ def test_a_students_rival_is_looked_up_before_it_is_trained(monkeypatch, capsys)
 
 
 @pytest.mark.slow
-def test_slurms_form_does_one_job(tmp_path):
+def test_slurms_form_does_one_job(tmp_path, capsys):
     "The script of the notebook, with the variables an array sets"
     import nbformat
 
@@ -436,18 +436,5 @@ def test_slurms_form_does_one_job(tmp_path):
             "out": str(tmp_path),
         }
     )
-    again = subprocess.run(
-        [
-            Path(sys.executable).with_name("macular"),
-            "rerun",
-            str(tmp_path / state(job)["folder"]),
-            "--out",
-            str(tmp_path / "again"),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-    assert again.returncode == 0 and "Equal" in again.stdout, again.stderr
+    assert main(["rerun", str(tmp_path / state(job)["folder"]), "--out", str(tmp_path / "again")]) == 0
+    assert "Equal" in capsys.readouterr().out

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from copy import deepcopy
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -280,6 +281,7 @@ print(peaks[-1] - peaks[20])
 """  # noqa: E501
 
 
+@cache
 def grown(precision, filler="with"):
     """Megabytes by which 180 steps of different numbers of tokens raise the peak, and how many kernels were made
     for them, as oneDNN itself tells"""
