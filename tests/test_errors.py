@@ -167,12 +167,12 @@ def job(tmp_path):
 
 
 def doing(error=None):
-    @recorded
-    def do(job, watch=lambda event, facts: None, more=0):
-        watch("step", {"phase": "net", "round": 1, "step": 9, "loss": 0.3})
-        if error:
-            raise error
-        return more
+    def do(job, more=0):
+        with recorded(place(job), lambda event, facts: None) as watch:
+            watch("step", {"phase": "net", "round": 1, "step": 9, "loss": 0.3})
+            if error:
+                raise error
+            return more
 
     return do
 

@@ -227,7 +227,7 @@ def test_jobs_that_train_for_others_come_first_and_followers_last():
     assert _jobs_to_run_first(jobs.trainings) == {
         0,
         1,
-    } and "7 distinct trainings, where every job alone would make 10; jobs 1 to 2 make what others share." in str(jobs)
+    } and "7 distinct trainings (10 without sharing); jobs 1 to 2 train what others share." in str(jobs)
 
 
 def test_missing_data_is_told_before_the_start(tmp_path):
@@ -676,7 +676,7 @@ def test_a_run_again_is_the_same_bytes(once, tmp_path):
 
 
 def test_a_run_again_and_again_is_done_each_time(once, tmp_path):
-    "What is done is found, not done; so a second repetition has a folder of its own"
+    "A finished run is found and not done again; a second repetition has a folder of its own"
     made = []
     for _ in range(2):
         rerun(once, str(tmp_path))

@@ -6,6 +6,7 @@ is set to count steps, so that there is a checkpoint every three of them, and th
 at a place that has a name, or is shot at a random moment. `MACULAR_KILLS=200` asks for that many random kills, in
 place of 20."""
 
+import gc
 import json
 import os
 import random
@@ -212,7 +213,7 @@ def elsewhere():
 
 
 def setup():
-    "What every attempt needs, made before the first fork"
+    "Make what every attempt needs, before the first fork"
     import toy
 
     from macular.data.mini_world import Mini
@@ -353,7 +354,12 @@ def walk(job, folder, name, leg):
 
 
 def main(folder, legs):
-    job, busy, began = setup(), {}, time.monotonic()
+    job, busy = setup(), {}
+    (folder / "first").mkdir()
+    attempt(job, folder / "first", {}, 0)  # what is made once in a process is made before the first fork
+    gc.collect()
+    gc.freeze()
+    began = time.monotonic()
     walk(job, folder, "whole", {})
     seconds, before = time.monotonic() - began, tree(folder / "whole")
     code = ended(forked(lambda: attempt(job, folder / "whole", {}, 0), folder / "again.log"))

@@ -171,7 +171,7 @@ def fill_up(path):
     }.items(),
 )
 def test_a_full_disk(tmp_path, name, write):
-    "What stood there is whole, nothing half-written stays, and the error says how much is free"
+    "The old content is whole, nothing half-written stays, and the error says how much is free"
     with mounted(tmp_path / "disk") as disk:
         if name == "history.jsonl":
             append(disk / name, {"line": -1})
@@ -207,7 +207,7 @@ def test_a_disk_that_cannot_be_written(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["write_bytes", "append", "staged", "lock"])
 def test_a_folder_of_somebody_elses(tmp_path, name):
-    "Where the tests are root's, a child that is nobody"
+    "Write into another user's folder, from a child that is nobody where the tests run as root"
     tmp_path.chmod(0o755)
 
     def work():
@@ -390,7 +390,7 @@ BAD = {
     "odd entries": '{"format": 1, "files": {"net.safetensors": [], "x": null, "y": 3}}',
     "deep": "[" * 100_000,
     "another key": '{"format": 2, "name": null, "files": {}, "x": 1}',
-    "a million entries": None,
+    "very many entries": None,
 }
 
 
@@ -400,7 +400,7 @@ def test_a_bad_manifest(state, name, monkeypatch):
     (state / MANIFEST).write_text(
         BAD[name]
         if BAD[name] is not None
-        else f'{{"format": 1, "files": {{{",".join(f""""{i}":0""" for i in range(10**6))}}}}}'
+        else f'{{"format": 1, "files": {{{",".join(f""""{i}":0""" for i in range(10**5))}}}}}'
     )
     read = []
     monkeypatch.setattr(store, "sha256", lambda path, sum=store.sha256: read.append(path) or sum(path))
@@ -611,7 +611,7 @@ def save(folder, which):
 
 
 def seen(folder):
-    "What a reader finds: which folder, which file; and that nothing else is there after the next writer came"
+    "Return the versions of folder and file that a reader finds; nothing else is left after the next writer"
     with lock(folder):
         pass
     assert [p.name for p in folder.iterdir() if LEFT.match(p.name)] == []

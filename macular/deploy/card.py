@@ -77,6 +77,10 @@ class ExportSpec:
     def config(self) -> dict:
         return self.result.values["config"]
 
+    @property
+    def name(self) -> str:  # of the method
+        return self.config["method"]
+
     @cached_property
     def stages(self) -> list[dict]:  # the last one is exported; of two encoders, f_m is from the one before
         return stages_of(self.result.values)
@@ -108,7 +112,7 @@ def unsupported_reason(taken: ExportSpec) -> str:  # empty where there is none
         reason = "it averages the probabilities of two trainings, which are two models."
         return f"{reason} Export a run of the method that it averages."
     if taken.method["head"] == "cloze":
-        reason = "it scores words at a gap; no class of transformers asks that way."
+        reason = "it scores words at a gap, which no classifier of transformers does."
         return f"{reason} Use its predictions, or another method."
     if taken.method["encoder"] == "syntax":
         reason = "its encoder reads a dependency tree beside the text, which no tokenizer gives."
@@ -120,8 +124,8 @@ def unsupported_reason(taken: ExportSpec) -> str:  # empty where there is none
 # %% ../../nbs/deploy/01_card.ipynb #79d34e64
 def select_checkpoint(
     run,  # a finished run: its folder, its name below runs/, or what `run` returned
-    task: str = "",  # of a multi-task method, whose head; empty: the run's task
-    selection: str = "en_dev",  # which round's weights: en_dev, last, averaged, all_dev_oracle
+    task: str = "",  # of a multi-task method: the task whose head is exported; empty: the run's
+    selection: str = "en_dev",  # of the round: en_dev, last, averaged, all_dev_oracle
 ) -> ExportSpec:
     "Select what is exported, and check that it can be"
     result = result_of(run)
@@ -139,7 +143,7 @@ def select_checkpoint(
         raise ParameterError(f"{found.name} did not learn it: {unknown('task', found.task.name, learned)}")
     labels = tuple(c.removeprefix("p_") for c in result.predictions.columns if c.startswith("p_"))
     if found.task.name == own and labels != found.task.labels:
-        now = f"the task '{own}' now {', '.join(found.task.labels)}; its record changed since"
+        now = f"but the task '{own}' now has {', '.join(found.task.labels)}; the task has changed since"
         raise DataError(f"the run has the labels {', '.join(labels)}, {now}")
     return found
 
@@ -237,7 +241,7 @@ def _limits(taken: ExportSpec) -> list[str]:  # sentences
     if switched and bare:
         found.append(f"There was no dictionary for {', '.join(bare)}.")
     if values["collapsed"] and _scores(taken):
-        found.append(f"In {', '.join(values['collapsed'])} it says the same label for every pair.")
+        found.append(f"In {', '.join(values['collapsed'])} it predicts the same label for every pair.")
     return found + [f"{note[0].upper()}{note[1:]}." for note in values["notes"]]
 
 # %% ../../nbs/deploy/01_card.ipynb #894f21e7
@@ -256,7 +260,7 @@ classify([{{{texts}}}])
 def _over_seeds(taken):
     runs = _seeds_of(taken)
     if len(runs) < 2 or not _scores(taken):
-        return f"It is seed {taken.config['seed']}, the only one there was."
+        return f"It is seed {taken.config['seed']}, the only one that was run."
     found = summary([record(r) for r in runs], selection=taken.selection)
     interval = f"{100 * LEVEL:.0f} % interval ± {found.half:.1f}"
     return f"It is seed {taken.config['seed']}; the mean over seeds is {found}, {interval}."
@@ -273,7 +277,7 @@ def _accuracy(taken):
         lines.append(line | {f"{100 * LEVEL:.0f} % interval": f"{row['low']:.1f} to {row['high']:.1f}"})
     mean = sum(row["accuracy"] for row in found) / len(found)
     return (
-        f"{table(lines)}\n\nPercent right on {values['split']}; the mean over {len(found)} languages is {mean:.1f}. "
+        f"{table(lines)}\n\nPercent correct on {values['split']}; the mean over {len(found)} languages is {mean:.1f}. "
         f"The intervals are over items, of this checkpoint (round {taken.round}, chosen by `{taken.selection}`). "
         f"{_over_seeds(taken)}"
     )
@@ -285,11 +289,11 @@ def _dev_accuracy(taken):
     known = dev[taken.round - 1] if taken.round != "averaged" else {}
     if taken.task.name not in known:
         return ""
-    return f" Dev rows in `{taken.task.source_lang}`: {known[taken.task.name]:.1f} % right."
+    return f" Dev accuracy in `{taken.task.source_lang}`: {known[taken.task.name]:.1f} %."
 
 # %% ../../nbs/deploy/01_card.ipynb #7f31dcdb
 def _trainings(taken: ExportSpec) -> list[dict]:  # training, learned, by, round
-    "List the trainings of a run: tasks, losses with weights, and the round used"
+    "List the trainings of a run: tasks, losses with weights, and the selected round"
     lines = []
     for stage in taken.stages:
         method = training_of(taken.result, stage)[1]["row"]
@@ -355,10 +359,10 @@ def _metadata(taken, model_name):
     )
 
 # %% ../../nbs/deploy/01_card.ipynb #b1058ddb
-_NO_BENCHMARK = "\n\nThese rows are no benchmark on the hub, so there are no `.eval_results`."
+_NO_BENCHMARK = "\n\nThese data are not a benchmark on the hub, so there are no `.eval_results`."
 _NONCOMMERCIAL = (
-    "\n\n**Non-commercial**: data or dictionaries it was made from may not be used commercially. "
-    "Take it that the model may not either, unless their owners say otherwise."
+    "\n\n**Non-commercial**: some of its data or dictionaries may not be used commercially. "
+    "Assume that the model may not either, unless their owners state otherwise."
 )
 
 
@@ -391,5 +395,5 @@ def _about(taken):
     if taken.frozen:
         package = f"the package `macular` (here version {version('macular')}), which must be installed"
         needs = f"Its class, `MacularForSequenceClassification`, comes with {package}."
-    asked = f"Tells of a pair of texts ({', '.join(task.fields)}) which it is: {labels}."
+    asked = f"Classifies a pair of texts ({', '.join(task.fields)}) as one of {labels}."
     return f"{asked} Labels were learned in `{task.source_lang}` alone; it is meant for {langs}. {needs}"

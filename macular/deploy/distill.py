@@ -39,7 +39,7 @@ def _teacher_loss(
     logits: Tensor,  # (B, classes) the student's
     p: Tensor,  # (B, classes) the teacher's probabilities
 ) -> Tensor:  # scalar, 0 exactly where both agree
-    "KL(p ‖ q) of the student's probabilities q from the teacher's p, a mean over items"
+    "KL(p ‖ q) of the teacher's probabilities p and the student's q, a mean over items"
     log_q = F.log_softmax(logits, -1, dtype=torch.promote_types(logits.dtype, torch.float32))
     return F.kl_div(log_q, p, reduction="batchmean")
 
@@ -58,7 +58,7 @@ def _teacher_aug_kl(logits_aug, teacher_aug):
 # %% ../../nbs/deploy/03_distill.ipynb #2d1ed8ff
 def _student_method(
     teacher: Method,
-    word_rate: float | None = None,  # probability that a word is tried for switching; None: the teacher's or the usual
+    word_rate: float | None = None,  # probability that a word is tried; None: the teacher's, or the default
 ) -> Method:
     "Return the method of a teacher's student"
     switch = replace(teacher.augment or CodeSwitch(), redraw=True)
@@ -87,7 +87,7 @@ def _probabilities(net, head, classes):
 
 # %% ../../nbs/deploy/03_distill.ipynb #3f9881dd
 class Teacher:
-    "A finished run that gives a student its targets, and what the student's record says of it"
+    "Finished run whose probabilities a student learns, and the facts about it for the student's record"
 
     def __init__(
         self,
@@ -121,7 +121,7 @@ class Teacher:
         return {"teacher" + suffix: self.said[suffix][1] for suffix in suffixes}
 
     def _own_views(self, views: Views) -> Views:
-        "The student's items in the form that the teacher reads"
+        "Return the student's items in the form that the teacher reads"
         if not hasattr(self, "views"):
             t, text = self.trainings[0], views.text
             if t.method.encoder == "syntax":
@@ -132,7 +132,7 @@ class Teacher:
         return self.views
 
     def _mean_probabilities(self, items, name: str, accelerator) -> Tensor:  # (n, classes)
-        "The mean over the teacher's trainings"
+        "Return the mean over the teacher's trainings"
         for t in self.trainings:
             t.material.accelerator = accelerator  # before the first net is built
         task, total = self.data.target, 0
@@ -159,8 +159,8 @@ class Teacher:
     def note(self) -> str:
         about = f"{self.method.title or self.method.name}, seed {self.config['seed']}"
         return (
-            f"learned the probabilities of the run {self.of.folder.name} ({about}), no label; labelled dev rows choose "
-            "the round. Its training time is without its teacher's"
+            f"learned the probabilities of the run {self.of.folder.name} ({about}), without labels; labelled dev "
+            "examples select the round. The training time does not include the teacher's"
         )
 
 # %% ../../nbs/deploy/03_distill.ipynb #6ab9c331
@@ -223,15 +223,14 @@ def _accuracies(
     words = ("teacher", "student", "no teacher")
     about = [f"{word}: {title(r.method)}" for word, r in zip(words, records, strict=False)]
     caption = (
-        f"{task_title(records[0].task)} {records[0].split}, percent; {', '.join(about)}. Items resampled, of these "
-        "checkpoints and not of the methods; an interval for each language alone, without correction for looking at "
-        "several."
+        f"{task_title(records[0].task)} {records[0].split}, percent; {', '.join(about)}. Intervals over items "
+        "(resampled), for these checkpoints and not for the methods; not corrected for several languages."
     )
     return Table(tuple(columns), lines, caption)
 
 
 def _accuracy_cells(records, langs, same):
-    "A line of the table: means over languages of teacher, student and possibly the one without a teacher"
+    "Cells of a row: means over languages of teacher, student and, where given, the encoder without a teacher"
     teacher, student, *plain = records
     cells = [_mean_accuracy(teacher, langs), _mean_accuracy(student, langs), *_difference(student, teacher, langs)]
     cells.append(Cell(sum(same[lang] for lang in langs) / len(langs)))
@@ -245,7 +244,7 @@ def _mean_accuracy(r, langs):
 
 
 def _difference(a: Record, b: Record, langs):
-    "Two cells: the difference A − B, and its interval"
+    "Return two cells: the difference A − B, and its interval"
     effect = resampled(a, b, langs)
     return Cell(effect.points, form="+.1f"), f"{effect.low:+.1f} to {effect.high:+.1f}"
 
@@ -282,7 +281,7 @@ def _scored_pairs(
     run: Result,
     n: int = 64,
 ) -> list:  # (first text, second text)
-    "Take pairs that a run was scored on, of all its languages in equal parts"
+    "Return pairs of a run's test set, equally many of each language"
     data, split, langs = Data(job_of(run.folder)), run.values["split"], list(run.predictions["language"].unique())
     tests = [data.rows(data.target, split, lang) for lang in langs]
     found = []
@@ -311,13 +310,13 @@ def _serving(
     lines.append([f"{first} : {second}", f"{smaller:.2f}", Cell(smaller, form=".2f"), *times])
     here = machine()
     threads = f"{here['threads']} thread{'s' * (here['threads'] > 1)}"
-    timing = f"{len(pairs)} pairs, median [range] of {rounds} rounds in turn, tokenised and answered"
+    timing = f"{len(pairs)} pairs, median [range] of {rounds} rounds in turn, from texts to probabilities"
     return Table(columns, lines, f"{timing}; {here['gpu'] or here['processor']}, {threads}.")
 
 # %% ../../nbs/deploy/03_distill.ipynb #eff44f90
 @dataclass(frozen=True)
 class Report:
-    "The accuracy, latency and memory of a student beside its teacher's"
+    "Accuracy, latency and memory of a student and its teacher"
 
     accuracies: Table
     serving: Table | None
@@ -344,7 +343,7 @@ def student_report(
     teacher=None,  # its teacher's run; None: the one beside it
     plain=None,  # a finished run of one encoder without a teacher, such as CoSDA-ML's
     serve: Callable
-    | None = None,  # Taken -> (model, tokenizer), such as `huggingface.model_of`; None: nothing is timed
+    | None = None,  # ExportSpec -> (model, tokenizer), such as `huggingface.model_of`; None: nothing is timed
     rounds: int = 7,  # of timing
 ) -> Report:
     "Compare a student with its teacher in accuracy, latency and memory"
@@ -366,7 +365,7 @@ def student_report(
     notes = [f"**student − {word}**: {resampled(own, r, langs)}" for word, r in others.items()]
     unlike = _settings_that_differ(own, others["no teacher"]) if plain else ""
     if unlike:
-        notes.append(f"Student and no teacher were not trained equally: {unlike}.")
+        notes.append(f"Student and encoder without a teacher were not trained equally: {unlike}.")
     serving, why = _timed(teacher, student, serve, rounds)
     return Report(table, serving, (*notes, *why))
 

@@ -155,9 +155,9 @@ def model_of(
 # %% ../../nbs/deploy/02_huggingface.ipynb #74dfec9f
 def export(
     run,  # a finished run: its folder, its name below runs/, or what `run` returned
-    folder,  # the model folder to make; an earlier export in it is replaced, unless somebody changed it
-    task: str = "",  # of a multi-task method, whose head; empty: the run's task
-    selection: str = "en_dev",  # which round's weights: en_dev, last, averaged, all_dev_oracle
+    folder,  # the model folder to make; an earlier export in it is replaced, unless it was changed
+    task: str = "",  # of a multi-task method: the task whose head is exported; empty: the run's
+    selection: str = "en_dev",  # of the round: en_dev, last, averaged, all_dev_oracle
     backbone: str = "",  # where the backbone's files are on this machine; empty: as the run had it
 ) -> Path:
     "Export a finished run as a model folder that transformers loads"
@@ -229,7 +229,7 @@ def _check_texts(frame, columns):
     for column in columns:
         odd += [i for i, text in zip(frame.index, frame[column], strict=True) if not isinstance(text, str)]
     if odd:
-        raise DataError(f"{len(odd)} of {2 * len(frame)} texts are none, the first in row {odd[0]}; fill or drop them")
+        raise DataError(f"{len(odd)} of {2 * len(frame)} texts are missing, first in row {odd[0]}; fill or drop them")
 
 # %% ../../nbs/deploy/02_huggingface.ipynb #a0e5b911
 def predict_texts(
@@ -265,7 +265,7 @@ def _predict_with_run(frame, run, columns):
     if trainings[0].method.encoder == "syntax":
         raise ParameterError(f"{run.name} reads a dependency tree beside each text, which new texts do not have.")
     pairs = {name: frame[column].tolist() for name, column in zip(TEXTS, columns, strict=True)}
-    # the reader of test sets wants an id and a label, of which the net sees neither
+    # the reader of test sets needs an id and a label; the net sees neither
     rows = as_dataset(data.target.labels, {"id": list(map(str, range(len(frame)))), "label": [0] * len(frame)} | pairs)
     frames = []
     for t in trainings:

@@ -45,7 +45,7 @@ def compute(job: Job) -> Path:  # the result's folder
             if said:
                 append_text(log, "\n".join(said))
             elif time.time() - log.stat().st_mtime > 10:
-                os.utime(log)  # the heartbeat, see `heartbeat_age`
+                os.utime(log)  # the heartbeat, see `_heartbeat_age` in `macular.jobs.plan`
 
     return run(job, watch).folder
 
@@ -79,7 +79,7 @@ def run_notebook(
         if "Kernel died" not in str(e):
             raise
         raise KilledError(
-            "the kernel was killed, often for memory; the same command goes on from the last checkpoint"
+            "the kernel was killed, often for lack of memory; the same command resumes from the last checkpoint"
         ) from e
 
 
@@ -134,8 +134,8 @@ def run_as_notebook(job: Job) -> Path:  # the result's folder
 # %% ../../nbs/jobs/02_engines.ipynb #d3446829
 def attempt(
     job: Job,
-    do: Callable = compute,  # or `report`: a job -> the folder of its result
-    again: bool = False,  # also when it is done: the store finds it by the hashes of its data, or does it
+    do: Callable = compute,  # or `run_as_notebook`: a job -> the folder of its result
+    again: bool = False,  # also run a job that is done: the store finds its trainings by the hashes of its data
 ) -> dict:  # its state afterwards; "died" where the kernel was killed
     "Run a job and record its outcome"
     from macular.train.run import failure
@@ -340,9 +340,9 @@ def _run_in_folder(job, work, folder):
 def sweep(
     plan: Plan,
     engine=Sequential(),  # or `Processes(n)`, `Ray(...)`
-    do: Callable = compute,  # or `report`: a job -> the folder of its result
+    do: Callable = compute,  # or `run_as_notebook`: a job -> the folder of its result
     retries: int = 2,  # of a job whose process or kernel was killed
-    again: bool = False,  # also what is done: the store finds it by the hashes of its data, or does it
+    again: bool = False,  # also run jobs that are done: the store finds their trainings by the hashes of their data
     say: Callable = print,  # receives a line for each job that ends
 ) -> Plan:
     "Run the jobs of a plan that are not done, in its order"
@@ -374,8 +374,8 @@ def _give_up(job, times):
     from macular.train.run import failure
 
     error = KilledError(
-        f"its process ended {times} times without a word, killed for memory most likely; "
-        "take fewer jobs at a time, or accumulation=2"
+        f"its process was killed {times} times, most likely for lack of memory; "
+        "run fewer jobs at a time, or set accumulation=2"
     )
     with lock(place(job), wait=-1):
         now = last_state(job) | failure(error) | {"state": "failed"}

@@ -116,7 +116,7 @@ def _stages(
     return resolved.stages
 
 # %% ../../nbs/jobs/01_plan.ipynb #a8886337
-def state(job: Job) -> dict:  # as `last_state`; "waiting" for a job that was killed
+def state(job: Job) -> dict:  # as from `last_state`; "waiting" for a job that was killed
     "Return the state of a job (waiting, running, failed or done), read from its folder"
     found = last_state(job)
     killed = found["state"] in ("running", "died") and not is_locked(place(job))
@@ -143,7 +143,7 @@ _SIZE = ["preset", "backbone", "data_dir", "batch_size", "rounds"]
 _SIZE += ["max_length", "max_train", "pool", "accumulation", "word_rate"]
 
 
-def _size(what: tuple, parameters: Mapping) -> str:  # `what`: the method and tasks of a training, say
+def _size(what: tuple, parameters: Mapping) -> str:  # `what`: for example the method and tasks of a training
     "Return a key that is equal for computations that take equally long"
     decisive = {name: parameters[name] for name in _SIZE}
     return key(what, decisive | {"backbone": Path(parameters["backbone"]).name})
@@ -266,7 +266,7 @@ def plan(
     given, jobs, problems = rows(table), {}, []
     for n, values in enumerate(given, 1):
         if values.get("preset") in (None, "auto"):
-            problem = f"preset is auto, which is another one on another machine; a plan names it: {', '.join(presets)}"
+            problem = f"preset is auto, which depends on the machine; a plan names it: {', '.join(presets)}"
             problems.append((n, problem))
         try:
             job = check(values)
@@ -342,7 +342,7 @@ def _time(plan):
     if not left.trainings and not left.seconds:
         return "Nothing is left to do."
     if left.unknown and left.unknown == left.trainings:
-        return "How long it takes is not known: nothing of this size has been trained here. Do one job, and ask again."
+        return "The time is not known, because nothing of this size has been trained here. Run one job first."
     more = ""
     if left.unknown:
         more = f", and {left.unknown} of {left.trainings} trainings of sizes that have not been trained here"
@@ -355,14 +355,14 @@ def _summary(plan: Plan) -> list[str]:  # sentences
     "Summarize a plan: jobs by state, distinct trainings, time left, what is missing on this machine"
     by_state = _grouped((n, found["state"]) for n, found in enumerate(plan.states, 1))
     states = [f"{len(by_state[s])} {s}" for s in ("done", "running", "failed", "waiting") if s in by_state]
-    repeated = f" ({plan.merged} said twice)" if plan.merged else ""
+    repeated = f" ({plan.merged} repeated)" if plan.merged else ""
     chains = plan.trainings
     keys = [stage.plan_key for chain in chains for stage in chain]
     first = len(_jobs_to_run_first(chains))
-    shared = f"; {f'jobs 1 to {first} make' if first > 1 else 'job 1 makes'} what others share" if first else ""
+    shared = f"; {f'jobs 1 to {first} train' if first > 1 else 'job 1 trains'} what others share" if first else ""
     return [
         f"{count(len(plan), 'job')}{repeated}: {', '.join(states)}.",
-        f"{count(len(set(keys)), 'distinct training')}, where every job alone would make {len(keys)}{shared}.",
+        f"{count(len(set(keys)), 'distinct training')} ({len(keys)} without sharing){shared}.",
         _time(plan),
         *(f"Cannot start here, {_numbered(numbers, 'job')}: {what}" for what, numbers in plan.lacking.items()),
     ]
@@ -389,7 +389,7 @@ def _plan_markdown(plan):
 
 
 def _remark(job, found):
-    "Return the error of a failed job in short, or a remark on a running one that may hang"
+    "Return a failed job's error in short, or a remark on a running job that may hang"
     if found["state"] == "failed":
         return f"{found['error']}: {found['message'].splitlines()[0][:80]}"
     age = _heartbeat_age(job) if found["state"] == "running" else 0

@@ -26,7 +26,7 @@ from ..train.resolve import method_of, seeds, stage_methods
 # %% ../../nbs/jobs/04_rerun.ipynb #36295e8a
 @dataclass(frozen=True, repr=False)
 class RunComparison:
-    "The differences between two runs of one job"
+    "Differences between two runs of one job"
 
     folders: tuple[str, str]  # names: equal when the job, its data and the algorithm are
     predictions: tuple[int, int]  # predicted labels that differ, and all; an item of one run only differs
@@ -225,7 +225,7 @@ def _net_after_round(training, round):
         return build_net(training.method, training.material, training.recipe).eval()
     if round is not None and not 1 <= round <= rounds:
         raise ParameterError(
-            f"there is no round {round}; this training has rounds 1 to {rounds}, and 0, before it learned"
+            f"there is no round {round}; this training has rounds 1 to {rounds}, and 0, before training"
         )
     return training.net(training.weights(round or training.best))
 

@@ -31,7 +31,7 @@ def _dev_accuracy(
     last = stages_of(result)[-1]
     scores, task = last["dev"][last["round"] - 1], result["config"]["task"]
     if task not in scores:
-        raise DataError(f"{task} has no dev rows in its source language, so nothing can be chosen by them")
+        raise DataError(f"{task} has no dev examples in its source language, so nothing can be chosen by them")
     return scores[task]
 
 # %% ../../nbs/jobs/03_search.ipynb #4e2f6ec1
@@ -59,7 +59,7 @@ class Search:
     grids: tuple[Mapping, ...]  # parameters to choose, a grid for each stage
 
     def plans(self) -> Iterator[Plan]:
-        "Yield the plan of each stage; a stage must be done before the next one is asked for"
+        "Yield the plan of each stage; a stage must be done before the next one is requested"
         chosen = {}
         for grid in self.grids:
             now = plan(self.common | chosen | grid)

@@ -60,7 +60,7 @@ class Comparison:
 
 # %% ../../nbs/results/09_compare.ipynb #e830035b
 def _names(a, b, settings):
-    "Names of the two sides: the methods, with the settings that differ where the methods are equal"
+    "Return the names of the two sides: the methods, with the settings that differ where the methods are equal"
     if a.method != b.method:
         return title(a.method), title(b.method)
     if not settings:
@@ -72,13 +72,13 @@ def _names(a, b, settings):
 
 
 def _made(records):
-    "Settings of one side, with the seed of a single run"
+    "Return the settings of one side, with the seed of a single run"
     seed = {"seed": records[0].seed} if len(records) == 1 else {}
     return design(records[0]) | seed
 
 # %% ../../nbs/results/09_compare.ipynb #dac7e8c2
 def _by_language(a, b, langs):
-    "Rows of differences by language, and a sentence on the test: over items where there are some, else over seeds"
+    "Return rows of differences by language, and the test: over items where there are some, else over seeds"
     if all(r.correct for r in (*a, *b)):
         if len(a) == len(b) == 1:
             return by_language(a, b, langs), "exact McNemar on the items of two runs"
@@ -106,7 +106,7 @@ def _language_table(found, names, told):
 
 # %% ../../nbs/results/09_compare.ipynb #41cc1fdc
 def _sentences(found, names, sides, langs):
-    "Numbers of significant languages, languages left out, collapsed runs"
+    "Yield sentences on significant languages, languages left out and collapsed runs"
     significant = [r["difference"] for r in found if r["verdict"] == "significant"]
     higher = sum(d > 0 for d in significant)
     lower = sum(d < 0 for d in significant)
@@ -144,7 +144,7 @@ def compare(
 
 # %% ../../nbs/results/09_compare.ipynb #561078a7
 def _settings(rows):
-    "Name and value of each parameter and tag, with the values by row where they vary"
+    "Yield name and value of each parameter and tag, with the values by row where they vary"
     records = [r for found in rows.values() for r in found]
     named = [name for r in records for name in (*r.parameters, *r.tags)]
     for name in dict.fromkeys(["backbone", "preset", "split", "algorithm", *named]):
@@ -159,7 +159,7 @@ def _settings(rows):
 
 # %% ../../nbs/results/09_compare.ipynb #6b33dcad
 def _trainings(records):
-    "Number of distinct trainings and their time; a shared one counts once"
+    "Return the number of distinct trainings and their time; a shared one counts once"
     keys, seconds = set(), {}
     for r in records:
         for row, key in r.trainings.items():
@@ -174,7 +174,7 @@ def _trainings(records):
 
 
 def _dev(records):
-    "Source-language dev accuracy of the best round, a mean over seeds, by task"
+    "Return the source-language dev accuracy of the best round, a mean over seeds, by task"
     best = {}
     for r in records:
         if r.dev:
@@ -183,7 +183,7 @@ def _dev(records):
 
 
 def _tests(records):
-    "Number of items and their digests"
+    "Return the numbers of items and their digests"
     sizes = list(dict.fromkeys(f"{len(r.correct[x])} items, {r.items[x]}" for r in records for x in r.correct))
     more = f" and {len(sizes) - 3} more" if len(sizes) > 3 else ""
     return "; ".join(sizes[:3]) + more or "accuracies only"
@@ -224,7 +224,7 @@ def _lines(path, changed):
 def study(
     **where,  # fields and parameters, as `select` takes them
 ) -> list[Record]:
-    "Return the records of the mini study, with `USUAL` parameters unless others are given"
+    "Return the records of the mini study, with the preset's parameters unless others are given"
     files = sorted((root() / "nbs" / "records" / "study").glob("seed-*.jsonl"))
     return select([r for file in files for r in _lines(file, file.stat().st_mtime_ns)], **_USUAL | where)
 
@@ -261,14 +261,14 @@ def differences_by_task(
 
 # %% ../../nbs/results/09_compare.ipynb #4135ee7f
 def verdicts(found: dict) -> list[str]:  # of the `Effect`s, in their order
-    "Significant or not at 95 %, Holm over all that are given"
+    "Return significant or not significant at 95 %, Holm over all that are given"
     ps = [effect.p for effect in found.values()]
     return [verdict(p) for p in holm(ps)]
 
 # %% ../../nbs/results/09_compare.ipynb #886806a1
 @dataclass(frozen=True)
 class Contrast:
-    "Difference of two methods on a task, with the runs it rests on"
+    "Difference of two methods on a task, with their runs"
 
     a: list[Record]
     b: list[Record]
@@ -297,7 +297,7 @@ def ablation(
     *pairs: tuple,  # (a method, the same without something)
     backbone: str = "mbert",  # the paper's
 ) -> Table:
-    "Paper's and our numbers of methods with and without a part"
+    "Make a table of the paper's and our numbers of methods with and without a part"
     found = compared(records, pairs)
     marks = verdicts({key: c.effect for key, c in found.items()})
     lines = []
@@ -345,7 +345,7 @@ def forest(
 
 # %% ../../nbs/results/09_compare.ipynb #3243ec33
 def _sentence(a, b, found):
-    "Sentence on the differences of two methods, by verdict: found is {task: (`Effect`, verdict)}"
+    "Format the differences of two methods by verdict, as a sentence: found is {task: (`Effect`, verdict)}"
     by_verdict = {}
     for task, (effect, mark) in found.items():
         by_verdict.setdefault(mark, []).append(f"{task_title(task)} {effect.points:+.1f}")
@@ -354,7 +354,7 @@ def _sentence(a, b, found):
 
 
 def _power(found):
-    "Sentence on the minimum detectable difference, at the deviation pooled over the comparisons"
+    "Return a sentence on the minimum detectable difference, at the deviation pooled over the comparisons"
     gaps = [by_seed(c.a, c.langs) - by_seed(c.b, c.langs) for c in found.values() if len(c.a) > 1]
     sd = np.sqrt(np.mean([g.var(ddof=1) for g in gaps])) if gaps else 0
     if not sd > 0:
@@ -371,7 +371,7 @@ def summarize(
     records: Iterable[Record],
     *pairs: tuple,  # (a method, another), as `ablation` takes them
 ) -> str:
-    "Sentences on the differences of pairs of methods and on the minimum detectable difference"
+    "Describe the differences of pairs of methods and the minimum detectable difference in sentences"
     found = compared(records, pairs)
     marks = verdicts({key: c.effect for key, c in found.items()})
     by_pair = {}

@@ -18,7 +18,7 @@ from ..core import visible
 from ..exceptions import DataError
 
 # %% ../../nbs/results/08_figures.ipynb #94faedb7
-_MOST = 20_000  # steps that are read of a history, about
+_MOST = 20_000  # approximate maximum of the steps read of a history
 
 
 @lru_cache(2)
@@ -51,7 +51,7 @@ def _lines(folder):
 def history(
     folder,  # of a training
 ):  # a data frame, one line a step: step, round, phase, pass, batch, loss and its parts
-    "Read the steps of a training, of a long one about `MOST`; a step repeated after a crash counts once"
+    "Read the steps of a training, about 20,000 of a long one; a step repeated after a crash counts once"
     import pandas as pd
 
     return pd.DataFrame({line["step"]: line for line in _lines(folder)[0]}.values())
@@ -198,7 +198,7 @@ class Progress:
 
     def start(self, facts):
         "Reset for a new training"
-        self.title, self.parts, self.step, self.of = facts["row"].title, {}, 0, facts["steps"]
+        self.title, self.parts, self.step, self.of = facts["method"].title, {}, 0, facts["steps"]
         self.phases = dict(facts["phases"])  # name -> steps a round
         self.took = {}  # name of the phase -> seconds of each step
         self.last = time.monotonic()
@@ -246,7 +246,7 @@ class Progress:
 
 # %% ../../nbs/results/08_figures.ipynb #53ae54ad
 class Live:
-    "Watcher of a run: a panel that is redrawn in place, and one printed line a round"
+    "Progress of a run: a panel that is redrawn in place, and one printed line a round"
 
     def __init__(self, display=None):  # IPython's `display`; None only prints
         self.display, self.handle, self.drawn, self.progress = display, None, 0.0, Progress()

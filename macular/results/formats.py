@@ -112,7 +112,7 @@ def _plain(value):
 
 
 def _columns(name, cells):
-    "Name and values of a column, and of one more for the spreads, marks and notes of its numbers where there are any"
+    "Yield name and values of a column, and of further columns for the spreads, marks and notes of its numbers, if any"
     yield name, [_plain(float(c.value) if isinstance(c, Cell) else c) for c in cells]
     numbers = [c for c in cells if isinstance(c, Cell)]
     for extra in ("spread", "mark", "note"):

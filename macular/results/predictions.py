@@ -119,13 +119,13 @@ def _answers(path, task, gold):
     lang, answers = path.stem[5:], [line.strip() for line in path.read_text("utf-8").splitlines()]
     if lang not in gold:
         raise DataError(
-            f"{path.name}: no rows were given for '{lang}', only for {', '.join(gold) or 'nothing'}. "
+            f"{path.name}: no examples were given for '{lang}', only for {', '.join(gold) or 'nothing'}. "
             f"Give gold={{'{lang}': load('{task.name}', 'test', '{lang}', source), …}}"
         )
     examples = gold[lang]
     if len(answers) != len(examples["label"]):
         raise DataError(
-            f"{path.name}: {len(answers)} lines for {len(examples['label'])} test rows; line n must answer row n"
+            f"{path.name}: {len(answers)} lines for {len(examples['label'])} test examples; line n is for example n"
         )
     columns = {
         "item": examples["id"][:],
@@ -154,7 +154,7 @@ _METRICS = ("acc", "exact_match")
 
 
 def _sample(line, where):
-    "One line of a samples file, with `right`; `DataError` where it is no sample"
+    "Read one line of a samples file, with `right`; `DataError` where it is not a sample"
     try:
         found = json.loads(line)
     except ValueError as e:
@@ -167,7 +167,7 @@ def _sample(line, where):
 
 # %% ../../nbs/results/04_predictions.ipynb #d2fcddd5
 def _samples(path):
-    "Samples of a file; `DataError` where several filters made them"
+    "Read the samples of a file; `DataError` where several filters made them"
     lines = enumerate(path.read_text("utf-8").split("\n"), 1)
     found = [_sample(line, f"{path.name}, line {i}") for i, line in lines if line.strip()]
     filters = sorted({str(s.get("filter")) for s in found})
@@ -180,12 +180,12 @@ def _samples(path):
 
 
 def _item(sample, examples, name):
-    "Id and label of an item: those of the example with its number, else its number and target"
+    "Return id and label of an item: those of the example with its number, else its number and target"
     if examples is None:
         return str(sample["doc_id"]), str(sample.get("target"))
     i, n = sample["doc_id"], len(examples["id"])
     if not 0 <= i < n:
-        raise DataError(f"{name}: doc_id {i}, but {n} rows were given; these are not the rows it answers")
+        raise DataError(f"{name}: doc_id {i}, but {n} examples were given; these are not the examples that it predicts")
     return examples["id"][i], str(examples["label"][i])
 
 # %% ../../nbs/results/04_predictions.ipynb #b276d893
@@ -266,8 +266,8 @@ def runs(
 def read(
     path,  # a run, a folder of runs, records or a folder of them, or predictions of another program
     /,
-    gold: Mapping | None = None,  # language -> examples, from `load`: those that XTREME's files answer
-    **about,  # facts that a foreign file lacks: method, task, seed, and any tag
+    gold: Mapping | None = None,  # language -> examples, from `load`: those that XTREME's files are for
+    **about,  # facts that another program's file lacks: method, task, seed, and any tag
 ) -> list[Record]:
     "Read records of our runs or of other programs' predictions"
     path, what = resolve(path), file_format(path)
@@ -286,7 +286,7 @@ def read(
 
 # %% ../../nbs/results/04_predictions.ipynb #f09871c7
 def _with_facts(record, about):
-    "A record of ours with fields replaced, and other facts as tags"
+    "Return a record with fields replaced, and other facts as tags"
     if not about:
         return record
     own = {k: v for k, v in about.items() if k in Record.__dataclass_fields__}

@@ -64,7 +64,7 @@ def rows_of(
 # %% ../../nbs/results/07_tables.ipynb #ad2f63eb
 @dataclass(frozen=True)
 class View:
-    "Choices for a table of methods; `ParameterError` for an unknown one"
+    "Options of a table of methods; `ParameterError` for an unknown value"
 
     against: str = ""  # a method: its row is compared against
     spread: str = "interval"  # or "sd", or "" for none
@@ -78,7 +78,7 @@ class View:
                 raise ParameterError(unknown(name, getattr(self, name), allowed))
 
     def over(self, records) -> tuple:
-        "The languages of a column, from all records in it"
+        "Return the languages of a column, from all records in it"
         if self.langs == "common":
             return common(records)
         there = tuple(dict.fromkeys(x for r in records for x in r.langs))
@@ -86,7 +86,7 @@ class View:
 
 # %% ../../nbs/results/07_tables.ipynb #75d0fab4
 def _cell(records, langs, view):
-    "Mean of a row over a column's languages; over those it has where it lacks some, empty where it has none"
+    "Return the mean of a row over a column's languages: over those it has, and empty where it has none"
     have = [x for x in langs if x in common(records)] if records else []
     if not have:
         return ""
@@ -100,7 +100,7 @@ def _cell(records, langs, view):
 
 # %% ../../nbs/results/07_tables.ipynb #d8b29f9a
 def _with_best(rows, columns):
-    "Make the highest number of each column bold; a mean over fewer languages takes no part"
+    "Make the highest number of each column bold, without means over fewer languages"
     for i in columns:
         there = [row for row in rows if isinstance(row[i], Cell) and not row[i].note.startswith("over ")]
         top = max((round(row[i].value, 1) for row in there), default=None)
@@ -122,7 +122,7 @@ class _Column:
         return [r for r in records if r.task == self.task]
 
     def p_and_points(self, own, base, view):
-        "Test of the difference of two rows; NaN where a record is missing or lacks a language"
+        "Return p-value and difference of two rows; NaN where a record is missing or lacks a language"
         a, b = self.of(own), self.of(base)
         if not (a and b and all(set(self.langs) <= set(r.langs) for r in (*a, *b))):
             return np.nan, np.nan
@@ -131,7 +131,7 @@ class _Column:
 
 
 def _family(own, base, columns, view):
-    "Cells of a row, marked where the difference from `base` is significant, Holm over `columns`"
+    "Return the cells of a row, marked where the difference from `base` is significant, Holm over `columns`"
     cells = [_cell(c.of(own), c.langs, view) for c in columns]
     if not base or own is base:
         return cells
@@ -153,7 +153,7 @@ _COSTS = ("seeds", "training", "encoders")
 
 
 def _cost(records: Iterable[Record]) -> list[str]:
-    "Number of seeds, training time (median over seeds, mean over tasks) and encoders a text"
+    "Return number of seeds, training time (median over seeds, mean over tasks) and encoders a text"
     by_task = {}
     for r in records:
         by_task.setdefault(r.task, []).append(r)
@@ -161,7 +161,7 @@ def _cost(records: Iterable[Record]) -> list[str]:
     seconds, encoders = [], set()
     for found in by_task.values():
         encoders |= {r.cost["encoders"] for r in found if r.cost.get("encoders")}
-        # a time that leaves out one of the trainings is no cost of the run
+        # leave out runs whose times do not cover all of their trainings
         times = [
             r.cost["seconds"] for r in found if r.cost.get("seconds") and set(r.cost["seconds"]) >= set(r.trainings)
         ]
@@ -175,7 +175,7 @@ SELECTED = {
     "en_dev": "round selected on source-language dev",
     "last": "last round",
     "averaged": "weights averaged over rounds",
-    "all_dev_oracle": "round selected on the dev rows of all languages (not zero-shot)",
+    "all_dev_oracle": "round selected on the dev examples of all languages (not zero-shot)",
 }
 
 SPREADS = {
@@ -221,14 +221,14 @@ def caption(
 
 # %% ../../nbs/results/07_tables.ipynb #5e3f928f
 def _by_task(rows):
-    "Row's name, task, and the records of both"
+    "Yield row name, task and records for each pair of row and task"
     for name, records in rows.items():
         for task in dict.fromkeys(r.task for r in records):
             yield name, task, [r for r in records if r.task == task]
 
 
 def _notes(rows, view):
-    "Sentences on rows that lack languages and on collapsed runs"
+    "Return sentences on rows that lack languages and on collapsed runs"
     found, every = [], [r for records in rows.values() for r in records]
     for name, task, own in _by_task(rows):
         langs = view.over([r for r in every if r.task == task])
@@ -250,7 +250,7 @@ def _notes(rows, view):
 
 # %% ../../nbs/results/07_tables.ipynb #f08e9b1b
 def _base(rows, view):
-    "Records of the row compared against, if any; `ParameterError` where that is not one row"
+    "Return the records of the row compared against, if any; `ParameterError` where that is not one row"
     if not view.against:
         return []
     found = [records for records in rows.values() if records[0].method == view.against]
@@ -261,7 +261,7 @@ def _base(rows, view):
 
 
 def _table(rows, families, view):
-    "Methods by the columns of some families, with their costs"
+    "Make a table of methods by the columns of some families, with their costs"
     base, names = _base(rows, view), [c.name for family in families for c in family]
     lines = []
     for name, own in rows.items():
@@ -322,7 +322,7 @@ def selections(
 
 # %% ../../nbs/results/07_tables.ipynb #d57459a0
 def _theirs(method, task, langs, backbone):
-    "The paper's mean over languages (None where it has none), and the source of the number"
+    "Return the paper's mean over languages (None where it has none), and the source of the number"
     found = published(method, task, backbone)
     cells = [c for name, cells in paper.items() if name != "table1" for c in cells]
     source = next((c.source for c in cells if (c.method, c.task, c.backbone) == (method, task, backbone)), "")

@@ -14,8 +14,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property, wraps
-from inspect import signature
+from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 
@@ -111,56 +110,34 @@ def _out_of_memory(error):
     return any(words in str(error).lower() for words in ("allocate memory", "not enough memory"))
 
 # %% ../../nbs/train/11_run.ipynb #9d56eb30
+@contextmanager
 def recorded(
-    do,  # (job, watch, …) -> result
+    folder: Path,  # of the job's state
+    watch: Callable,  # (event, facts) -> nothing
 ):
-    "Decorate a function of a job: write an error to `error.json`; delete the file on success"
+    "Yield `watch`; write an error within to `error.json`, with the last event; delete the file on success"
+    where = {}  # facts of the last events
 
-    @wraps(do)
-    def noting(*args, **kwargs):
-        call = signature(do).bind(*args, **kwargs)
-        call.apply_defaults()
-        job, watch = call.arguments["job"], call.arguments["watch"]
-        where = {}  # facts of the last events
+    def remembering(event, facts):
+        where["during"] = event
+        if "method" in facts:
+            where["training"] = facts["method"].title
+        where.update({k: facts[k] for k in ("phase", "round", "step") if k in facts})
+        watch(event, facts)
 
-        def watch_and_note(event, facts):
-            where["during"] = event
-            if "method" in facts:
-                where["training"] = facts["method"].title
-            where.update({k: facts[k] for k in ("phase", "round", "step") if k in facts})
-            watch(event, facts)
-
-        call.arguments["watch"] = watch_and_note
-        try:
-            result = do(*call.args, **call.kwargs)
-        except Exception as e:
-            error = memory(e, where)
-            _note(job, error, where)
-            if error is e:
-                raise
-            raise error from e
-        _note(job, None, where)
-        return result
-
-    return noting
-
-# %% ../../nbs/train/11_run.ipynb #5615e417
-def _note(
-    job: Job,
-    error: Exception | None,  # None: the job succeeded
-    where: dict,
-):
-    "Write or delete a job's `error.json`; ignore errors in this, so the job's error is raised"
-    import torch
-
-    if isinstance(error, (ParameterError, Stopped)):
-        return
+    try:
+        yield remembering
+    except (ParameterError, Stopped):
+        raise
+    except Exception as e:
+        error = memory(e, where)
+        with suppress(Exception):  # a folder that cannot be written does not hide the job's own error
+            write_json(folder / "error.json", failure(error) | {"where": where})
+        if error is e:
+            raise
+        raise error from e
     with suppress(Exception):
-        path = place(fill(check(vars(job)), gpu=torch.cuda.is_available())) / "error.json"
-        if error is None:
-            path.unlink(missing_ok=True)
-        else:
-            write_json(path, failure(error) | {"where": where})
+        (folder / "error.json").unlink(missing_ok=True)
 
 # %% ../../nbs/train/11_run.ipynb #92a77997
 @dataclass
@@ -247,15 +224,16 @@ def _without_callers_accelerator():
             s.update(values)
 
 # %% ../../nbs/train/11_run.ipynb #462cfe23
-@recorded
 def run(
     job: Job,
     watch: Callable = say,  # called with (event, facts): data, waiting, start, found, step, round, score, done, already
     source=None,  # of the examples, instead of the job's; for example a mini world with other settings
 ) -> Result:
     "Run a job, or read its result if it is finished"
-    job = settle(job)
-    return carry_out(resolve_job(job, Data(job, source=source)), watch)
+    job = fill(check(vars(job)), gpu=torch.cuda.is_available())
+    with recorded(place(job), watch) as watch:
+        job = settle(job)
+        return carry_out(resolve_job(job, Data(job, source=source)), watch)
 
 
 def carry_out(

@@ -115,7 +115,7 @@ _TABLES = {
 }
 _MINI = Markup(
     "<p><small>The mini world: a positive control, no evidence about real languages; "
-    "the paper's numbers are of another world.</small></p>"
+    "the paper's numbers are of real data.</small></p>"
 )
 
 
@@ -222,7 +222,7 @@ def versus(
 # %% ../../nbs/ui/03_board.ipynb #6eaa65a4
 def _means(
     records: Iterable[Record],  # of one task
-    against: str = "",  # a method: differences to its row
+    against: str = "",  # a method: differences from its row
 ):  # a data frame, rows by languages
     "Return the mean accuracy over seeds, by row and language"
     import pandas as pd
@@ -244,7 +244,7 @@ def _means(
 
 # %% ../../nbs/ui/03_board.ipynb #405fb9c7
 def _heat(
-    table,  # from `means`
+    table,  # from `_means`
     title: str = "",
     difference: bool = False,  # differences: the colours are centred at zero
 ):
@@ -282,7 +282,7 @@ def heat_map(
         if order in table.index:
             table = table[table.loc[order].sort_values(ascending=False).index]
         seeds = len({r.seed for r in own})
-        measure = f"less {name_of(against)}, points" if against else "accuracy, %"
+        measure = f"difference from {name_of(against)}, points" if against else "accuracy, %"
         title = f"{task_title(task)}, {measure}; mean of {seeds} seed{'s' * (seeds != 1)}"
         return picture(_heat(table, title, bool(against)), title)
 

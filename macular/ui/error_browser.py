@@ -30,7 +30,7 @@ class _Answers:
 
     data: Data
     split: str
-    predictions: object  # the data frame of predictions.parquet
+    predictions: object  # the data frame of `predictions.parquet`
 
     @property
     def source(self) -> str:
@@ -81,7 +81,7 @@ _CONFIDENT = 0.9  # probability from which on a prediction is confident
 
 
 def _of_kind(
-    both,  # from `pairs` of `answers`
+    both,  # from `_Answers.pairs`
     kind: str,
 ):
     "Select the items of a kind, the most confident predictions first"
@@ -125,7 +125,7 @@ def _taught(
     return found
 
 # %% ../../nbs/ui/04_error_browser.ipynb #e9fd4863
-def _share(found: list) -> float:  # from `taught`
+def _share(found: list) -> float:  # from `_taught`
     "Return the share of an item's words that code-switching could have shown"
     return sum(t is not None for _, _, t in found) / max(1, len(found))
 
@@ -153,13 +153,13 @@ def _answer(row, end, names):
 def _word(word, translations, found):
     if found:
         return word, Markup("<b><bdi>{}</bdi></b>").format(found), "in the text: could have been taught"
-    reason = "the text says it differently" if translations else "no entry"
+    reason = "another word in the text" if translations else "no entry"
     return word, Markup("<bdi>{}</bdi>").format(", ".join(translations)), reason
 
 
 def _item_page(
     answers: _Answers,
-    row,  # of `answers.pairs`
+    row,  # of `_Answers.pairs`
     lang: str,
 ) -> Markup:
     "Show an item in both languages: texts, predictions, words"
@@ -198,7 +198,7 @@ def errors(
     pairs, shares = cache(found.pairs), cache(lambda lang: _shares(found, lang))
 
     def draw(lang, kind, number):
-        items, page, position = _of_kind(pairs(lang), kind), Markup("<p>There is none of this kind.</p>"), 0
+        items, page, position = _of_kind(pairs(lang), kind), Markup("<p>There is no item of this kind.</p>"), 0
         if len(items):
             page = _item_page(found, items.iloc[number % len(items)], lang)
             position = number % len(items) + 1

@@ -44,10 +44,10 @@ class _Status:
     title: str
     state: str  # running, paused, stopped (also killed) or finished
     step: int = 0
-    steps: int = 0  # in all; 0: not known
-    round: int = 0  # that is under way
+    steps: int = 0  # in all; 0: unknown
+    round: int = 0  # the current one
     phase: str = ""
-    best: int = 0  # round, counted from 1; 0: none is done
+    best: int = 0  # best round, counted from 1; 0: none is finished
     dev: float = float("nan")  # percent, of the best round: the mean over its tasks
 
 
@@ -96,7 +96,7 @@ _WORDS = ("stop", "pause", "go on", "evaluate")
 def _ask(
     folder: Path,  # of a training
     word: str,
-) -> str:  # what was asked, in words
+) -> str:  # a message on what was done
     "Ask a training to stop, pause, go on or evaluate"
     if word not in _WORDS:
         raise ParameterError(unknown("word for a training", word, _WORDS))
@@ -120,7 +120,7 @@ def begin(job: Job):
 
 
 def wait_for(
-    folder,  # as for `trainings`
+    folder,  # as for `_trainings`
     when,  # a status -> bool
     seconds: float = 120,
 ) -> Path:  # the newest training's folder
@@ -130,13 +130,13 @@ def wait_for(
             if when(_status(found)):
                 return found
         threading.Event().wait(0.05)
-    raise ParameterError(f"within {seconds} s it did not come so far")
+    raise ParameterError(f"no training reached this status within {seconds} s")
 
 # %% ../../nbs/ui/05_live.ipynb #afddda96
 _STATES = {
     "running": "▶ running",
     "paused": "⏸ paused",
-    "stopped": "⏹ stopped; the same job goes on from here",
+    "stopped": "⏹ stopped; the same job resumes from here",
     "finished": "✓ finished",
 }
 
@@ -213,7 +213,7 @@ def _follow(view, folder, seconds):
 # %% ../../nbs/ui/05_live.ipynb #0a42ba1d
 def live(
     folder="runs",  # of a training, of a finished run, or of results
-    seconds: float = 1.0,  # between two looks
+    seconds: float = 1.0,  # between two checks for changes
     **start,  # first value of training: its name, "the newest" or "all"
 ) -> View:
     "Show a training while it runs, or afterwards"

@@ -138,7 +138,7 @@ def _rates(switched, switch):
     "Show the nominal switch rate of the words, and the rates that were reached"
     found = rates(tally(switched), switch)
     steps = [
-        ("nominal", "asked for: word rate × sentence rate"),
+        ("nominal", "word rate × sentence rate"),
         ("attempted", "tried"),
         ("found", "… and in the dictionary drawn"),
         ("realised", "… and changed by it"),
@@ -156,7 +156,7 @@ def _covered(texts, data, langs):
         shown = "no dictionary" if share is None else bar(share, 3)
         off = "" if lang in langs or share is None else " off"
         found.append(one.format(_tag(lang, lang), shown, off))
-    return Markup("<p>Words of this pair that each dictionary knows:<br>{}</p>").format(Markup("").join(found))
+    return Markup("<p>Share of this pair's words that each dictionary has:<br>{}</p>").format(Markup("").join(found))
 
 
 def _switched_page(
@@ -179,7 +179,7 @@ def _switched_page(
 
 # %% ../../nbs/ui/02_playground.ipynb #f4cc459b
 class _World:
-    "The pairs of the mini world's tasks, or of a run's task"
+    "Pairs of the mini world's tasks, or of a run's task"
 
     def __init__(self, task: str = "xnli", run=None):
         self.run, self._read = run, {}

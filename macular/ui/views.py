@@ -195,7 +195,7 @@ class View(Picture):
         return self
 
     def close(self):
-        "Close the widgets and listeners, and end what runs for the view"
+        "Close the widgets and listeners, and call the functions in `closing`"
         for end in self.closing:
             end()
         if "box" in self.__dict__:
