@@ -317,7 +317,7 @@ def newest(
         except ForeignFolder:
             raise
         except StorageError as e:
-            warnings.warn(f"{e}. It is skipped, and an earlier one is used.", stacklevel=2)
+            warnings.warn(f"{e}. It is skipped; an earlier one is checked.", stacklevel=2)
         else:
             return p
 

@@ -324,7 +324,7 @@ DATA = [
         "one class in training",
         train(HEAD + "1\tthe dog\tcat\t1\n2\tthe dog\thouse\t1\n"),
         DataError,
-        ("own train in 'en'", "none of them no"),
+        ("own train in 'en'", "none with label no"),
     ),
     (
         "a class in test that training lacks",
@@ -336,7 +336,7 @@ DATA = [
             "test.de.tsv": table("8\tthe dog\tcat\t2"),
         },
         DataError,
-        ("none of them maybe",),
+        ("none with label maybe",),
     ),
     (
         "nearly one class",
@@ -1022,7 +1022,7 @@ def test_memory_in_a_step_names_the_portions():
 
     from macular.train.trainer import _memory_errors
 
-    with pytest.raises(SetupError, match="accumulation=2.*same mathematics"), _memory_errors(1):
+    with pytest.raises(SetupError, match="accumulation=2.*gradients are added"), _memory_errors(1):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
 

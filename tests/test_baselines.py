@@ -347,7 +347,7 @@ def test_words_written_as_one(tmp_path):
 @pytest.mark.parametrize(
     "before,after,said",
     [
-        ("\t3\tcase", "\t9\tcase", "no word 9"),
+        ("\t3\tcase", "\t9\tcase", "no head word 9"),
         ("\t3\tcase", "\t_\tcase", "the head '_' is no number"),
         ("1\tDe\tde\tADP\t_\t_\t3\tcase\t_\t_", "1 De de", "1 columns"),
         ("\t0\troot", "\t1\troot", "contain a cycle"),

@@ -91,7 +91,7 @@ class _File:
         return sum(n > 1 for n in labels.values())
 
     def twice(self):
-        "Return ids to which the reader appended a number (`7.2`), because they are repeated"
+        "Count ids to which the reader appended a number (`7.2`), because they are repeated"
         known, found = set(self.ids), 0
         for name in self.ids:
             stem, dot, number = name.rpartition(".")
@@ -111,7 +111,7 @@ class _File:
     def majority(self):
         return max(Counter(self.labels).values()) / len(self.labels)
 
-
+# %% ../../nbs/train/05_checks.ipynb #a1c07e52
 _ALONGSIDE = {
     "repeated": "pairs occur more than once",
     "contradictory": "pairs occur with two labels",
