@@ -748,7 +748,7 @@ def test_another_number_of_threads(tmp_path):
     finally:
         torch.set_num_threads(threads)
     trained(tmp_path, exact=False)
-    assert [r[:26] for r in resume_notes(tmp_path)] == ["resumed at step 8 elsewher", "resumed at step 12 elsewhe"]
+    assert [r[:26] for r in resume_notes(tmp_path)] == ["resumed at step 8 on anoth", "resumed at step 12 on anot"]
 
 
 def test_a_state_of_an_older_version_is_read(tmp_path):
