@@ -1,5 +1,6 @@
 """Every test runs offline, on one thread per process, from a copy where it would change files."""
 
+import gc
 import os
 import shutil
 import signal
@@ -25,10 +26,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[1]
+WITHOUT = str(ROOT / "tests" / "without")  # hides a package that is slow to import, here and in what a test starts
+sys.path.insert(0, WITHOUT)
+os.environ["PYTHONPATH"] = os.pathsep.join([WITHOUT, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def is_loopback(host):
-    "Whether a socket address stays on this machine"
+    "Return whether a socket address stays on this machine"
     host = host.decode() if isinstance(host, bytes) else host
     if host in ("localhost", ""):
         return True
@@ -89,7 +93,6 @@ def tool(name, cwd, **env):
 
 
 SLOW_FIXTURES = {
-    "project",  # a copy of the repository
     "wheel",
     "finished",  # a job that is trained
     "legs",
@@ -102,23 +105,40 @@ SLOW_FIXTURES = {
 }
 
 
+# the files that take longest, in this order, so that two workers end at the same time; the others follow by name
+LONGEST = "resume load jobs papermill model distill trainer mini site phases switch packing run reference cli".split()
+
+
+def pytest_configure(config):
+    "Let pytest-xdist hand out the files in the order below, not by their number of tests"
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def place(item):
+    "Return the place of a test's file among those that take longest"
+    name = item.path.stem.removeprefix("test_")
+    return LONGEST.index(name) if name in LONGEST else len(LONGEST)
+
+
 def pytest_collection_modifyitems(items):
-    "A test is slow as well when it asks for one of the fixtures above"
+    "A test is slow as well when it asks for one of the fixtures above; the longest files come first"
     for item in items:
         if SLOW_FIXTURES & set(item.fixturenames):
             item.add_marker(pytest.mark.slow)
+    items.sort(key=place)
+
+
+def pytest_collection_finish():
+    "Take the objects of all imports, which live to the end, out of the garbage collector's sight"
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
 def root():
     "The folder with settings.ini"
     return ROOT
-
-
-@pytest.fixture
-def project(tmp_path):
-    "A copy of the project that a test may change"
-    return copy_project(tmp_path / "macular")
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ FIGURES = root / "nbs" / "figures"
 
 
 def directive(cell, name):
-    "What a cell's `#| name: …` says"
+    "Return the value of a cell's directive `#| name: …`"
     found = re.search(rf"^#\| {name}: (.+)$", cell.source, re.M)
     if not found:
         raise ValueError(f"a figure of README.md needs `#| {name}: …` in its cell: {cell.source[:200]}")

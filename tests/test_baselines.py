@@ -10,7 +10,7 @@ import toy
 from test_reference import Adam, Alone, ce, encoded, lengths, one_hot
 from torch import nn
 
-from macular.data.mini_world import neighbours
+from macular.data.mini_world import Mini, neighbours
 from macular.exceptions import DataError, ParameterError
 from macular.model.baselines import SyntaxEncoder, _distances, cloze, reverse
 from macular.model.losses import Objective, kl_s, terms
@@ -350,7 +350,7 @@ def test_words_written_as_one(tmp_path):
         ("\t3\tcase", "\t9\tcase", "no word 9"),
         ("\t3\tcase", "\t_\tcase", "the head '_' is no number"),
         ("1\tDe\tde\tADP\t_\t_\t3\tcase\t_\t_", "1 De de", "1 columns"),
-        ("\t0\troot", "\t1\troot", "in a circle"),
+        ("\t0\troot", "\t1\troot", "contain a cycle"),
     ],
 )
 def test_bad_trees_are_refused(tmp_path, before, after, said):
@@ -481,7 +481,11 @@ def done(tmp_path_factory):
 
     def do(**changes):
         events = []
-        result = run(check(JOB | {"out": out} | changes), lambda event, facts: events.append((event, facts)))
+        result = run(
+            check(JOB | {"out": out} | changes),
+            lambda event, facts: events.append((event, facts)),
+            Mini(train=48, dev=40, test=60),
+        )
         return (
             result,
             [f["method"].name for e, f in events if e == "start"],

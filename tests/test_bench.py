@@ -92,7 +92,7 @@ def test_a_busy_machine_changes_no_ratio():
 
 
 def test_rounds_that_do_not_match_are_refused():
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="is longer than argument 1"):
         ratio({"a": [1.0], "b": [1.0, 2.0]}, "a", "b")
 
 

@@ -14,6 +14,7 @@ import fake_jobs
 import papermill
 import pytest
 from conftest import ROOT
+from typer.testing import CliRunner
 
 import macular.cli
 from macular.arguments import _jobs_table, complete, engine, explained
@@ -37,6 +38,9 @@ CODE = [
 ]
 
 
+WIDE = {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
+
+
 def shell(*words, **env):
     "Run a command as in a terminal of 100 columns"
     return subprocess.run(
@@ -45,7 +49,7 @@ def shell(*words, **env):
         capture_output=True,
         text=True,
         timeout=120,
-        env=os.environ | {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb", "PYTHONPATH": str(ROOT)} | env,
+        env=os.environ | WIDE | {"PYTHONPATH": str(ROOT)} | env,
     )
 
 
@@ -98,11 +102,25 @@ def test_help_tells_the_exit_codes_and_fits_a_terminal():
     assert said.returncode == 0 and re.search(
         r"0 done, 2 parameters, 3 data,\s+4 machine, 5 storage,\s+6 numbers", re.sub(r"\s+", " ", said.stdout)
     )
-    for words in ((), ("sweep",), ("sweep", "run"), ("train",), ("rerun",), ("predict",)):
-        said = shell(*words, "-h")
-        assert (
-            said.returncode == 0 and max(map(len, said.stdout.splitlines())) <= 100 and "Usage: macular" in said.stdout
-        )
+    assert max(map(len, said.stdout.splitlines())) <= 100 and "Usage: macular" in said.stdout
+    for words in (("sweep",), ("sweep", "run"), ("train",), ("rerun",), ("predict",)):
+        said = CliRunner().invoke(app, [*words, "-h"], prog_name="macular", env=WIDE)
+        assert said.exit_code == 0 and "Usage: macular" in said.stdout
+        assert max(map(len, said.stdout.splitlines())) <= 100
+
+
+def completed(typed, number, run=None):
+    "The words that bash is offered for a line, in this process or by a command"
+    given = {"_MACULAR_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(number)}
+    if run is not None:
+        return run(**given).stdout.split()
+    return CliRunner().invoke(app, [], prog_name="macular", env=given).stdout.split()
+
+
+@pytest.mark.slow
+def test_the_installed_command_completes():
+    assert "status" in completed("macular sweep st", 2, shell)
+    assert "cosda_ml" in completed("macular train method = cosda", 4, shell)
 
 
 def test_the_shell_completes_commands_and_parameters():
@@ -112,9 +130,7 @@ def test_the_shell_completes_commands_and_parameters():
         ("macular train al", "alpha="),
         ("macular sweep run --en", "--engine"),
     ):
-        words = typed.split()
-        said = shell(_MACULAR_COMPLETE="complete_bash", COMP_WORDS=typed, COMP_CWORD=str(len(words) - 1))
-        assert wanted in said.stdout.split(), (typed, said.stdout, said.stderr)
+        assert wanted in completed(typed, len(typed.split()) - 1), typed
 
 
 def complete_after(incomplete, *before):
@@ -139,12 +155,11 @@ def test_values_are_completed_in_bash_which_divides_words_at_the_sign():
         ("macular sweep plan task = pa", 5, "pawsx"),
         ("macular distill run method = cosda", 5, "cosda_ml"),
     ):
-        said = shell(_MACULAR_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=str(number))
-        assert wanted in said.stdout.split(), (words, said.stdout, said.stderr)
+        assert wanted in completed(words, number), words
 
 
 def test_the_help_of_train_lists_the_parameters_of_the_notebook():
-    said = re.sub(r"\s+", " ", shell("train", "--help").stdout)
+    said = re.sub(r"\s+", " ", CliRunner().invoke(app, ["train", "--help"], prog_name="macular", env=WIDE).stdout)
     cell = papermill.inspect_notebook(str(ROOT / "nbs" / "train.ipynb"))
     assert list(explained()) == list(Job.__dataclass_fields__) == list(cell)
     for name, comment in explained().items():
@@ -375,7 +390,7 @@ def test_a_students_rival_is_looked_up_before_it_is_trained(monkeypatch, capsys)
 
 
 @pytest.mark.slow
-def test_slurms_form_does_one_job(tmp_path):
+def test_slurms_form_does_one_job(tmp_path, capsys):
     "The script of the notebook, with the variables an array sets"
     import nbformat
 
@@ -421,18 +436,5 @@ def test_slurms_form_does_one_job(tmp_path):
             "out": str(tmp_path),
         }
     )
-    again = subprocess.run(
-        [
-            Path(sys.executable).with_name("macular"),
-            "rerun",
-            str(tmp_path / state(job)["folder"]),
-            "--out",
-            str(tmp_path / "again"),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-    assert again.returncode == 0 and "Equal" in again.stdout, again.stderr
+    assert main(["rerun", str(tmp_path / state(job)["folder"]), "--out", str(tmp_path / "again")]) == 0
+    assert "Equal" in capsys.readouterr().out

@@ -211,7 +211,7 @@ def test_other_trainings_have_no_teacher():
 
 
 def answers(teacher, form="_aug"):
-    "What a teacher says of a student's views, and the views"
+    "Return a teacher's answers to a student's views, and the views"
     data = teacher.data
     row = _student_method(teacher.method)
     rows = {data.target.name: data.rows(data.target, "train")}
@@ -321,7 +321,7 @@ def test_what_determines_a_student_is_in_its_key(done, student):
 
 
 def named(run, own_seed=0, **config):
-    "What a student of some seed calls a teacher of these parameters"
+    "Return the name under which a student of some seed stores a teacher of these parameters"
     teacher = Teacher(run, own_seed)
     teacher.config = teacher.config | config
     return teacher.name

@@ -220,10 +220,10 @@ def test_sources_are_tried_in_turn(site, tmp_path, offer):
     "path, reason",
     [
         ("gone", "404"),
-        ("cut/x", "broke off at 9 of 1,000,000 bytes"),
-        ("page", "it is no archive, it begins with b'<!DOCTYPE"),
+        ("cut/x", "the connection broke at 9 of 1,000,000 bytes"),
+        ("page", "it is not an archive; it begins with b'<!DOCTYPE"),
         ("other", "holds none of"),
-        ("half", "no sound archive"),
+        ("half", "not a valid archive"),
         ("bad", "line 3: '7'"),
     ],
 )
@@ -286,7 +286,7 @@ def test_a_dictionary_that_is_cut_short(site, tmp_path, offer):
 
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="cannot be made"):
+    with pytest.raises(StorageError, match="cannot be created"):
         fetch("xnli", tmp_path / "file" / "data", yes=True)
 
 

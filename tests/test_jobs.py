@@ -676,7 +676,7 @@ def test_a_run_again_is_the_same_bytes(once, tmp_path):
 
 
 def test_a_run_again_and_again_is_done_each_time(once, tmp_path):
-    "What is done is found, not done; so a second repetition has a folder of its own"
+    "A finished run is found and not done again; a second repetition has a folder of its own"
     made = []
     for _ in range(2):
         rerun(once, str(tmp_path))

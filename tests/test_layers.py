@@ -6,10 +6,12 @@ import re
 import subprocess
 import sys
 import tomllib
+from functools import cache
 
 import pytest
 from conftest import ROOT
 
+parse = cache(ast.parse)
 PACKAGE = ROOT / "macular"
 CHAPTERS = list(tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["macular"]["chapters"])
 # the modules at the top, before and after the chapters
@@ -84,7 +86,7 @@ def layer(name):
 
 def imports(source, package="macular"):
     "(package, module of macular or None) of every import, wherever it stands"
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parse(source)):
         if isinstance(node, ast.Import):
             for name in node.names:
                 top, _, rest = name.name.partition(".")
@@ -117,7 +119,7 @@ def dotted(node):
 def offences(source):
     "Calls and imports that exported code must not have"
     found = {f"import {top}" for top, _ in imports(source) if top in PICKLES | {"nbdev", "fastcore"}}
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parse(source)):
         if not isinstance(node, ast.Call):
             continue
         name, said = dotted(node.func), {k.arg: getattr(k.value, "value", None) for k in node.keywords}
@@ -153,7 +155,7 @@ def detaches(source):
         for child in ast.iter_child_nodes(node):
             yield from inside(child, function)
 
-    return list(inside(ast.parse(source), None))
+    return list(inside(parse(source), None))
 
 
 def test_a_module_imports_nothing_above_it():
@@ -193,6 +195,15 @@ def heavy_imports(names, heavy=HEAVY):
 
 
 def test_planning_is_light():
+    "All modules in one process; each in a process of its own is tested below"
+    code = "import importlib, sys\nfor name in sys.argv[1:]: importlib.import_module('macular.' + name)\n"
+    code += f"print(*sorted({HEAVY!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code, *sorted(TORCH_FREE)], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.split()) == (0, []), done.stderr
+
+
+@pytest.mark.slow
+def test_each_module_for_planning_is_light_alone():
     assert heavy_imports(TORCH_FREE) == {}
 
 
@@ -210,7 +221,7 @@ def test_no_loop_leaves_a_public_name_behind():
     loops = [
         (module(path), node)
         for path in MODULES
-        for node in ast.parse(path.read_text("utf-8")).body
+        for node in parse(path.read_text("utf-8")).body
         if isinstance(node, ast.For)
     ]
     assert [
@@ -260,6 +271,7 @@ def test_imports_are_found_in_all_spellings():
     ] + [("os", None)]
 
 
+@pytest.mark.slow
 def test_a_heavy_import_is_found():
     found = heavy_imports({"core", "model.losses", "no_such"}, {"torch"})
     assert found == {"model.losses": ["torch"], "no_such": ["it cannot be imported"]}

@@ -25,6 +25,7 @@ import fake_jobs
 import nbformat
 import numpy as np
 import pytest
+import toy
 from conftest import ROOT
 from test_jobs import TESTS, done_once, many
 
@@ -64,8 +65,6 @@ def resident():
 def train_long():
     """Macular without the consistency training for 1,500 steps, watched as a notebook does, then 400 more with every
     loss kept"""
-    import toy
-
     from macular.results.figures import Live
     from macular.train.methods import methods
 
@@ -335,7 +334,7 @@ def test_the_report_of_a_long_training_is_small(long_report):
 
 
 def here():
-    "What this process holds that others could miss"
+    "Count the handles, children, threads, figures and widgets of this process"
     import matplotlib.pyplot as plt
     from ipywidgets.widgets.widget import _instances
 
@@ -374,9 +373,11 @@ def test_fifty_runs_of_which_half_fail_leave_nothing(tmp_path, monkeypatch):
                 "task": "pawsx",
                 "method": "cosda_ml",
                 "preset": "mini",
+                "backbone": str(toy.backbone("xlmr")),
                 "rounds": 1,
                 "langs": ["en"],
                 "batch_size": 16,
+                "max_length": 32,
                 "out": str(out),
                 "seed": seed,
             }
@@ -586,7 +587,7 @@ def alive(pids):
 
 
 def until(true, seconds):
-    "Whether something comes true in time"
+    "Wait until something is true; return whether it was in time"
     end = time.monotonic() + seconds
     while not (found := true()) and time.monotonic() < end:
         time.sleep(0.02)

@@ -4,6 +4,7 @@ import gzip
 import subprocess
 import sys
 from collections import Counter
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 
@@ -92,7 +93,7 @@ def facts(s):
 
 
 def covers(wide, narrow):
-    "Whether a part says no more than another one"
+    "Return whether a part says no more than another one"
     if wide is None:
         return True
     if narrow is None:
@@ -103,7 +104,7 @@ def covers(wide, narrow):
 
 
 def together(a, b):
-    "Whether two parts can be said of one scene"
+    "Return whether two parts can be said of one scene"
     if a is None or b is None or a == b:
         return True
     if not (hasattr(a, "noun") and hasattr(b, "noun")):
@@ -256,8 +257,9 @@ def test_more_rows_begin_with_the_same_rows(name):
 LARGE = Mini(train=800, dev=200, test=200)
 
 
+@cache
 def statements(name, split, world=LARGE):
-    "What the rows of a split say in English, each scene with its usual words; questions say nothing"
+    "Return the meanings of a split's English examples, each scene with its usual words; none for questions"
     return {
         plain(tell([s], "en", Dice(0), 0.0))
         for _, *texts, _ in _items(world, tasks[name], split)
@@ -437,17 +439,23 @@ def test_english_argues_and_the_others_do_not():
     } & joins
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("joined", [1.0, 0.0])
-@pytest.mark.parametrize("name", TASKS)
-def test_text_says_nothing_that_test_rows_say(name, joined):
-    said = {
+@cache
+def said_in_text(joined):
+    "The sentences of 4,000 lines of English text, with and without their first word"
+    return {
         s.strip()
         for line in text("en", 4000, joined=joined)
         for part in line.split("\t")
         for whole in part.split(" .")
         for s in (whole, whole.partition(" ")[2])
     }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("joined", [1.0, 0.0])
+@pytest.mark.parametrize("name", TASKS)
+def test_text_says_nothing_that_test_rows_say(name, joined):
+    said = said_in_text(joined)
     assert not said & (statements(name, "test") | statements(name, "dev")) and said & statements(
         name, "train", Mini(train=4000)
     )

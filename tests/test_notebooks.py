@@ -3,11 +3,11 @@
 import ast
 import json
 import re
+from functools import cache
 from pathlib import Path
 from statistics import median
 
 import nbformat
-import papermill
 import pytest
 from conftest import ROOT, copy_project, tool
 from readme import FIGURES, figures, readme
@@ -26,6 +26,9 @@ JOBS = {
 }  # run by papermill, with parameters
 
 
+parse = cache(ast.parse)
+
+
 def named(path):
     "A notebook by its path below nbs/"
     return path.relative_to(NBS).with_suffix("").as_posix()
@@ -36,8 +39,14 @@ def of_all(test):
     return {named(path): found for path in NOTEBOOKS if (found := test(path))}
 
 
+@cache
+def notebook(path):
+    "A notebook, read once for all tests, which change nothing in it"
+    return nbformat.read(path, as_version=4)
+
+
 def cells(path, kind="code"):
-    return [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == kind]
+    return [c for c in notebook(path).cells if c.cell_type == kind]
 
 
 def exported(path):
@@ -60,7 +69,7 @@ def code_lines(source):
     """Count the lines that compute: no blank, comment or docstring, and a signature counts as one, so that documenting
     parameters costs nothing"""
     told = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parse(source)):
         if isinstance(node, ast.FunctionDef):
             told |= set(range(node.lineno + 1, node.body[0].lineno))
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node) is not None:
@@ -104,18 +113,6 @@ def test_exporting_changes_nothing(untouched):
     before = files(untouched / "macular")
     tool("nbdev-export", untouched)
     assert changed(before, files(untouched / "macular")) == [], "edit the notebook, then run nbdev-export"
-
-
-def test_an_edited_module_is_noticed(project):
-    module = project / "macular" / "exceptions.py"
-    before = files(project / "macular")
-    module.write_text(module.read_text("utf-8").replace("MacularError", "MaculaError"), encoding="utf-8")
-    edited = files(project / "macular")
-    tool("nbdev-export", project)
-    assert (
-        changed(edited, files(project / "macular")) == ["exceptions.py"]
-        and changed(before, files(project / "macular")) == []
-    )
 
 
 def exports(path):
@@ -172,42 +169,6 @@ def test_only_jobs_have_parameters():
     assert of_all(lambda path: [c.source for c in cells(path) if "injected-parameters" in tags(c)]) == {}
 
 
-def parameters_of(path):
-    return set(papermill.inspect_notebook(str(path)))
-
-
-@pytest.fixture
-def job(project):
-    "A small notebook with a parameters cell, in a copy of the project"
-    path = project / "nbs" / "a_job.ipynb"
-    source = [
-        nbformat.v4.new_markdown_cell("# a job\n\n> subtitle"),
-        nbformat.v4.new_code_cell('task: str = "xnli"  # which one', metadata={"tags": ["parameters"]}),
-    ]
-    nbformat.write(
-        nbformat.v4.new_notebook(
-            cells=source, metadata={"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}
-        ),
-        path,
-    )
-    return path
-
-
-def test_cleaning_keeps_the_parameters_tag(project, job):
-    assert parameters_of(job) == {"task"}
-    tool("nbdev-clean", project)
-    assert parameters_of(job) == {"task"}
-
-
-def test_cleaning_would_remove_it_without_our_setting(project, job):
-    config = project / "pyproject.toml"
-    text = config.read_text("utf-8")
-    config.write_text(text.replace('allowed_cell_metadata_keys = ["tags"]', ""), encoding="utf-8")
-    assert config.read_text("utf-8") != text
-    tool("nbdev-clean", project)
-    assert parameters_of(job) == set()
-
-
 def test_a_notebook_never_exports_the_package_itself():
     assert of_all(lambda path: [c.source for c in cells(path) if "nbdev_export(" in c.source]) == {}
 
@@ -217,7 +178,7 @@ def test_a_notebook_never_exports_the_package_itself():
 
 def test_it_opens_with_title_and_subtitle():
     def bad(path):
-        first = nbformat.read(path, as_version=4).cells[0]
+        first = notebook(path).cells[0]
         return first.cell_type != "markdown" or not re.match(r"# \S.*\n\n> \S", first.source)
 
     assert of_all(bad) == {}
@@ -235,7 +196,7 @@ def test_export_cells_are_short():
 
 def is_class(source):
     "Return whether a cell holds nothing but one class"
-    return [type(node) for node in ast.parse(source).body] == [ast.ClassDef]
+    return [type(node) for node in parse(source).body] == [ast.ClassDef]
 
 
 def body_lines(function):
@@ -246,7 +207,7 @@ def body_lines(function):
 
 def test_functions_are_short():
     def long(path):
-        nodes = [node for c in exported(path) for node in ast.walk(ast.parse(c.source))]
+        nodes = [node for c in exported(path) for node in ast.walk(parse(c.source))]
         return [f.name for f in nodes if isinstance(f, ast.FunctionDef) and body_lines(f) > 40]
 
     assert of_all(long) == {}
@@ -265,7 +226,7 @@ def test_documenting_a_parameter_costs_no_line():
 def test_imports_have_cells_of_their_own():
     def mixed(path):
         found = [
-            (c.source, {isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.parse(c.source).body})
+            (c.source, {isinstance(node, (ast.Import, ast.ImportFrom)) for node in parse(c.source).body})
             for c in exported(path)
         ]
         return [source[:200] for source, kinds in found if kinds == {True, False}]
@@ -282,7 +243,7 @@ def test_it_is_small():
 
 def test_outputs_are_static():
     def moving(path):
-        if "widgets" in set(nbformat.read(path, as_version=4).metadata):
+        if "widgets" in set(notebook(path).metadata):
             return "clear the widgets' outputs, and turn progress bars off"
         return [
             o
@@ -296,7 +257,7 @@ def test_outputs_are_static():
 
 
 def private(text):
-    "What of a text belongs to one machine only"
+    "List the paths in a text that belong to one machine"
     return re.findall(
         rf"(?:/home/|/Users/|/tmp/|/var/|site-packages|[A-Z]:\\\\|{re.escape(str(ROOT))}|{re.escape(str(Path.home()))}/)\S*",
         text,

@@ -277,7 +277,7 @@ def test_without_a_folder_it_is_said_all_the_same(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     built, numbers = ready("macular_nots")
     poisoned(built, "net", "task", 1)
-    with pytest.raises(NumericError, match="phase 'net', round 1, batch 1.*Its items: toy"):
+    with pytest.raises(NumericError, match="phase 'net', round 1, batch 1.*Its examples: toy"):
         fit(built.phases, Loop(1, numbers.seed))
     assert not list(tmp_path.iterdir())
 

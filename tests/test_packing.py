@@ -6,6 +6,7 @@ import subprocess
 import sys
 from copy import deepcopy
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -98,7 +99,7 @@ def test_negative_control_positions_alone_do_not_separate(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_gradient_crosses(kind):
-    "What a text's vector depends on is its own tokens: everywhere else the gradient is exactly zero, and nowhere there"
+    "A text's vector depends on its own tokens only: the gradient is zero at every other token, and at none of its own"
     enc, texts = encoder(kind), view(kind=kind)
     words = []
     enc.body.model.get_input_embeddings().register_forward_hook(
@@ -182,7 +183,7 @@ def test_a_row_holds_every_text_once(seed):
 
 # ------------------------------------------------------------------ the work
 def entering(enc, texts):
-    "How many tokens enter each linear layer in one forward"
+    "Count the tokens that enter each linear layer in one forward"
     seen, handles = {}, []
     for name, layer in enc.named_modules():
         if isinstance(layer, nn.Linear):
@@ -280,6 +281,7 @@ print(peaks[-1] - peaks[20])
 """  # noqa: E501
 
 
+@cache
 def grown(precision, filler="with"):
     """Megabytes by which 180 steps of different numbers of tokens raise the peak, and how many kernels were made
     for them, as oneDNN itself tells"""

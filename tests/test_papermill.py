@@ -3,6 +3,7 @@ path against a stand-in hub."""
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import fields
@@ -11,9 +12,11 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
+import yaml
 from conftest import copy_project
 from fake_hub import fill, serve
 
+from macular.exceptions import ParameterError
 from macular.train.config import Job, Preset
 
 pytestmark = pytest.mark.slow
@@ -23,7 +26,7 @@ SMALL = "-p task pawsx -p method finetune -p preset mini -p max_train 48 -p roun
 
 
 def shell(command, cwd=ROOT, **env):
-    "What a shell makes of a command line, papermill being this environment's"
+    "Run a command line in a shell, with this environment's papermill"
     here = str(Path(sys.executable).parent)
     return subprocess.run(
         ["bash", "-c", command],
@@ -47,10 +50,8 @@ def results(out):
     return sorted(Path(out).glob("*/result.json"))
 
 
-@pytest.mark.parametrize("cwd", [ROOT, ROOT / "tests"], ids=["from the root", "from a folder below"])
-def test_a_job_with_an_output_path(tmp_path, cwd):
-    notebook = os.path.relpath(ROOT / "nbs" / "train.ipynb", cwd)
-    done = shell(f"papermill {notebook} {tmp_path}/report.ipynb {SMALL} -p out {tmp_path}/runs", cwd)
+def test_a_job_with_an_output_path(tmp_path):
+    done = shell(f"papermill nbs/train.ipynb {tmp_path}/report.ipynb {SMALL} -p out {tmp_path}/runs")
     assert done.returncode == 0, done.stderr[-2000:]
     [found] = results(tmp_path / "runs")
     result, text = json.loads(found.read_text()), printed(tmp_path / "report.ipynb")
@@ -67,23 +68,40 @@ def test_a_job_with_an_output_path(tmp_path, cwd):
 
 
 def test_the_form_that_prints_the_notebook(tmp_path):
-    done = shell(f"papermill nbs/train.ipynb {SMALL} -p out {tmp_path}/runs > {tmp_path}/report.ipynb")
+    "From a folder below the root"
+    command = f"papermill ../nbs/train.ipynb {SMALL} -p out {tmp_path}/runs > {tmp_path}/report.ipynb"
+    done = shell(command, ROOT / "tests")
     assert done.returncode == 0, done.stderr[-2000:]
-    assert len(results(tmp_path / "runs")) == 1 and "round 1: dev pawsx" in printed(tmp_path / "report.ipynb")
+    [found] = results(tmp_path / "runs")
+    text = printed(tmp_path / "report.ipynb")
+    assert "round 1: dev pawsx" in text and f"job       {tmp_path}/runs/{found.parent.name}" in text
+
+
+def test_a_bad_parameter_stops_the_job_before_it_starts(tmp_path):
+    done = shell(f"papermill nbs/train.ipynb {tmp_path}/report.ipynb {SMALL} -p lrr 1e-5 -p out {tmp_path}/runs")
+    assert done.returncode == 1 and "unknown parameter 'lrr'" in done.stderr
+    assert not (tmp_path / "runs" / "trainings").exists()
 
 
 @pytest.mark.parametrize(
     "given,said",
     [
-        ("-p lrr 1e-5", "unknown parameter 'lrr'"),
-        ("-y 'learning_rate: 2e-5'", "write 2.0e-05"),
-        ("-p method makular", "Did you mean 'macular'?"),
-        ("-p stage1 xnli,pwasx -p method macular", "Did you mean 'pawsx'?"),
+        ("lrr: 1.0e-5", "unknown parameter 'lrr'"),
+        ("learning_rate: 2e-5", "write 2.0e-05"),
+        ("method: makular", "Did you mean 'macular'?"),
+        ("{stage1: 'xnli,pwasx', method: macular}", "Did you mean 'pawsx'?"),
     ],
 )
-def test_a_bad_parameter_stops_the_job_before_it_starts(tmp_path, given, said):
-    done = shell(f"papermill nbs/train.ipynb {tmp_path}/report.ipynb {SMALL} {given} -p out {tmp_path}/runs")
-    assert done.returncode == 1 and said in done.stderr and not (tmp_path / "runs" / "trainings").exists()
+def test_the_first_cell_refuses_a_bad_parameter(given, said):
+    "The parameters as papermill writes them into the notebook; the first cells imported nothing heavy"
+    notebook = papermill.iorw.load_notebook_node(str(ROOT / "nbs" / "train.ipynb"))
+    written = papermill.parameterize.parameterize_notebook(notebook, yaml.safe_load(given))
+    cells = [c.source for c in written.cells if c.cell_type == "code"][:3]
+    names = {"In": ["", *cells]}
+    with pytest.raises(ParameterError, match=re.escape(said)):
+        for source in cells:
+            exec(source, names)
+    assert names["presets"] and "torch" not in names
 
 
 def test_the_notebooks_parameters_are_the_jobs():

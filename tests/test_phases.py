@@ -1,8 +1,9 @@
-"""Who learns when, what is encoded how often, and what a row does where something is missing."""
+"""The phases of a training: which net learns, how often each text is encoded, and errors for missing inputs."""
 
 from collections import Counter
 from copy import deepcopy
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -49,7 +50,7 @@ class Watch:
         self.tokens += args[0].shape[:-1].numel()
 
     def take(self):
-        "What was seen since the last time; what entered the linear layers were its tokens, and nothing else"
+        "Return the texts seen since the last call; only their tokens entered the linear layers"
         seen = self.calls, self.texts, self.modes
         assert self.tokens == sum(n * len(text) for text, n in self.texts.items())
         self.calls, self.texts, self.modes, self.tokens = 0, Counter(), set(), 0
@@ -126,7 +127,7 @@ def test_the_adversary_reaches_the_encoder_and_not_the_discriminator(name):
 
 
 def test_zeroed_gradients_do_not_freeze():
-    "Why frozen means `requires_grad`: AdamW still moves what has a zero gradient and a past"
+    "AdamW moves a parameter of zero gradient that has moments; so freezing means `requires_grad`"
     p = torch.nn.Parameter(torch.ones(1))
     optimizer = torch.optim.AdamW([p], 1e-2, weight_decay=0.0)
     for g in (1.0, 0.0):
@@ -540,13 +541,17 @@ def test_equal_numbers_from_a_copy():
 
 
 # ------------------------------------------------------------------ a batch in portions
+@cache
+def two_rounds(name, **changes):
+    row = methods[name]
+    return ends(row, toy.for_row(row), toy.recipe(rounds=2, **changes))
+
+
 @pytest.mark.parametrize("name", ROWS)
 @pytest.mark.parametrize("portions", [2, 3, 9])
 def test_a_batch_in_portions_teaches_the_same(name, portions):
-    row, one = methods[name], toy.recipe(rounds=2)
-    whole, built = ends(row, toy.for_row(row), one)
-    parts, other = ends(row, toy.for_row(row), toy.recipe(rounds=2, accumulation=portions))
-    smaller, _ = ends(row, toy.for_row(row), toy.recipe(rounds=2, batch_size=2))
+    (whole, _), (smaller, _) = two_rounds(name), two_rounds(name, batch_size=2)
+    parts, other = two_rounds(name, accumulation=portions)
     assert toy.gap(whole, parts) < 1e-10 < 1e-4 < toy.gap(whole, smaller)
     batch = other.phases[-1].data(0)[0]
     assert len(batch) == min(portions, 4) and sum(share for share, _ in batch) == pytest.approx(1)

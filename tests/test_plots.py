@@ -1,4 +1,4 @@
-"""What is said of a run while it goes on."""
+"""Messages about a run while it goes on."""
 
 from types import SimpleNamespace
 

@@ -42,7 +42,7 @@ def code(name):
 
 
 def definitions(name):
-    "What a notebook imports and defines, without what it does"
+    "Run the imports and definitions of a notebook, and nothing else of it"
     names = {}
     for source in code(name):
         found = ast.parse(source).body
@@ -165,7 +165,7 @@ def exactly(share, n):
 
 
 def test_a_mean_above_the_margin_is_not_enough():
-    "What chance in the items can do does not open the gate: more of the same items do"
+    "A difference that chance in the items explains does not pass the check; more of the same items do"
     floor = Record("majority", "xnli", {"en_dev": {"en": 20.0, "de": 35.0, "sw": 35.0}})
     few, many = (majority_check([exactly(0.40, n)], floor) for n in (200, 20_000))
     assert few.others.points == many.others.points == 5 and few.others.low < 2 < many.others.low

@@ -106,7 +106,7 @@ class Adam:
 # ------------------------------------------------------------------ the algorithms
 @dataclass
 class Twist:
-    "What the paper could be mistaken for; the defaults are how it is read"
+    "Other readings of the paper; the defaults are this project's reading"
 
     learns: object = eq_5  # what D minimises
     kl_s: object = symmetric

@@ -15,12 +15,12 @@ import pytest
 from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_layers import MODULES, module, offences
+from test_layers import MODULES, module, offences, parse
 from test_notebooks import NOTEBOOKS, cells, named, of_all
 from xss_payloads import HIDDEN, PAYLOADS, reprs
 
 from macular.core import literal, table
-from macular.exceptions import DataError, MacularError, ParameterError, StorageError
+from macular.exceptions import DataError, MacularError, ParameterError, SetupError, StorageError
 from macular.store import read_json, verify
 from macular.train.config import check, from_notebook
 
@@ -38,7 +38,7 @@ def test_notebooks_are_as_harmless_as_modules():
 
 def loads(source):
     "Calls that load a model or tokenizer without refusing its code, or a model's weights from anything but safetensors"
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parse(source)):
         if not isinstance(node, ast.Call):
             continue
         name = ast.unparse(node.func).rsplit(".", 1)[-1]
@@ -134,7 +134,7 @@ def test_a_model_that_brings_code_is_refused(model, more, file):
 
     backbone_folder(str(model))
     changed(model, file, **more)
-    with pytest.raises(DataError, match=f"wants code of its own to be run .* in {file}"):
+    with pytest.raises(DataError, match=f"needs code of its own .* in {file}"):
         backbone_folder(str(model))
     import pandas as pd
 
@@ -144,6 +144,7 @@ def test_a_model_that_brings_code_is_refused(model, more, file):
 
 
 def test_a_job_refuses_it_before_anything_is_trained(model, tmp_path):
+    from macular.data.mini_world import Mini
     from macular.train.run import run
 
     changed(model, **CODE["auto_map"])
@@ -159,6 +160,7 @@ def test_a_job_refuses_it_before_anything_is_trained(model, tmp_path):
                 }
             ),
             lambda *a: None,
+            Mini(train=8, dev=4, test=4),
         )
     assert not (tmp_path / CANARY).exists() and not list((tmp_path / "runs").rglob("*.safetensors"))
 
@@ -182,7 +184,7 @@ def test_a_pickle_is_never_opened(model, name):
     load_encoder(model, seed=0)
     assert name not in hashes(model)
     (model / "model.safetensors").unlink()
-    with pytest.raises((MacularError, OSError)):
+    with pytest.raises(SetupError, match="no file named model.safetensors"):
         load_encoder(model, seed=0)
     with sealed_folder(model.parent / "state-1") as aside:
         (aside / "a").write_text("1")
@@ -190,9 +192,8 @@ def test_a_pickle_is_never_opened(model, name):
     with pytest.raises(StorageError, match="not listed"):
         verify(model.parent / "state-1")
     assert not (model.parent / CANARY).exists()
-    with pytest.raises((pickle.UnpicklingError, TypeError, Exception)):
-        raise pickle.loads((model / name).read_bytes())  # the trap works
-    assert (model.parent / CANARY).exists()
+    pickle.loads((model / name).read_bytes()).close()
+    assert (model.parent / CANARY).exists(), "the control: the trap works"
 
 
 # a parameter's name is code to papermill
@@ -269,7 +270,7 @@ def test_a_plan_in_a_file_runs_none(tmp_path, monkeypatch):
 
 
 def test_the_notebook_itself_knows_its_parameters():
-    "What plain papermill lets through is refused by the first cell: a misspelt rate does not train with the default"
+    "The first cell refuses what plain papermill lets through: a misspelt rate does not train with the default"
     names = {"In": ["", "# Parameters\nlrr = 1e-5\n"], "lrr": 1e-5, "task": "xnli", "preset": "mini"}
     with pytest.raises(ParameterError, match="unknown parameter 'lrr'"):
         from_notebook(names)
@@ -384,7 +385,7 @@ ATTRIBUTES = {
 def showing():
     "Every class of the package that shows itself in a notebook"
     for path in MODULES:
-        for node in ast.parse(path.read_text("utf-8")).body:
+        for node in parse(path.read_text("utf-8")).body:
             if isinstance(node, ast.ClassDef) and any(
                 isinstance(f, ast.FunctionDef) and f.name in ("_repr_markdown_", "_repr_html_") for f in node.body
             ):
@@ -401,7 +402,7 @@ def test_every_class_that_shows_itself_is_in_the_list(shown):
 
 
 def page(thing):
-    "What a browser is given: a notebook's Markdown is made HTML as nbconvert makes it"
+    "Return the HTML a browser is given: a notebook's Markdown is converted as nbconvert does it"
     from nbconvert.filters import markdown2html
 
     return thing._repr_html_() if hasattr(thing, "_repr_html_") else markdown2html(thing._repr_markdown_())

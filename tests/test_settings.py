@@ -120,7 +120,7 @@ def test_numbers_of_other_types(name, value, plain):
 
 
 def test_a_filled_job_passes_its_own_check():
-    "What a preset gives is no parameter without effect"
+    "A parameter that the preset sets is not reported as one without effect"
     for method in methods:
         task = next(t for t in tasks if t not in methods[method].without)
         job = fill(Job(task=task, method=method, preset="mini"))

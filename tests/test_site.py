@@ -12,11 +12,10 @@ from html import unescape
 from posixpath import dirname, normpath
 from urllib.parse import unquote
 
-import nbformat
 import pytest
 from conftest import ROOT
 from test_layers import MODULES, module
-from test_notebooks import NOTEBOOKS, cells, lines, named, of_all
+from test_notebooks import NOTEBOOKS, cells, lines, named, notebook, of_all
 
 pytestmark = pytest.mark.slow
 
@@ -73,7 +72,7 @@ def broken(pages, files):
 
 
 def foreign(text):
-    "What a page would load from elsewhere"
+    "List what a page would load from elsewhere"
     return re.findall(
         r'<(?:script|link|img|iframe|source|video|audio|embed|object)\b[^>]*?\s(?:src|href|data|srcset)="\s*((?:https?:)?//[^"]*)',
         text,
@@ -138,7 +137,7 @@ def figures_without_text(path, html):
     )
     shown += sum(
         len(re.findall(r"!\[[^\]]*\]\([^)]*\.png\)", c.source))
-        for c in nbformat.read(path, 4).cells
+        for c in notebook(path).cells
         if c.cell_type == "markdown"
     )
     images = re.findall(r'<img\b[^>]*src="[^"]*\.png"[^>]*>', html)
@@ -305,7 +304,7 @@ def opened(browser, url, start, **options):
 @browsed
 @pytest.mark.parametrize("how", ["served", "file"])
 def test_the_search_finds(how, site, request, browser):
-    "What a reader types, and the page that comes first; over a server and from the folder alone"
+    "The search finds the right page first, over a server and from the folder alone"
     start = request.getfixturevalue("served") if how == "served" else site.as_uri() + "/"
     page = opened(browser, "index.html", start)
     for typed, first in {

@@ -216,7 +216,7 @@ def by_text(fields, items, place, switch=SWITCH, words=None):
 
 
 def mismatches(found, wanted):
-    "How many pairs differ"
+    "Count the pairs that differ"
     if (
         np.array_equal(found.ids, wanted.ids)
         and np.array_equal(found.types, wanted.types)

@@ -500,6 +500,7 @@ UNTRANSLATED = {"en": 0, "de": 68, "es": 38, "fr": 8, "ja": 20, "ko": 35, "zh": 
 
 
 @real
+@pytest.mark.slow
 @pytest.mark.parametrize("name, split", COUNTS, ids=["-".join(key) for key in COUNTS])
 def test_real_counts(name, split):
     source, task, ids = Folder(str(DATA)), tasks[name], set()

@@ -4,6 +4,7 @@ Kills are real: `python tests/test_trainer.py FOLDER LEGS` imports everything on
 of each leg, and the process shoots itself with SIGKILL where the leg says. The tests then compare what the legs
 left on disk."""
 
+import gc
 import json
 import os
 import signal
@@ -104,7 +105,9 @@ def attempt(folder, leg, kill):
 
 
 def main(folder, legs):
-    ready()  # what every attempt needs is made once, before the first fork
+    run(None)  # what is made once in a process is made before the first fork
+    gc.collect()
+    gc.freeze()
     for name, leg in json.loads(legs).items():
         (folder / name).mkdir()
         for kill in [*leg.get("kills", []), None]:
@@ -395,7 +398,7 @@ def test_paused_then_stopped(tmp_path):
 
 
 def looking(built):
-    "What the end of a round does to a net, and more: evaluation mode, forgotten gradients, other random numbers"
+    "Do what the end of a round does to a net, and more: evaluation mode, no gradients, other random numbers"
 
     def on_round(round):
         for phase in built.phases:
@@ -478,7 +481,7 @@ def test_a_damaged_state_is_not_trusted(legs, tmp_path):
     (state / "net.safetensors").write_bytes(weights)
     assert state.name == "state-12" and newest(tmp_path, "state").name == "state-9"
     lines = []
-    with pytest.warns(UserWarning, match="state-12 is not what was written; the training goes on from state-9"):
+    with pytest.warns(UserWarning, match="state-12 is damaged; the training resumes from state-9"):
         run(tmp_path, on_step=lines.append)
     assert [line["step"] for line in lines] == list(range(10, LAST + 1))
     assert files(tmp_path) == files(legs[0] / "whole")

@@ -121,7 +121,7 @@ def test_figures_hold_no_mathematics(odd):
 
 
 def widgets_of_html(source):
-    "Where code makes an HTML widget or takes a text for markup without saying so through a constant"
+    "List the places that make an HTML widget, or take a text that is no constant for markup"
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) in (
             "HTML",

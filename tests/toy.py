@@ -291,5 +291,5 @@ def gap(a, b):
 
 
 def same(a, b):
-    "Whether two states are equal, bit for bit"
+    "Return whether two states are equal, bit for bit"
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)

@@ -1,5 +1,4 @@
-"""Parameters, results and fields are explained by the comment at the end of their line; here it becomes part of the
-docstring."""
+"""Add the comments at the end of lines, which explain parameters, results and fields, to the docstrings."""
 
 import ast
 import re
@@ -11,7 +10,7 @@ import griffe
 
 
 def comments(source):
-    "Line number -> the comment that ends the line"
+    "Return line number -> comment at the end of the line"
     return {
         t.start[0]: t.string.lstrip("# ").strip()
         for t in generate_tokens(StringIO(source).readline)
@@ -20,7 +19,7 @@ def comments(source):
 
 
 def told(function, said):
-    "(parameter -> its comment, the result's comment) of a function's signature"
+    "Return (parameter -> its comment, the result's comment) of a function's signature"
     result = said.get(function.returns.end_lineno, "") if function.returns else ""
     arguments = [
         *function.args.posonlyargs,
@@ -38,7 +37,7 @@ def told(function, said):
 
 
 def google(parameters, result):
-    "Both as sections of a docstring"
+    "Format both as sections of a docstring"
     text = ""
     if parameters:
         text += "\n\nArgs:\n" + "\n".join(
@@ -50,7 +49,7 @@ def google(parameters, result):
 
 
 class Docments(griffe.Extension):
-    "What a trailing comment says, for griffe"
+    "Extension of griffe that reads trailing comments"
 
     def on_module_instance(self, *, node, mod, agent, **_):
         self.said = comments(source := mod.filepath.read_text("utf-8"))
@@ -67,7 +66,7 @@ class Docments(griffe.Extension):
             self._tell(attr, escape(self.said.get(node.end_lineno, ""), quote=False))
 
     def _cell(self, thing):
-        "A link to the cell that defines it"
+        "Return a link to the cell that defines an object"
         if not self.notebook or not thing.parent.is_module or thing.name.startswith("_"):
             return ""
         return f"\n\nIn the notebook: [{self.notebook}][cell.{thing.parent.path.removeprefix('macular.')}.{thing.name}]"

@@ -1,5 +1,4 @@
-"""An index of the paper's equations, algorithms, tables and figures: read from docstrings, terms, formulas and headings,
-never typed."""
+"""Build an index of the paper's equations, algorithms, tables and figures from docstrings, terms and headings."""
 
 import ast
 import re
@@ -15,14 +14,14 @@ FORMULA = re.compile(r"\$\$([^$]+?)\\tag\{([\d, ]+)\}\s*\$\$")
 
 
 def numbers(text):
-    "`3–6 and 10` -> 3, 4, 5, 6, 10"
+    "Parse numbers: `3–6 and 10` -> 3, 4, 5, 6, 10"
     for part in re.split(r",? and |, ", text):
         first, _, last = part.partition("–")
         yield from range(int(first), int(last or first) + 1)
 
 
 def refs(text):
-    "What of the paper a text names: {(kind, number)}"
+    "Return the parts of the paper that a text names: {(kind, number)}"
     return {(m[1].capitalize(), n) for m in NAMED.finditer(text) for n in numbers(m[2])}
 
 
@@ -35,9 +34,9 @@ class Definition:
     notebook: str
     says: str
     refs: frozenset
-    term: str = ""  # the name under which rows weigh it
+    term: str = ""  # the name of the loss term
 
-    whole: bool = True  # about all of it, not some of its lines
+    whole: bool = True  # about the whole part, not some of its lines
 
     @property
     def public(self):
@@ -54,13 +53,13 @@ class Place:
 
     @property
     def says(self):
-        "A heading without its number; a notebook's idea where its title is nothing but one"
+        "Return a heading without its number; a notebook's subtitle if the heading is its title"
         said = re.sub(r"^(Tables?|Figures?) [\d and]+(: )?", "", self.text)
         return heading(self.notebook)[1] if self.text == heading(self.notebook)[0] else said
 
 
 def _definition(node, module, notebook):
-    "A definition, if its docstring begins with a place in the paper or a decorator makes it a term"
+    "Return a definition if its docstring begins with a part of the paper or its decorator makes it a term"
     doc = (ast.get_docstring(node) or "").split("\n")[0]
     calls = [d for d in node.decorator_list if isinstance(d, ast.Call) and getattr(d.func, "id", "") == "term"]
     bound = {("Eq", k.value.value) for c in calls for k in c.keywords if k.arg == "eq"}
@@ -81,7 +80,7 @@ def _definition(node, module, notebook):
 
 
 def definitions():
-    "Every definition of the package that says which part of the paper it is"
+    "Yield every definition of the package that names its part of the paper"
     for path in sorted((ROOT / "macular").rglob("[!_]*.py")):
         text = path.read_text("utf-8")
         notebook = re.search(r"File to edit: (?:\.\./)+nbs/([\w/]+)\.ipynb", text)[1]
@@ -92,7 +91,7 @@ def definitions():
 
 
 def formulas():
-    "Equation number -> the formula as a notebook prints it; one with a number of its own before one for several"
+    "Return equation number -> formula in a notebook; a formula with a single number is preferred"
     found = sorted(
         ((list(numbers(m[2])), name, m[1].strip()) for name, text in prose() for m in FORMULA.finditer(text)),
         key=lambda f: len(f[0]),
@@ -104,7 +103,7 @@ def formulas():
 
 
 def headings():
-    "(kind, number) of a table or figure -> the headings that name it"
+    "Return (kind, number) of a table or figure -> the headings that name it"
     found = {}
     for name, text in prose():
         for m in re.finditer(r"^#+ (.+)$", re.sub(r"```.*?```", "", text, flags=re.S), re.M):
@@ -117,14 +116,14 @@ def headings():
 
 
 def printed():
-    "The tables whose numbers are data: the keys of `macular.results.paper.paper`"
+    "Return the numbers of the tables in `macular.results.paper.paper`"
     for node in ast.parse((ROOT / "macular" / "results" / "paper.py").read_text("utf-8")).body:
         if isinstance(node, ast.Assign) and node.targets[0].id == "paper":
             return {int(k.value.removeprefix("table")) for k in node.value.keys}
 
 
 class Index:
-    "All of it, looked up by (kind, number)"
+    "The whole index, looked up by (kind, number)"
 
     def __init__(self):
         self.formulas, self.headings, self.defined = formulas(), headings(), {}
@@ -133,7 +132,7 @@ class Index:
                 self.defined.setdefault(ref, []).append(d)
 
     def all(self):
-        "Every part of the paper that is found somewhere, in the paper's order of kinds"
+        "Return all parts of the paper in the index, sorted by kind and number"
         known = (
             self.defined.keys()
             | self.headings.keys()
@@ -143,11 +142,10 @@ class Index:
         return sorted(known, key=lambda ref: (list(KINDS).index(ref[0]), ref[1]))
 
     def of(self, ref):
-        "The definitions of one part, the most telling first: public, all of it, a term, about nothing else"
+        "Return the definitions of a part; first public, complete and specific ones"
         return sorted(self.defined.get(ref, ()), key=lambda d: (not d.public, not d.whole, not d.term, len(d.refs)))
 
     def title(self, ref):
-        """Return the title of a part of the paper, in the words of the definition that is about nothing else, else of the first; a table's or
-        figure's heading"""
+        "Return the title of a part of the paper, from its first definition or heading"
         said = [d.says for d in self.of(ref)] + [p.says for p in self.headings.get(ref, ())]
         return next(iter(said), "")

@@ -1,5 +1,4 @@
-"""A notebook as a page: its text as it stands, its code without directives, what it shows as it was committed. Nothing
-is executed."""
+"""Convert a notebook to a page: text, code without directives, and committed outputs, without executing anything."""
 
 import ast
 import re
@@ -24,8 +23,7 @@ TUTORIALS = ("start", "train")
 
 @cache
 def notebooks():
-    """Path below nbs/ without suffix -> notebook, `index` among them; the top first, then folder by folder in their
-    order"""
+    "Return path below nbs/ without suffix -> notebook; the top level first, then the folders in order"
     folders = ["", *CHAPTERS, *SHELVES]
     paths = [path for folder in folders for path in sorted((ROOT / "nbs" / folder).glob("[!_.]*.ipynb"))]
     return {
@@ -34,18 +32,18 @@ def notebooks():
 
 
 def prose():
-    "(notebook, text) of every text cell"
+    "Yield (notebook, text) of every text cell"
     return ((name, c.source) for name, nb in notebooks().items() for c in nb.cells if c.cell_type == "markdown")
 
 
 def heading(name):
-    "(title, one idea) of a notebook"
+    "Return (title, subtitle) of a notebook"
     lines = notebooks()[name].cells[0].source.splitlines()
     return lines[0].lstrip("# "), next((line[2:] for line in lines if line.startswith("> ")), "")
 
 
 def kind(name):
-    "The part of the site a notebook belongs to: its chapter, or what it is good for"
+    "Return the section of the site that contains a notebook"
     folder = name.rpartition("/")[0]
     if folder in CHAPTERS or folder == "paper":
         return folder
@@ -59,7 +57,7 @@ def kind(name):
 
 
 def module_of(nb):
-    "The module a notebook exports, or nothing"
+    "Return the module that a notebook exports, or None"
     return next(
         (m[1] for c in nb.cells if c.cell_type == "code" and (m := re.match(r"#\| *default_exp +([\w.]+)", c.source))),
         None,
@@ -67,7 +65,7 @@ def module_of(nb):
 
 
 def defined(source):
-    "The names a cell defines"
+    "Yield the names that a cell defines"
     for node in ast.parse(source).body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             yield node.name
@@ -76,11 +74,11 @@ def defined(source):
 
 
 class Page:
-    "One notebook on its way to Markdown; `files` are its figures, `raw` the HTML that Markdown must not touch"
+    "Conversion of a notebook to Markdown; `files` are its figures, `raw` the HTML that stays unchanged"
 
     def __init__(self, name, target):
         self.name, self.nb, self.files, self.raw, self.near = name, notebooks()[name], {}, {}, heading(name)[0]
-        self.target = target  # where a link of the notebook leads in the site
+        self.target = target  # function that returns the target of a link in the site
         self.module, self.anchored, self.flat = module_of(self.nb), set(), name.replace("/", "_")
         self.file = f"macular/{(self.module or '').replace('.', '/')}.py"
 
@@ -99,7 +97,7 @@ class Page:
         ]
 
     def text(self, source):
-        "A text cell; formulas with a number get an anchor"
+        "Convert a text cell; numbered formulas get an anchor"
         prose = re.sub(r"```.*?```|\$\$.*?\$\$|^[#>|].*$", "", source, flags=re.S | re.M).strip()
         titles = re.findall(r"^#+ (.+)$", source, re.M)
         if prose or titles:
@@ -110,19 +108,19 @@ class Page:
         )
 
     def linked(self, markdown):
-        "Markdown whose links lead where the site has their targets; code is no Markdown"
+        "Replace the links outside code by their targets in the site"
         return CODE_OR_LINK.sub(lambda m: m[0] if m["code"] else f"{m['open']}{self.target(m['link'])}", markdown)
 
     def anchor(self, name):
-        "An anchor the rest of the site can point at; the first of a name wins"
+        "Return an anchor for links; only the first one of a name is used"
         if name in ANCHORS and ANCHORS[name] != self.name or name in self.anchored:
             return ""
         ANCHORS[name] = self.name
         self.anchored.add(name)
-        return f"[](){{#{name}}}&#8203;"  # text between it and the next heading, which would else take its place
+        return f"[](){{#{name}}}&#8203;"  # text separates it from the next heading
 
     def code(self, cell):
-        "The code of a cell, directives aside; exported code says into which module"
+        "Return the code of a cell without directives; exported code is titled with its module"
         source = "\n".join(line for line in cell.source.splitlines() if not line.startswith("#|"))
         exported = re.match(r"#\| *exporti?s?\b", cell.source)
         names = [self.anchor(f"cell.{self.module}.{name}") for name in defined(source)] if exported else []
@@ -131,7 +129,7 @@ class Page:
         return ["".join(names), fence(source.strip("\n"), f'python title="{self.file}"' if exported else "python")]
 
     def output(self, key, cell, output):
-        "What a cell showed, in the richest form that stands still"
+        "Return an output of a cell in its richest static form"
         data = output.get("data", {"text/plain": output.get("text", "")})
         if "text/markdown" in data:
             return [self.linked(data["text/markdown"])]
@@ -152,7 +150,7 @@ class Page:
         return token
 
     def image(self, key, cell, data):
-        "A figure as a file; its text is the cell's `fig-alt`, else the sentence before it"
+        "Save a figure; its alternative text is the cell's `fig-alt` or the sentence before it"
         self.files[name := f"{self.name.rpartition('/')[2]}-{key}.png"] = b64decode(data)
         said = re.search(r"^#\| fig-alt: (.+)$", cell.source, re.M)
         alt = said[1] if said else f"Figure: {self.near[-200:].rpartition('. ')[2] or self.near}"
@@ -163,6 +161,6 @@ ANCHORS = {}  # anchor -> the notebook that has it
 
 
 def fence(text, info):
-    "A fenced block, with a fence longer than any inside"
+    "Return a fenced block, with a fence longer than any inside"
     ticks = "`" * max(3, 1 + max(map(len, re.findall(r"`+", text)), default=0))
     return f"{ticks} {info}\n{text}\n{ticks}"

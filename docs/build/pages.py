@@ -1,4 +1,4 @@
-"""The hooks of mkdocs.yml: which pages there are, in which order, and what is done to each."""
+"""Hooks of mkdocs.yml: generate, order and convert the pages of the site."""
 
 import re
 from html import unescape
@@ -26,10 +26,10 @@ def on_config(config):
 
 
 def on_files(files, config):
-    "Add what is not a file in docs/"
+    "Add the generated pages and files"
     for name in nbs.notebooks():
         page = nbs.Page(name, lambda link, name=name: target(link, name, files, config))
-        boost = 8 if name.startswith("howto/") else None  # the search finds what to do before how it is built
+        boost = 8 if name.startswith("howto/") else None  # the search ranks how-tos first
         add(files, config, home_of(name), front(nbs.heading(name)[1], boost) + page.markdown())
         raw.update(page.raw)
         for file, data in page.files.items():
@@ -42,18 +42,18 @@ def on_files(files, config):
 
 
 def add(files, config, path, content):
-    "A generated file, a page or not"
+    "Add a generated file"
     files.append(File.generated(config, path, content=content))
 
 
 def front(description, boost=None):
-    "A page's metadata"
+    "Return a page's metadata"
     said = re.sub(r"[`$\\*]", "", description).replace('"', "'")
     return f'---\ndescription: "{said}"\n' + (f"search:\n  boost: {boost}\n" if boost else "") + "---\n\n"
 
 
 def target(link, name, files, config):
-    "Where a link of a notebook leads in the site: a page, a figure, or the file itself as text"
+    "Return the target of a notebook's link in the site: a page, a figure, or the file as text"
     here, path = dirname(home_of(name)) or ".", normpath(f"nbs/{dirname(name)}/{link}")
     if path.endswith(".ipynb"):
         return relpath(home_of(path[4:-6]), here)
@@ -64,7 +64,7 @@ def target(link, name, files, config):
 
 
 def navigation(files, index):
-    "Home, then by what a reader wants; notebooks by chapter"
+    "Return the navigation: home, then sections; notebooks by chapter"
     by = {}
     for name in nbs.notebooks():
         if name != "index":
@@ -88,7 +88,7 @@ def navigation(files, index):
 
 
 def title(name):
-    "A notebook in the navigation: its number and its title"
+    "Return a notebook's number and title for the navigation"
     number = name.rpartition("/")[2][:2]
     return f"{number} {nbs.heading(name)[0]}" if number.isdigit() else nbs.heading(name)[0]
 
@@ -97,7 +97,7 @@ def title(name):
 
 
 def code_links(d, term=True):
-    "A definition: its entry in the API and its cell"
+    "Return links to a definition's API entry and cell"
     cell = f"[{d.notebook}][cell.{d.module}.{d.name}]"
     if not d.public:
         return f"in {cell}"
@@ -113,20 +113,20 @@ def page_of(ref):
 
 
 def heading_of(place, at="."):
-    "Where a heading is, from a page in the folder `at`"
+    "Return the link to a heading from a page in the folder `at`"
     return relpath(home_of(place.notebook), at) + (
         f"#{slugify(re.sub('[`*]', '', place.anchor), '-')}" if place.anchor else ""
     )
 
 
 def place_links(index, ref, at="."):
-    "The headings that show a table or figure, and a table's numbers as data"
+    "Return links to the headings that show a table or figure, and to a table's data"
     found = [f"[{p.text}]({heading_of(p, at)}) in {p.notebook}" for p in index.headings.get(ref, ())]
     return found + ([f'[`paper["table{ref[1]}"]`][cell.results.paper.paper]'] if ref[0] == "Table" else [])
 
 
 def part(index, ref, explained):
-    "The page of one part of the paper: what it is, its formula, where it is"
+    "Return the page of one part of the paper: title, formula, and links"
     lines = [f"# {': '.join(filter(None, (label(ref), index.title(ref))))}"]
     if ref[0] == "Eq" and ref[1] in index.formulas:
         lines.append(formula(index, ref[1]))
@@ -145,7 +145,7 @@ def formula(index, n):
 
 
 def explanations(files):
-    "(kind, number) -> the pages that show it, read from the pages"
+    "Return (kind, number) -> the explanations that show it"
     found = {}
     for file in files:
         if not file.src_uri.startswith("explanations/"):
@@ -159,7 +159,7 @@ def explanations(files):
 
 
 def row(index, ref):
-    "A line of the index: number, what, names in code, and each notebook once"
+    "Return a row of the index: number, title, names in code, and notebooks"
     code = [f"[`{d.name}`][macular.{d.module}.{d.name}]" for d in index.of(ref) if d.public] or place_links(index, ref)[
         len(index.headings.get(ref, ())) :
     ]
@@ -172,15 +172,15 @@ def row(index, ref):
 
 
 def equation_pages(index, files):
-    "Every numbered thing of the paper: a table, and a page each"
+    "Return the index of all numbered parts of the paper, and a page for each"
     explained = explanations(files)
     head = (
         "# Equations, algorithms, tables and figures of the paper\n\n"
         "> From the paper's number to the name in code and the cell that defines it.\n\n"
-        "Made from docstrings, terms, formulas and headings. Symbols and their names in code are on the [first "
+        "Generated from docstrings, terms, formulas and headings. Symbols and their names in code are on the [first "
         "page](../index.md#symbols-and-names)."
     )
-    rows = ["| the paper | what | in code | notebook |", "|---|---|---|---|", *(row(index, ref) for ref in index.all())]
+    rows = ["| the paper | title | in code | notebook |", "|---|---|---|---|", *(row(index, ref) for ref in index.all())]
     first = (
         front("Every equation of the paper, its name in code and its cell")
         + f"{head}\n\n<div markdown data-search-exclude>\n\n"
@@ -190,12 +190,11 @@ def equation_pages(index, files):
     return {"equations/index.md": first} | {page_of(ref): part(index, ref, explained) for ref in index.all()}
 
 
-# what is done to every page
+# conversion of every page
 
 
 def on_page_markdown(markdown, page, config, files):
-    """`{{ eq 13 }}` is the formula and where it is; a page of docs/ may name a definition as
-    [`fit`][cell.train.trainer.fit]"""
+    "Replace `{{ eq 13 }}` in an explanation by the formula and its links"
     if not page.file.src_uri.startswith("explanations/"):
         return markdown
     page.meta.setdefault("search", {"boost": 2})
@@ -205,22 +204,22 @@ def on_page_markdown(markdown, page, config, files):
 
 
 def shown(index, ref):
-    "A part of the paper inside an explanation"
+    "Return a part of the paper for an explanation"
     if ref not in index.all():
-        raise KeyError(f"nothing in the package or the notebooks says that it is {label(ref)}")
+        raise KeyError(f"the package and the notebooks have no {label(ref)}")
     links = [code_links(d) for d in index.of(ref)] + place_links(index, ref, "explanations")
     shape = f"{formula(index, ref[1])}\n\n" if ref[0] == "Eq" and ref[1] in index.formulas else ""
     return f"{shape}[{label(ref)}](../{page_of(ref)}): {'; '.join(links)}."
 
 
 def on_page_content(html, page, config, files):
-    "Formulas become MathML, and what notebooks showed comes back"
+    "Convert formulas to MathML, and insert the outputs of notebooks"
     html = re.sub(r'<(div|span) class="arithmatex">(.*?)</\1>', lambda m: math(m[2], m[1] == "div"), html, flags=re.S)
     return re.sub(r"(?:<p>)?(raw-\w+-\d+-\d+-raw)(?:</p>)?", lambda m: raw[m[1]], html)
 
 
 def math(tex, block):
-    "A formula as the browser's own mathematics, with its number beside it"
+    "Convert a formula to MathML, with its number"
     tex = unescape(tex).strip()[2:-2]
     number = re.search(r"\\tag\{(.+?)\}", tex)
     tex = re.sub(r"\\tag\{.+?\}", "", tex).replace(r"\arg\max", r"\operatorname{arg\,max}").replace(r"\_", "_").strip()

@@ -1,4 +1,4 @@
-"""Pages of reference: the modules, the command line, the parameters of the training job."""
+"""Generate the reference pages: modules, command line, and parameters of a job."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ import papermill
 
 
 def by_chapter():
-    "Chapter -> its modules, in the order of the notebooks"
+    "Return chapter -> its modules, in the order of the notebooks"
     found = {}
     for name, nb in nbs.notebooks().items():
         if module := nbs.module_of(nb):
@@ -17,12 +17,12 @@ def by_chapter():
 
 
 def api(module, name):
-    "A module's page: griffe reads the source, nothing is imported"
+    "Return a module's page; griffe reads the source without importing it"
     return f"# macular.{module}\n\nFrom the notebook [{name}](../nbs/{name}.md).\n\n::: macular.{module}\n"
 
 
 def command_line():
-    "`macular --help` of every command, as typer tells it"
+    "Return the help of every command, from typer"
     done = subprocess.run(
         [sys.executable, "-m", "typer", "macular.cli", "utils", "docs", "--name", "macular"],
         cwd=nbs.ROOT,
@@ -36,7 +36,7 @@ def command_line():
 
 
 def parameters():
-    "The parameters of nbs/train.ipynb, as papermill reads them"
+    "Return the parameters of nbs/train.ipynb, as read by papermill"
     rows = [
         f"| `{p['name']}` | {p['inferred_type_name']} | `{p['default']}` | {p['help'].replace('|', chr(92) + '|')} |"
         for p in papermill.inspect_notebook(str(nbs.ROOT / "nbs" / "train.ipynb")).values()
@@ -45,10 +45,10 @@ def parameters():
         [
             "# Parameters of a job",
             "",
-            "> What `papermill nbs/train.ipynb runs/xnli.ipynb -p NAME VALUE` and `macular train NAME=VALUE` "
-            "understand.",
+            "> The parameters of `papermill nbs/train.ipynb runs/xnli.ipynb -p NAME VALUE` and "
+            "`macular train NAME=VALUE`.",
             "",
-            "The notebook is [train](../nbs/train.md); presets, and what is allowed, are in "
+            "The notebook is [train](../nbs/train.md); presets and allowed values are in "
             "[train/02_config](../nbs/train/02_config.md).",
             "",
             "| name | type | default | meaning |",
@@ -60,7 +60,7 @@ def parameters():
 
 
 def pages():
-    "Path -> Markdown"
+    "Return path -> Markdown"
     modules = {nbs.module_of(nb): name for name, nb in nbs.notebooks().items() if nbs.module_of(nb)}
     return {
         "reference/command_line.md": command_line(),

@@ -28,19 +28,19 @@ _FILES = (
     "added_tokens.json",
     "model-*.safetensors",
     "model.safetensors.index.json",
-)  # all a backbone needs; no code, no pickles
+)  # all files that a backbone needs; no code, no pickles
 _CODE = {
     "auto_map",
     "custom_pipelines",
     "_attn_implementation_internal",
     "_experts_implementation_internal",
-}  # by which a configuration names code
+}  # fields in which a configuration names code
 
 # %% ../../nbs/data/07_backbones.ipynb #5eb26f70
 def lacking(
     folder,  # a backbone's
-) -> list[str]:  # what is not there
-    "Return the files that a backbone's folder lacks, as after an interrupted download"
+) -> list[str]:  # names of the missing files
+    "Return the files that a backbone's folder lacks, for example after an interrupted download"
     folder, words = (
         Path(folder),
         [n for n in _FILES if n.startswith(("tokenizer.json", "vocab", "sentencepiece", "spm"))],
@@ -72,7 +72,7 @@ def _packaged(
 def backbone_folder(
     name: str,  # as above
 ) -> Path:
-    "Return a backbone's folder, downloading it where needed; refuse one that brings code"
+    "Return a backbone's folder and download it if needed; refuse one that contains code"
     if (here := local_backbone(name)) is not None:
         return refuse_code(here)
     if name.startswith((".", "/", "~")):
@@ -80,7 +80,7 @@ def backbone_folder(
     from huggingface_hub import snapshot_download
 
     try:
-        folder = Path(snapshot_download(name, allow_patterns=[*_FILES, "README.md"]))  # where the licence stands
+        folder = Path(snapshot_download(name, allow_patterns=[*_FILES, "README.md"]))  # README.md: the licence
     except Exception as e:
         raise SetupError(
             f"cannot fetch the backbone '{name}': {first_line(e)}\n"
@@ -88,7 +88,7 @@ def backbone_folder(
         ) from e
     if lost := lacking(folder):
         raise SetupError(
-            f"of the backbone '{name}' the hub's cache has a part only; it lacks {', '.join(lost)}.\n"
+            f"the hub's cache holds only a part of the backbone '{name}'; it lacks {', '.join(lost)}.\n"
             "Go online once to fetch the rest, or give a folder with its files."
         )
     return refuse_code(folder)
@@ -107,17 +107,17 @@ def refuse_code(
         try:
             named = _CODE & _keys(json.loads(path.read_bytes()))
         except (OSError, ValueError, RecursionError):
-            continue  # the loader says what is wrong with it
+            continue  # the loader reports the error
         if named:
             raise DataError(
-                f"the model {folder.name} wants code of its own to be run ({', '.join(sorted(named))} in {path.name}); "
-                "none is ever run here. Take a model of a class transformers has."
+                f"the model {folder.name} needs code of its own ({', '.join(sorted(named))} in {path.name}), "
+                "which is never run. Use a model whose class is part of transformers."
             )
     return folder
 
 # %% ../../nbs/data/07_backbones.ipynb #964a0d1b
 def _head(path):
-    "Read the head of a .safetensors file: tensor name -> type, shape and place"
+    "Read the header of a .safetensors file: tensor name -> type, shape and offsets"
     with open(path, "rb") as f:
         length, size = int.from_bytes(f.read(8), "little"), path.stat().st_size
         try:
@@ -134,8 +134,8 @@ def _head(path):
 
 def parameters(
     folder,  # with model.safetensors
-) -> int:  # numbers in it
-    "Count a backbone's parameters, from the heads of its files alone"
+) -> int:  # number of weights
+    "Count a backbone's parameters from the headers of its files"
     total = 0
     for path in Path(folder).glob("*.safetensors"):
         total += sum(math.prod(tensor["shape"]) for name, tensor in _head(path).items() if name != "__metadata__")
@@ -174,5 +174,5 @@ def _licence(card):
     try:
         said = metadata_load(card) if card.exists() else None
     except Exception:
-        said = None  # no card that can be read
+        said = None  # the card is missing or cannot be read
     return str((said or {}).get("license", "not stated"))

@@ -29,14 +29,14 @@ from ..store import lock, put, read_json, sha256, write_bytes, write_json
 # %% ../../nbs/data/08_download.ipynb #1e498392
 @dataclass(frozen=True)
 class Download:
-    "One file on the internet: its addresses, the part that is kept, its licence"
+    "One file on the internet: its addresses, the parts to keep, its licence"
 
     urls: tuple  # tried in turn; `hub:TASK` is the task's copy on the Hugging Face hub
     keep: tuple  # the file's name, or patterns of an archive's members
     licence: str
     noncommercial: bool = False
-    sha256: str = None  # of the download, where it is published
-    by_hand: str = ""  # what else can be done when no address answers
+    sha256: str = None  # of the download, if published
+    by_hand: str = ""  # advice if no address answers
 
 # %% ../../nbs/data/08_download.ipynb #4e6f940f
 _FACEBOOK = "https://dl.fbaipublicfiles.com"
@@ -57,7 +57,7 @@ def _muse(lang):
 # %% ../../nbs/data/08_download.ipynb #ab6594d5
 _MUSE_LANGS = ("ar", "bg", "de", "el", "es", "fr", "hi", "ja", "ko", "ru", "th", "tr", "vi", "zh")
 
-downloads = {  # a name that `fetch` accepts -> its parts
+downloads = {  # name for `fetch` -> its parts
     "xnli": (
         Download(
             (f"{_FACEBOOK}/XNLI/XNLI-1.0.zip",),
@@ -116,10 +116,10 @@ def _tail(name, patterns):
 # %% ../../nbs/data/08_download.ipynb #5ea58a3b
 def _unpack(
     path,  # the archive: zip, or tar of any compression
-    keep,  # patterns of the wanted members, as `x-final/*/dev_2k.tsv`
+    keep,  # patterns of the wanted members, for example `x-final/*/dev_2k.tsv`
     to,  # a folder
 ) -> list[str]:  # paths of the written files, below the folder
-    "Unpack the wanted members of an archive; raise `DataError` where it is damaged, too large or without them"
+    "Unpack the wanted members of an archive; raise `DataError` if it is damaged, too large or lacks them"
     found, left = [], 100 * Path(path).stat().st_size
     try:
         for name, member in _members(path):
@@ -136,7 +136,7 @@ def _unpack(
                     f.write(block)
             found.append(tail)
     except (OSError, EOFError, RuntimeError, tarfile.TarError, zipfile.BadZipFile) as e:
-        raise DataError(f"{Path(path).name} is no sound archive: {e}") from e
+        raise DataError(f"{Path(path).name} is not a valid archive: {e}") from e
     if not found:
         raise DataError(f"{Path(path).name} holds none of {', '.join(keep)}")
     return found
@@ -150,12 +150,12 @@ def _record(folder):
 
 # %% ../../nbs/data/08_download.ipynb #4aa1707c
 def _download(url, target):
-    "Write what an address sends to a file; raise `OSError` where it is shorter than announced"
+    "Download an address to a file; raise `OSError` if it is shorter than announced"
     with urllib.request.urlopen(url, timeout=30) as answer, open(target, "wb") as f:
         shutil.copyfileobj(answer, f, 1 << 20)
         announced = answer.headers.get("Content-Length")
     if announced and int(announced) != target.stat().st_size:
-        raise OSError(f"broke off at {target.stat().st_size:,} of {int(announced):,} bytes")
+        raise OSError(f"the connection broke at {target.stat().st_size:,} of {int(announced):,} bytes")
 
 # %% ../../nbs/data/08_download.ipynb #797f3393
 def _from_url(url, part, aside, known):
@@ -172,13 +172,13 @@ def _from_url(url, part, aside, known):
     if zipfile.is_zipfile(target) or tarfile.is_tarfile(target):
         return _unpack(target, part.keep, aside / "new"), {url: seen}
     if "/" in part.keep[0]:
-        raise DataError(f"it is no archive, it begins with {target.read_bytes()[:30]!r}")
+        raise DataError(f"it is not an archive; it begins with {target.read_bytes()[:30]!r}")
     os.replace(target, aside / "new" / part.keep[0])
     return [part.keep[0]], {url: seen}
 
 # %% ../../nbs/data/08_download.ipynb #516e6ce1
 def _from_hub(name, aside):
-    "Write a task's copy on the hub into `aside/new`, in the archive's format; return the files and {source: None}"
+    "Write a task's hub copy into `aside/new` in the archive's format; return the files and {source: None}"
     task, hub, archive = tasks[name], Hub(), Folder(".")
     files = []
     for split in splits:
@@ -198,7 +198,7 @@ def _from_hub(name, aside):
 
 # %% ../../nbs/data/08_download.ipynb #6e09cb4c
 def _inspect(name, folder, files):
-    "Read what was downloaded; return the number of examples or word pairs, or raise `DataError`"
+    "Read the downloaded files; return the number of examples or word pairs, or raise `DataError`"
     if name in tasks:
         source, task = Folder(str(folder)), tasks[name]
         return sum(len(load(task, split, lang, source)) for split in splits for lang in source.langs(task, split))
@@ -212,11 +212,11 @@ def _inspect(name, folder, files):
 
 # %% ../../nbs/data/08_download.ipynb #71e1b9cc
 def _settle(part, sums, aside, folder, files):
-    "Move new files into the folder and record where they come from; raise `DataError` rather than overwrite a file"
+    "Move new files into the folder and record their origin; raise `DataError` if a different file exists"
     hashes = {file: sha256(aside / "new" / file) for file in files}
     for file in files:
         if (folder / file).exists() and sha256(folder / file) != hashes[file]:
-            raise DataError(f"{folder / file} is there with other contents. Move it away if it should be replaced.")
+            raise DataError(f"{folder / file} exists with other contents. Move it away to replace it.")
     record, source = _record(folder), next(iter(sums))
     terms = {"source": source, "licence": part.licence, "noncommercial": part.noncommercial}
     for file in files:
@@ -228,7 +228,7 @@ def _settle(part, sums, aside, folder, files):
 
 # %% ../../nbs/data/08_download.ipynb #957f2baa
 def _get(name, part, folder):
-    "Fetch one part of a data set from the first address that gives it"
+    "Fetch one part of a data set from the first address that works"
     failed, known = [], _record(folder)["downloads"]
     for url in part.urls:
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder, ignore_cleanup_errors=True) as aside:
@@ -260,15 +260,15 @@ def licence_label(
     licence: str,
     noncommercial: bool,
 ) -> str:
-    "A licence, marked where it forbids commercial use"
+    "Return a licence, marked if it forbids commercial use"
     return licence + (" [NON-COMMERCIAL]" if noncommercial and "non-commercial" not in licence else "")
 
 # %% ../../nbs/data/08_download.ipynb #63cea432
 def fetch(
     names: str | list[str],  # `xnli`, `pawsx`, `qam`, `qadsm` or `dictionaries`; one, or several
     to=None,  # the folder, from the project's root; None: data, and data/dictionaries for dictionaries
-    yes: bool = False,  # the licences shown are accepted
-) -> list[dict]:  # of each part: files, rows, source
+    yes: bool = False,  # accept the licences shown
+) -> list[dict]:  # files, number of rows and source of each part
     "Show the licences of data sets and, if they are accepted, download them"
     names = list(dict.fromkeys([names] if isinstance(names, str) else names))
     for name in names:
@@ -292,7 +292,7 @@ def _fetch(name, folder):
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        message = f"the folder {folder} cannot be made: {e.strerror}. Choose another with to=, or --to."
+        message = f"the folder {folder} cannot be created: {e.strerror}. Choose another with to=, or --to."
         raise StorageError(message) from e
     done = []
     with lock(folder):
@@ -307,9 +307,9 @@ def _fetch(name, folder):
 # %% ../../nbs/data/08_download.ipynb #5d0c81e2
 def licensed(
     lexicon: Lexicon,
-    folder: str | Path,  # where it was read
-) -> list[dict]:  # its origins
-    "Origins of dictionaries, with the licences that `fetch` recorded for those files that are unchanged since"
+    folder: str | Path,  # the folder it was read from
+) -> list[dict]:  # origins of its dictionaries
+    "Return the origins of dictionaries, with the licences recorded by `fetch` for unchanged files"
     recorded = _record(resolve(folder))["files"]
     origins = []
     for origin in lexicon.provenance:

@@ -26,8 +26,8 @@ CHUNK = re.compile(r"[\S\x1c-\x1f]+")
 
 @lru_cache(1 << 16)
 def split(
-    chunk: str,  # a stretch of text without white space
-) -> tuple[str, str, str]:  # what stands before the word, the word (may be empty), what stands after it
+    chunk: str,  # a string without white space
+) -> tuple[str, str, str]:  # prefix, word (may be empty), suffix
     "Split a chunk into prefix, word and suffix"
     if chunk.isalnum():
         return "", chunk, ""
@@ -42,7 +42,7 @@ def split(
 def count_words(
     texts,  # an iterable of texts
 ) -> Counter:  # lower-case word -> its number of occurrences
-    "Count the words of some texts, as they are looked up in a dictionary"
+    "Count the words of texts, in the lower-case form in which a dictionary is searched"
     chunks, words = Counter(), Counter()
     for text in texts:
         chunks.update(CHUNK.findall(text))
@@ -84,7 +84,7 @@ def _faults(name, lines):
 
 # %% ../../nbs/data/04_lexicon.ipynb #0a275ca3
 def _group(
-    pairs,  # (word, translation), in order
+    pairs,  # (word, translation), in the order of the file
 ) -> Mapping:  # word -> tuple of its different translations, in order; read-only
     "Group pairs by word"
     words = {}
@@ -95,8 +95,8 @@ def _group(
 # %% ../../nbs/data/04_lexicon.ipynb #946961c9
 def read_pairs(
     path,  # a UTF-8 file of two columns
-) -> tuple[Mapping, int]:  # lower-case word -> its translations; how many lines the file has
-    "Read the pairs of one dictionary file; raise `DataError` for lines that are no pair"
+) -> tuple[Mapping, int]:  # lower-case word -> its translations; the number of lines
+    "Read the pairs of one dictionary file; raise `DataError` if a line is not a pair"
     name, text = Path(path).name, content(path).decode().replace("\r\n", "\n").removesuffix("\n")
     lines = text.split("\n")
     pairs = list(map(_columns, lines))
@@ -191,7 +191,7 @@ def _is_trimmed(pair):
 
 def _checked(lang, dictionary):
     if isinstance(dictionary, MappingProxyType):
-        return dictionary  # made by `_group` from what was checked before
+        return dictionary  # made by `_group` from checked pairs
     pairs = []
     for word, translations in dictionary.items():
         translations = (translations,) if isinstance(translations, str) else translations
@@ -207,7 +207,7 @@ def _checked(lang, dictionary):
 # %% ../../nbs/data/04_lexicon.ipynb #bfc72307
 def read_file(
     path,  # a file of two columns, of any name
-    lang: str,  # what its second column is written in
+    lang: str,  # the language of its second column
     licence: str = "not stated",  # e.g. `MUSE`, for a file known to be MUSE's
 ) -> Lexicon:
     "Read a lexicon of one language from one file"
@@ -230,7 +230,7 @@ def read_file(
 # %% ../../nbs/data/04_lexicon.ipynb #838fa4ec
 def _read_folder(
     folder,  # holds `en-de.txt`, `en-fr.txt`, …
-    langs,  # the languages wanted; the source language among them is passed over
+    langs,  # the languages wanted; the source language is skipped
     source: str = "en",  # the language of the first column: `"de"` reads `de-en.txt`
     licence: str = "not stated",  # e.g. `MUSE`, for files known to be MUSE's
 ) -> Lexicon:  # wanted languages without a file are in its `missing`

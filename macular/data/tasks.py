@@ -26,12 +26,12 @@ class Task:
     labels: tuple  # label names, in the order of the logits
     langs: tuple  # the languages it is evaluated in
     title: str = ""  # for tables and figures; empty: the name
-    fields: tuple = ("text_a", "text_b")  # what the two texts are called
+    fields: tuple = ("text_a", "text_b")  # names of the two texts
     source_lang: str = "en"  # the language of the training examples
-    neighbour: tuple = ()  # names of the tasks nearest to it
-    words: tuple = ()  # for each label a word that fills the gap of a cloze; empty: the labels themselves
-    max_length: int = 128  # tokens a pair
-    source: object = None  # where its examples are, for a task that brings its own files
+    neighbour: tuple = ()  # names of the most similar tasks
+    words: tuple = ()  # a word per label that fills the mask of a prompt; empty: the labels
+    max_length: int = 128  # tokens per pair
+    source: object = None  # the source of its examples, for a task with its own files
 
     def __post_init__(self):
         for name in ("labels", "langs", "fields", "neighbour", "words"):
@@ -53,7 +53,7 @@ class Task:
 
 # %% ../../nbs/data/03_tasks.ipynb #4cedf4da
 def _check_task(task):
-    "Raise `ParameterError` where a field of a task cannot be used"
+    "Raise `ParameterError` if a field of a task cannot be used"
     name = str(task.name)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
         raise ParameterError(
@@ -124,7 +124,7 @@ for _known in (
 
 # %% ../../nbs/data/03_tasks.ipynb #46f1307e
 def _from_fields(cls, values, where):
-    "Make a record of the fields written in a file; `where` begins the messages"
+    "Build a record from the fields in a file; `where` is the prefix of the messages"
     known = {f.name for f in fields(cls)}
     for name in values:
         if name not in known:
@@ -200,7 +200,7 @@ def load(
 
 # %% ../../nbs/data/03_tasks.ipynb #604c1d8a
 class Facts(dict):
-    "Counts of a split; shows as a table"
+    "Counts of a split, displayed as a table"
 
     def _repr_markdown_(self):
         return table([{"fact": k, "value": v} for k, v in self.items()])
@@ -208,10 +208,10 @@ class Facts(dict):
 
 def facts(
     rows,  # from `load`
-    train=None,  # the training examples, to count the pairs that are in both
-    published: int = None,  # how many examples the whole file has
+    train=None,  # the training examples, to count common pairs
+    published: int = None,  # number of examples of the whole file
 ) -> Facts:
-    "Count the examples of a split, its labels, and its oddities"
+    "Count the examples of a split, its labels and its irregularities"
     pairs, numbers = _pairs(rows), rows["label"][:]
     labels, names = Counter(numbers), rows.features["label"].names
     labels_of_pair = Counter(pair for pair, _ in set(zip(pairs, numbers, strict=True)))

@@ -23,7 +23,7 @@ from ..text.packing import ON_HOST, filler, pack, packable, pad, prepare, start
 # %% ../../nbs/model/01_modules.ipynb #e1624022
 @contextmanager
 def seeded(
-    *counters,  # what the numbers are for: seed, name, …
+    *counters,  # seed, name of the layer, …
 ):
     "Seed torch with the counters inside the block, and restore its generators afterwards"
     with torch.random.fork_rng():
@@ -32,11 +32,11 @@ def seeded(
 
 
 def _linear(
-    width: int,  # numbers in
-    classes: int,  # numbers out
-    *counters,  # what it is for
+    width: int,  # number of inputs
+    classes: int,  # number of outputs
+    *counters,  # for `seeded`
 ) -> nn.Linear:
-    "A head initialised as in transformers: normal weights with standard deviation 0.02, a bias of zero"
+    "Create a head initialised as in transformers: normal weights with standard deviation 0.02, zero bias"
     with seeded(*counters):
         layer = nn.Linear(width, classes)
         nn.init.normal_(layer.weight, std=0.02)
@@ -66,13 +66,13 @@ class _StockHead(nn.Module):
         return self.model(**inputs).logits
 
 
-LABELS = 3  # while loading; no other linear layer of an encoder has three outputs
+LABELS = 3  # number of classes while loading; no other linear layer of an encoder has three outputs
 
 
 def remove_classifier(
     model,  # a stock classifier of `LABELS` classes
 ) -> tuple[int, str]:  # the last layer's number of inputs, and its name
-    "Remove the last layer of a stock classifier; raises `ParameterError` where it is not unique"
+    "Remove the last layer of a stock classifier; raise `ParameterError` if it is not unique"
     last = [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and m.out_features == LABELS]
     if len(last) != 1:
         raise ParameterError(f"{type(model).__name__} has no single classification layer: {last}")
@@ -88,18 +88,18 @@ def _remove_layer(model: nn.Module, name: str):
 
 # %% ../../nbs/model/01_modules.ipynb #1dbf5be2
 class Encoder(nn.Module):
-    "Eq. 1: any `AutoModel` as a function from token ids to vectors"
+    "Eq. 1: an `AutoModel` as a function from token ids to vectors"
 
     def __init__(
         self,
         body: nn.Module,  # keyword inputs -> (B, d)
         width: int,  # d
         config,  # the backbone's
-        made: tuple[str, ...] = (),  # layers that the checkpoint did not hold, drawn from the seed
+        made: tuple[str, ...] = (),  # layers that the checkpoint lacks, initialised from the seed
     ):
         super().__init__()
         self.body, self.width, self.config, self.made = body, width, config, made
-        self.packed = packable(config)  # texts in one row; False: padded to the longest
+        self.packed = packable(config)  # True: packed sequences; False: padded batches
         if self.packed:
             prepare(body.model)
 
@@ -117,7 +117,7 @@ class Encoder(nn.Module):
         return found
 
     def inputs(self, view: dict) -> dict:
-        "Keyword inputs of the body: all texts in one row, or a padded batch"
+        "Return the keyword inputs of the body: a packed sequence or a padded batch"
         if not self.packed:
             return pad(view, self.config.pad_token_id or 0, getattr(self.config, "max_position_embeddings", None))
         device = view["input_ids"].device
@@ -126,7 +126,7 @@ class Encoder(nn.Module):
 # %% ../../nbs/model/01_modules.ipynb #c33c4853
 @contextmanager
 def _quiet():
-    "Silence transformers' report of missing layers, which `made` names"
+    "Silence transformers' report of missing layers, which `made` lists"
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -139,7 +139,7 @@ def _quiet():
 
 
 def _pretrained(kind, backbone, seed, **options):
-    "Load a stock model in single precision, and the report of its missing weights"
+    "Load a stock model in single precision; return it with the report of missing weights"
     try:
         with seeded(seed, "encoder"), _quiet():
             return kind.from_pretrained(
@@ -159,7 +159,7 @@ def _pretrained(kind, backbone, seed, **options):
 
 def load_encoder(
     backbone,  # a folder or a hub name that `AutoModel` loads
-    seed: int,  # draws the layers the checkpoint does not hold
+    seed: int,  # initialises layers that the checkpoint lacks
     e: str = "head_input",  # or "cls": the first token's last hidden state
 ) -> Encoder:
     "Eq. 1: load a pretrained encoder, in single precision"
@@ -174,7 +174,7 @@ def load_encoder(
 
 # %% ../../nbs/model/01_modules.ipynb #6d913fb9
 class _AtGap(nn.Module):
-    "A masked language model that returns the input of its last layer at the gap, or at the first token"
+    "A masked language model that returns the input of its last layer at the mask, or at the first token"
 
     def __init__(self, model):
         super().__init__()
@@ -187,7 +187,7 @@ class _AtGap(nn.Module):
 
 def load_masked_lm(
     backbone,  # a folder or a hub name that `AutoModelForMaskedLM` loads
-    seed: int,  # draws the layers the checkpoint does not hold
+    seed: int,  # initialises layers that the checkpoint lacks
 ) -> tuple[Encoder, nn.Linear]:  # the encoder, and the last layer: (B, d) -> (B, vocabulary)
     "Load a masked language model as an encoder and its last layer"
     model, info = _pretrained(AutoModelForMaskedLM, backbone, seed)
@@ -199,12 +199,12 @@ def load_masked_lm(
 
 # %% ../../nbs/model/01_modules.ipynb #d537689e
 def _suffix(name: str) -> str:
-    "The view in an output's name: `_near_aug` of `logits_near_aug`"
+    "Return the view in an output's name: `_near_aug` of `logits_near_aug`"
     return name.removeprefix(name.split("_")[0])
 
 
 class Net(nn.Module):
-    "A net that computes outputs by name; subclasses define `represent` and `predict`"
+    "Net that computes outputs by name; subclasses define `represent` and `predict`"
 
     def forward(
         self,
@@ -222,7 +222,7 @@ class Net(nn.Module):
 
 
 class MultiTask(Net):
-    "Eqs. 1 and 2, F_m: one encoder, one head a task; with one task, plain fine-tuning"
+    "Eqs. 1 and 2, F_m: one encoder and one head per task; with one task, fine-tuning"
 
     def __init__(
         self,
@@ -244,14 +244,14 @@ class MultiTask(Net):
         width = max(head.out_features for head in self.heads)
         logits = first.new_full((len(e), width), torch.finfo(first.dtype).min)
         for i, head in enumerate(self.heads):
-            own = (batch["task"] == i).nonzero().squeeze(1)  # the places of task i's examples
+            own = (batch["task"] == i).nonzero().squeeze(1)  # indices of task i's examples
             logits[own, : head.out_features] = head(e[own])
         return logits
 
 # %% ../../nbs/model/01_modules.ipynb #42d723f8
 def aggregate(
-    e_m: Tensor,  # (B, d) shared by the tasks
-    e_t: Tensor,  # (B, d) the task's own
+    e_m: Tensor,  # (B, d) shared representation
+    e_t: Tensor,  # (B, d) task-specific representation
     alpha: float,  # weight of the shared part, 0 … 1
 ) -> Tensor:  # (B, d) v
     "Eq. 8: the weighted sum of both representations"
@@ -274,7 +274,7 @@ class TaskSpecific(Net):
         self.head = _linear(encoder.width, classes, seed, "M")
 
     def train(self, mode: bool = True):
-        "Training mode for f_t and the head; f_m stays in evaluation mode"
+        "Set training mode for f_t and the head; f_m stays in evaluation mode"
         super().train(mode)
         self.shared.eval()
         return self
@@ -295,7 +295,7 @@ class TaskSpecific(Net):
 # %% ../../nbs/model/01_modules.ipynb #a4cc192a
 def discriminator(
     width: int,  # d, of its input
-    k: int,  # how many tasks (D_t), or 2 languages (D_l)
+    k: int,  # number of tasks (D_t), or 2 languages (D_l)
     seed: int,
 ) -> nn.Sequential:  # (B, d) -> (B, k) logits
     "D_t and D_l: one hidden ReLU layer"

@@ -31,9 +31,9 @@ from .trainer import Phase
 # %% ../../nbs/train/08_build.ipynb #02ea660d
 @dataclass
 class TrainingInputs:
-    "The inputs of a training, beside its method"
+    "The inputs of a training except its method"
 
-    tasks: list[Task]  # the tasks it learns from; the first is the target of a task-specific method
+    tasks: list[Task]  # training tasks; the first is the target of a task-specific method
     rows: Mapping  # task name -> its training examples
     tokenizer: object
     backbone: object  # a folder that `AutoModel` loads
@@ -54,20 +54,20 @@ class Hyperparameters:
     seed: int = 0
     rounds: int = 3
     batch_size: int = 32
-    learning_rate: float = 2e-5  # of the net, falling linearly to zero
+    learning_rate: float = 2e-5  # of the net, with linear decay to zero
     discriminator_rate: float = 1e-4  # of D, constant
-    passes: int = 2  # t, of D before each pass of the net
+    passes: int = 2  # t: passes of D before each pass of the net
     alpha: float = 0.5  # Eq. 8
-    max_length: int | None = None  # tokens a pair; None: each task's own
+    max_length: int | None = None  # maximum tokens per pair; None: each task's own
     pool: int = 16  # batches sorted by length together; 1: independent batches
-    accumulation: int = 1  # portions of a batch that are computed one after the other, where memory is small
+    accumulation: int = 1  # portions of a batch, computed one after the other to save memory
 
 # %% ../../nbs/train/08_build.ipynb #1f701cdf
 def _in_portions(
     make,  # indices -> batch
     n: int,  # portions of a batch
 ):  # indices -> list of (share of the batch's examples, portion)
-    "Make batches in portions; with n = 1, return `make` unchanged"
+    "Build batches in portions; with n = 1, return `make` unchanged"
     if n == 1:
         return make
 
@@ -87,7 +87,7 @@ class TrainingBatches:
         material: TrainingInputs,
         recipe: Hyperparameters,
         text: TextSettings,
-        needed: set,  # suffixes of the outputs that the losses name
+        needed: set,  # suffixes of the outputs that the losses need
         f_m: Encoder | None = None,  # frozen
     ):
         self.material, self.recipe, self.f_m = material, recipe, f_m
@@ -95,20 +95,20 @@ class TrainingBatches:
         self.suffixes = tuple(sorted(s for s in needed if not s.startswith("_near")))
         self.near_suffixes = tuple(sorted(s.removeprefix("_near") for s in needed if s.startswith("_near")))
         self.near = Views([material.near], material.rows, text) if self.near_suffixes else None
-        self.cache = {}  # (id of the views, suffix) -> the draw of the views, f_m's representations
+        self.cache = {}  # (id of the views, suffix) -> (draw of the view, f_m's representations)
 
     @property
     def views(self) -> list[Views]:
-        "Of the target and, where a loss needs it, of the neighbour"
+        "Return the views of the target and, if a loss needs it, of the neighbour"
         return [self.own, self.near] if self.near else [self.own]
 
     @property
     def steps(self) -> int:
-        "Batches in a round"
+        "Return the number of batches per round"
         return math.ceil(len(self.own.y) / self.recipe.batch_size)
 
     def frozen(self, views: Views, items, round: int) -> dict:  # "e" + suffix -> (n, d)
-        "f_m's representations of all examples, computed once for each draw of a view"
+        "Return f_m's representations of all examples, computed once per draw of a view"
         if self.f_m is None:
             return {}
         draws = {suffix: views.turn(suffix, round) for suffix in items.views}
@@ -130,7 +130,7 @@ class TrainingBatches:
         return features(net, items.batch, items.lengths, names, self.material.accelerator)
 
     def maker(self, views: Views, suffixes, round: int, near: str = ""):  # items, (indices -> batch)
-        "The examples of a round, and the function that makes batches of them"
+        "Return the examples of a round, and the function that builds batches of them"
         items = views.items(round, suffixes)
         outputs = {}  # of frozen nets, for all examples: (n, …)
         for name, values in self.frozen(views, items, round).items():
@@ -144,7 +144,7 @@ class TrainingBatches:
         return items, make
 
     def batches(self, round: int) -> Batches:
-        "The net's batches of a round"
+        "Return the net's batches of a round"
         size, seed, pool = self.recipe.batch_size, self.recipe.seed, self.recipe.pool
         items, make = self.maker(self.own, self.suffixes, round)
         own = order(items.lengths, size, seed, "net", round, pool=pool)  # the target's examples of each batch: (B,)
@@ -153,7 +153,7 @@ class TrainingBatches:
         near_items, make_near = self.maker(self.near, self.near_suffixes, round, "_near")
         near = neighbour_batches(
             near_items.lengths, own, size, round, seed, pool=pool
-        )  # as many of the neighbour's: (B,)
+        )  # equally many of the neighbour's: (B,)
         pairs = [np.stack(both) for both in zip(own, near, strict=True)]  # (2, B)
 
         def make_pair(pair):
@@ -166,10 +166,10 @@ class TrainingBatches:
 
 # %% ../../nbs/train/08_build.ipynb #8c0dc597
 def _own_encoder(method: Method, material: TrainingInputs, recipe: Hyperparameters) -> Encoder:
-    "The encoder that learns"
+    "Return the trained encoder"
     if method.shared_as == "start" or method.shared and method.readings.start == "shared":
         encoder = deepcopy(material.shared).requires_grad_(True)
-        encoder.made = ()  # stage 1 has trained the layers that the backbone lacked
+        encoder.made = ()  # stage 1 has trained the layers that the backbone lacks
     else:
         encoder = load_encoder(material.backbone, recipe.seed, method.readings.e)
     return SyntaxEncoder(encoder, recipe.seed) if method.encoder == "syntax" else encoder
@@ -180,7 +180,7 @@ def build_net(
     material: TrainingInputs,
     recipe: Hyperparameters,
 ) -> Net:  # on the accelerator's device
-    "Build F_m or F_t; for a reversed gradient, the net holds its discriminator, too"
+    "Build F_m or F_t; for a reversed gradient, the net contains its discriminator"
     classes = [len(task.labels) for task in material.tasks]
     if method.head == "cloze":
         net = cloze(material.backbone, material.tasks[0], material.tokenizer, recipe.seed)
@@ -195,7 +195,7 @@ def build_net(
 
 
 def _discriminator(method: Method, net: Net, material: TrainingInputs, recipe: Hyperparameters):
-    "A discriminator of the tasks (D_t) or of the two languages (D_l)"
+    "Build a discriminator of tasks (D_t) or of the two languages (D_l)"
     of_tasks = method.active().keys() & {"task_adv", "task_grl"}
     return discriminator(net.encoder.width, len(material.tasks) if of_tasks else 2, recipe.seed)
 
@@ -225,15 +225,15 @@ def text_settings(
 # %% ../../nbs/train/08_build.ipynb #fd7cdcde
 @dataclass
 class Built:
-    "A method ready to train"
+    "A method with its net and phases, ready to train"
 
     net: Net
     phases: list[Phase]
     views: list[Views]
-    notes: list[str]  # losses that are left out, and why; other remarks for the record
+    notes: list[str]  # losses that are left out, with reasons; other notes for the record
 
     def switch_rates(self, round: int) -> dict:
-        "The realised switch rate of every task in a round; the same in all rounds where 𝒜 is drawn once"
+        "Return the realised switch rate of every task in a round"
         rates = {}
         for views in self.views:
             if views.text.switch:
@@ -243,10 +243,10 @@ class Built:
 
 def available_losses(
     method: Method,
-    learned: list[Task],  # the tasks it learns from
+    learned: list[Task],  # the training tasks
     near: Task | None,  # the neighbour
 ) -> tuple[dict, list[str]]:  # loss -> weight, and a note for each loss that is left out
-    "Return the method's losses, without those that need a second or neighbouring task where there is none"
+    "Return the method's losses, without those that need a missing second or neighbouring task"
     weights, notes = method.active(), []
     if len(learned) == 1 and (weights.pop("task_adv", 0) or weights.pop("task_grl", 0)):
         notes.append("one task: no task adversary. Add tasks to stage 1 (`stage1`) to have one.")
@@ -256,7 +256,7 @@ def available_losses(
 
 # %% ../../nbs/train/08_build.ipynb #5dc4cd42
 def _discriminator_phase(adversary: str, net: Net, D, feed: TrainingBatches, recipe: Hyperparameters) -> Phase:
-    "Lines 5–8 of Alg. 1, 3–7 of Alg. 2: D learns to tell tasks or languages from features of the frozen net"
+    "Lines 5–8 of Alg. 1, 3–7 of Alg. 2: train D on features of the frozen net"
     accelerator = feed.material.accelerator
     loss = ADVERSARIES[adversary]
 
@@ -264,7 +264,7 @@ def _discriminator_phase(adversary: str, net: Net, D, feed: TrainingBatches, rec
         items, make = feed.maker(feed.own, ("", "_aug"), round)
         vectors = features(net, make, items.lengths, ("e", "e_aug"), accelerator)  # of x and 𝒜(x): (n, d)
         task = torch.from_numpy(items.task).to(accelerator.device)  # (n,)
-        same_length = np.ones(len(items))  # features need no batches of like lengths
+        same_length = np.ones(len(items))  # features need no batches of similar lengths
         indices = order(same_length, recipe.batch_size, recipe.seed, "discriminator", round, pool=1)
 
         def batch(i):
@@ -292,16 +292,16 @@ def _discriminator_phase(adversary: str, net: Net, D, feed: TrainingBatches, rec
 
 # %% ../../nbs/train/08_build.ipynb #04929e56
 def _check_length(material: TrainingInputs, recipe: Hyperparameters, config):
-    "Raise `ParameterError` for texts longer than the backbone has positions for"
+    "Raise `ParameterError` for texts longer than the backbone's positions"
     positions = getattr(config, "max_position_embeddings", None) or 10**9
     if config.model_type in ("xlm-roberta", "roberta"):
-        positions -= (config.pad_token_id or 0) + 1  # their positions begin behind the padding's
+        positions -= (config.pad_token_id or 0) + 1  # their positions start after the padding id
     for task in [*material.tasks, *([material.near] if material.near else [])]:
         length = recipe.max_length or task.max_length
         if length > positions:
             raise ParameterError(
-                f"{task.name}: {length} tokens a pair, but the backbone has {positions} positions. "
-                f"Say max_length={positions} or less."
+                f"{task.name}: {length} tokens per pair, but the backbone has {positions} positions. "
+                f"Set max_length={positions} or less."
             )
 
 # %% ../../nbs/train/08_build.ipynb #49ea1fd8
@@ -313,14 +313,14 @@ def build(
     "Build the net and the phases of a method"
     weights, notes = available_losses(method, material.tasks, material.near)
     if not weights:
-        raise DataError(f"'{method.name}' has no loss left to train by: {' '.join(notes)}")
+        raise DataError(f"'{method.name}' has no loss left to train with: {' '.join(notes)}")
     net = build_net(method, material, recipe)
     _check_length(material, recipe, net.encoder.config)
     against = sorted(weights.keys() & {*ADVERSARIES, *REVERSALS})
     if len(against) > 1:
         raise ParameterError(f"'{method.name}' has {' and '.join(against)}: a method has one adversary")
     adversary = next((loss for loss in against if loss in ADVERSARIES), None)
-    D = None  # of a phase of its own, or, with a reversed gradient, a part of the net
+    D = None  # a separate module or, with a reversed gradient, a part of the net
     if adversary:
         D = _discriminator(method, net, material, recipe).to(material.accelerator.device)
     elif against:
@@ -330,7 +330,7 @@ def build(
 
     objective = Objective(weights, net, D, as_printed=method.readings.kl_s == "as_printed")
     if not objective.suffixes & {"", "_aug", "_copy"}:
-        raise ParameterError(f"'{method.name}' has no loss on the task's own texts, only {', '.join(weights)}")
+        raise ParameterError(f"'{method.name}' has no loss on the task's texts, only {', '.join(weights)}")
     f_m = material.shared if method.frozen else None
     feed = TrainingBatches(material, recipe, text_settings(method, material, recipe), objective.suffixes, f_m)
     phases = [_discriminator_phase(adversary, net, D, feed, recipe)] if adversary else []
@@ -339,14 +339,14 @@ def build(
 
 
 def _remarks(net: Net, feed: TrainingBatches) -> list[str]:
-    "Remarks on the net and its texts for the record"
+    "Return notes on the net and its texts for the record"
     notes = []
     for views in feed.views:
         notes += [note for note in views.notes if note not in notes]
     if not net.encoder.packed:
         trees = isinstance(net.encoder, SyntaxEncoder)
-        why = "beside their trees" if trees else f"for a backbone of type {net.encoder.config.model_type}"
-        notes.append(f"texts are padded {why}: the same numbers, more time")
+        why = "for dependency trees" if trees else f"for a backbone of type {net.encoder.config.model_type}"
+        notes.append(f"texts are padded {why}: the same results, more time")
     if net.encoder.made:
         notes.append(f"the backbone holds no {', '.join(net.encoder.made)}: drawn from the seed")
     return notes

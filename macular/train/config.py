@@ -30,34 +30,34 @@ from .methods import ADVERSARIES, Method, methods
 # %% ../../nbs/train/02_config.ipynb #b4ef512f
 @dataclass(frozen=True)
 class Job:
-    "One task, one method, one seed: what is trained and scored"
+    "Parameters of one job: one task, one method, one seed"
 
     task: str = "xnli"  # a known task, or the path of a task record (TOML)
     method: str = "macular"  # a name in macular.train.methods
     backbone: str = ""  # a folder, a hub name, mini-bert or mini-xlmr
     preset: str = "auto"  # auto, mini, quick or paper
-    seed: int = 0  # of order, switching, new layers and dropout
+    seed: int = 0  # seed of batch order, switching, new layers and dropout
     data_dir: str = ""  # folder with the official archives; empty: the preset's source
     lexicon_dir: str = ""  # folder with en-xx.txt dictionaries
     synonyms: str = ""  # file of near-synonyms, two columns, for RS-DA
     tree_dir: str = ""  # folder with dependency trees, task-split-xx.conllu, for Syn.
-    learning_rate: float | None = None  # of the net, falling linearly to zero
+    learning_rate: float | None = None  # of the net, with linear decay to zero
     discriminator_rate: float | None = None  # of the discriminators, constant
-    batch_size: int | None = None  # examples in a step
+    batch_size: int | None = None  # examples per step
     alpha: float | None = None  # Eq. 8: weight of the shared encoder, 0 to 1
     beta1: float | None = None  # Eq. 15: weight of the augmentation loss
     beta2: float | None = None  # Eq. 15: weight of the language adversary
     beta3: float | None = None  # Eq. 15: weight of the consistency loss
     word_rate: float | None = None  # probability that a word is tried for switching; empty: the method's
-    rounds: int | None = None  # repetitions of { D learns, the net learns }
-    max_length: int | None = None  # tokens a pair
-    max_train: int | None = None  # training examples of each task, at most
-    pool: int = 16  # batches sorted by length together; 1: every batch drawn independently
-    accumulation: int = 1  # portions of a batch, computed one after the other where memory is small
-    langs: tuple[str, ...] = ()  # languages scored beside the source language (English); empty: the task's
+    rounds: int | None = None  # repetitions of { train D, train the net }
+    max_length: int | None = None  # maximum tokens per pair
+    max_train: int | None = None  # maximum training examples per task
+    pool: int = 16  # batches sorted by length together; 1: independent batches
+    accumulation: int = 1  # portions of a batch, computed one after the other to save memory
+    langs: tuple[str, ...] = ()  # languages to score in addition to the source language; empty: the task's
     stage1: str | tuple[str, ...] = "paper"  # tasks of stage 1: paper, available, or names
     precision: str = ""  # fp32, bf16, fp16 or auto
-    deterministic: bool = True  # prefer operations that repeat exactly, warn where there is none
+    deterministic: bool = True  # use deterministic operations; warn if there is none
     extensions: tuple[str, ...] = ()  # modules or files to import first: tasks, methods and losses of your own
     out: str = "runs"  # folder for results
 
@@ -72,17 +72,17 @@ class Job:
 # %% ../../nbs/train/02_config.ipynb #75dbff65
 @dataclass(frozen=True)
 class Preset:
-    "Default numbers for a small, a medium or a full-size run"
+    "Default values of a small, a medium or a full-size run"
 
     name: str
-    source: str  # of the data when no folder is given
+    source: str  # data source if no folder is given
     backbone: str
     learning_rate: float
     discriminator_rate: float
     rounds: int
     max_train: int | None
     precision: str
-    threads: int | None = None  # of the CPU; None: as torch chooses
+    threads: int | None = None  # CPU threads; None: torch's default
     max_length: int | None = None  # None: each task's own
     batch_size: int = 32
     alpha: float = 0.5
@@ -103,20 +103,20 @@ presets.add(Preset("paper", "hub", "google-bert/bert-base-multilingual-cased", 2
 
 _SOURCES = {
     "source": {"all": "§4.1.1", "mini": "ships with the package"},
-    "backbone": {"all": "§4.1.3: mBERT", "mini": "ships with the package, which has another one, mini-bert"},
+    "backbone": {"all": "§4.1.3: mBERT", "mini": "ships with the package, as does mini-bert"},
     "learning_rate": {
         "all": "within the paper's grid, §4.1.3; XTREME's value",
-        "mini": "ours: a small encoder takes larger steps; not tuned",
+        "mini": "ours: larger for a small encoder; not tuned",
     },
-    "discriminator_rate": {"all": "not in the paper; ours", "mini": "ours: few steps need larger ones"},
-    "rounds": {"all": "not in the paper; ours", "quick": "ours: one round, meant for minutes"},
+    "discriminator_rate": {"all": "not in the paper; ours", "mini": "ours: larger for few steps"},
+    "rounds": {"all": "not in the paper; ours", "quick": "ours: one round, for a run of minutes"},
     "max_train": {
-        "all": "all rows, Table 1",
+        "all": "all examples, Table 1",
         "mini": "ours: minutes on two cores",
-        "quick": "ours: meant for minutes on a 16 GB GPU, not measured",
+        "quick": "ours: for minutes on a 16 GB GPU, not measured",
     },
-    "precision": {"all": "bf16 where the device has it", "mini": "repeats bit for bit on one machine"},
-    "threads": {"all": "as torch chooses", "mini": "repeats bit for bit on one machine, whatever its cores"},
+    "precision": {"all": "bf16 if the device supports it", "mini": "bit-identical on one machine"},
+    "threads": {"all": "torch's default", "mini": "bit-identical on one machine for any number of cores"},
     "max_length": {
         "all": "XTREME (128), XGLUE (256 for QAM and QADSM)",
         "mini": "longer than any pair of the mini world",
@@ -130,7 +130,7 @@ class _Range(NamedTuple):
     type: type
     low: float
     high: float
-    closed: bool = True  # low itself is allowed
+    closed: bool = True  # whether low is allowed
 
 
 RANGES = {
@@ -148,14 +148,14 @@ RANGES = {
 }
 WORDS = {"method": methods, "preset": ("auto", *presets), "precision": ("auto", "fp32", "bf16", "fp16")}
 LISTS = ("langs", "stage1", "extensions")
-WHOLE = ("paper", "available")  # sets of tasks that stage1 names by one word
+WHOLE = ("paper", "available")  # words for sets of tasks in stage1
 BETAS = {"beta1": "aug_kl", "beta2": "lang_adv", "beta3": "consistency"}
 _YAML = "; quote it: 'no' without quotes is false in YAML"
 _UNSEEN = re.compile("[\0\ud800-\udfff]")
 
 # %% ../../nbs/train/02_config.ipynb #80bee20e
 def _number(name: str, value) -> int | float:
-    "Return a number that is in its range"
+    "Return a number if it is in its range"
     kind, low, high, closed = RANGES[name]
     if isinstance(value, str):
         raise ParameterError(_number_as_text(name, value))
@@ -167,11 +167,11 @@ def _number(name: str, value) -> int | float:
         raise ParameterError(f"{given}; a whole number is needed")
     if not low <= value <= high or (value == low and not closed):
         raise ParameterError(f"{given}; it must be {'at least' if closed else 'above'} {low} and at most {high}")
-    return int(value) if kind is int else float(str(value))  # by way of text: float32 2e-5 becomes the float 2e-5
+    return int(value) if kind is int else float(str(value))  # through text, so float32 2e-5 becomes the float 2e-5
 
 
 def _number_as_text(name: str, text: str) -> str:
-    "Explain why a text is refused; raise where the number in it would be refused as well"
+    "Explain why a text is not a number; raise if the number in it is also refused"
     try:
         number = float(text)
     except ValueError:
@@ -203,7 +203,7 @@ def _names(name: str, value) -> tuple[str, ...] | str:
 
 
 def _word(name: str, value) -> str:
-    "Return a text, one of the known words where there is a list of them"
+    "Return a text; if there is a list of known words, one of them"
     if not isinstance(value, str):
         raise ParameterError(f"{name} is {shown(value)}; a text is needed{_YAML if value is False else ''}")
     _refuse_unseen(name, value, value)
@@ -225,13 +225,13 @@ def _flag(name: str, value) -> bool:
 
 def _refuse_unseen(name, value, text):
     if _UNSEEN.search(text):
-        raise ParameterError(f"{name} is {shown(value)}, which holds a NUL or half a character; write it anew")
+        raise ParameterError(f"{name} is {shown(value)}, which contains a NUL or half a character; type it again")
 
 # %% ../../nbs/train/02_config.ipynb #6b4e8e18
 def extend(
     names,  # modules, or paths of Python files
 ) -> list[str]:  # the hash of each file
-    "Import extensions, each once; `ParameterError` where one cannot be imported or has changed since"
+    "Import extensions once each; raise `ParameterError` if one cannot be imported or has changed"
     found = []
     for name in names:
         try:
@@ -259,9 +259,9 @@ def _import_file(path):
 
 # %% ../../nbs/train/02_config.ipynb #16e51b66
 def _misfits(
-    job: Job,  # whose values are allowed one by one
-) -> list[str]:  # a sentence for each
-    "List the parameters that do not fit the task or the method"
+    job: Job,  # with values that are valid separately
+) -> list[str]:  # one sentence each
+    "List the parameters that are inconsistent with the task or the method"
     try:
         target = find(job.task)
     except MacularError as e:
@@ -299,7 +299,7 @@ def _without_effect(job, method):
 
 
 def weights_without_loss(job: Job, method: Method) -> list[str]:
-    "List the weights beta1 to beta3 that are given for a loss the method does not have, a sentence each"
+    "List weights beta1 to beta3 of losses that the method does not have, one sentence each"
     return [
         f"{beta} is {getattr(job, beta)}, but '{method.name}' has no '{loss}' loss to weigh; "
         f"it has {', '.join(method.terms)}"
@@ -309,7 +309,7 @@ def weights_without_loss(job: Job, method: Method) -> list[str]:
 
 
 def _no_backbone(name):
-    "Problems of a backbone's name or folder; a name on the hub is not looked up"
+    "Return the problems of a backbone's name or folder; hub names are not checked"
     folder = resolve(name)
     if name and folder.is_dir():
         lost = lacking(folder)
@@ -329,9 +329,9 @@ _READERS = dict.fromkeys(RANGES, _number) | dict.fromkeys(LISTS, _names) | {"det
 
 
 def check(
-    given: dict,  # parameter -> value, as a user wrote them; None: the default
+    given: dict,  # parameter -> value as written by the user; None: the default
 ) -> Job:
-    "Check all parameters of a job; one `ParameterError` reports every problem, a line each"
+    "Check all parameters of a job; one `ParameterError` reports all problems, one line each"
     defaults = {f.name: f.default for f in fields(Job)}
     values, problems = {}, []
     _import_extensions(given.get("extensions") or ())
@@ -364,7 +364,7 @@ _INJECTED = "# Parameters"  # first line of the cell that papermill writes
 def from_notebook(
     names: dict,  # the notebook's `globals()`
 ) -> Job:
-    "Check the job of a notebook: its parameter cell, changed by papermill's cell"
+    "Check the job of a notebook: the parameters cell and papermill's cell"
     written = _injected(names.get("In", []))
     lost = []
     for name, value in written.items():
@@ -372,9 +372,9 @@ def from_notebook(
             lost.append(f"{name} = {shown(value.value)}")
     if lost:
         raise ParameterError(
-            f"papermill wrote {', '.join(lost[:5])}, and a later cell set it back: the cell with the defaults has lost "
-            "its tag 'parameters', so that papermill's cell came first.\n"
-            "Give it that tag again (git checkout nbs/train.ipynb, or the property inspector of JupyterLab)."
+            f"papermill wrote {', '.join(lost[:5])}, and a later cell set it back: the cell with the defaults has no "
+            "tag 'parameters', so papermill's cell came first.\n"
+            "Add this tag (git checkout nbs/train.ipynb, or the property inspector of JupyterLab)."
         )
     return check({n: names.get(n) for n in written} | {f.name: names[f.name] for f in fields(Job) if f.name in names})
 
@@ -391,9 +391,9 @@ def _injected(cells):
 # %% ../../nbs/train/02_config.ipynb #2ffb110c
 def fill(
     job: Job,
-    gpu: bool = False,  # the machine has one
+    gpu: bool = False,  # whether the machine has a GPU
 ) -> Job:
-    "Complete a job with its preset's numbers"
+    "Set missing parameters of a job to its preset's values"
     usual = "quick" if gpu and "IN_TEST" not in os.environ else "mini"
     preset = presets[job.preset if job.preset != "auto" else os.environ.get("MACULAR_PRESET", usual)]
     unset = [f.name for f in fields(preset) if hasattr(job, f.name) and getattr(job, f.name) in (None, "")]

@@ -35,7 +35,7 @@ PAPER = ("qadsm", "qam", "pawsx", "xnli")  # the four tasks of the paper, in a f
 def digest(
     rows,  # a dataset with id, text_a, text_b, label
 ) -> str:  # hexadecimal
-    "Hash the content of examples"
+    "Hash the contents of examples"
     h = hashlib.sha256()
     for column in ("id", "text_a", "text_b", "label"):
         for value in rows[column][:]:
@@ -58,21 +58,21 @@ class _Words:
 
     @cached_property
     def lexicon(self) -> Lexicon:
-        "The bilingual dictionaries"
+        "Return the bilingual dictionaries"
         found = self.found(read_lexicon)
         self.note_origins(licensed(found, self.job.lexicon_dir or "data/dictionaries"))
         return found
 
     @cached_property
     def neighbours(self) -> Lexicon:
-        "Near-synonyms in the source language"
+        "Return the near-synonyms in the source language"
         found = self.found(read_neighbours)
         self.note_origins(found.provenance)
         return found
 
 # %% ../../nbs/train/03_inputs.ipynb #77cff6be
 class _Backbone:
-    "The pretrained encoder of a job, fetched on request"
+    "The pretrained encoder of a job, fetched on demand"
 
     @cached_property
     def backbone(self) -> Path:
@@ -89,12 +89,12 @@ class Data(_Words, _Backbone):
 
     job: Job  # filled
     used: dict = field(default_factory=dict)  # (task, split, language) -> hash of the examples used
-    origins: list = field(default_factory=list)  # where they come from, with licences
+    origins: list = field(default_factory=list)  # files that were read, with licences
     read: dict = field(default_factory=dict)  # (task, split, language) -> examples
     trees: ChainMap = field(default_factory=ChainMap)  # text -> dependency tree
-    odd: list = field(default_factory=list)  # sentences about unusual inputs
-    teacher: object = None  # a finished run that a student learns from, a `Teacher` of macular.deploy.distill
-    source: object = None  # of tasks that bring no files of their own; None: the one that the job names
+    odd: list = field(default_factory=list)  # warnings about unusual inputs
+    teacher: object = None  # for distillation: a `macular.deploy.distill.Teacher`
+    source: object = None  # of tasks without their own files; None: the job's
 
     def __post_init__(self):
         if self.source is None:
@@ -110,18 +110,18 @@ class Data(_Words, _Backbone):
         return find(self.job.task)
 
     def task(self, name) -> Task:
-        "Return a task by name; the target need not be registered"
+        "Return a task by name; the target task need not be registered"
         return self.target if name == self.target.name else tasks[name]
 
     def langs(self, task: Task, split: str) -> tuple[str, ...]:
-        "The languages of a split; of dev and test, those that the job asks for"
+        "Return the languages of a split; for dev and test, those requested by the job"
         there = (task.source or self.source).langs(task, split)
         if split == "train" or not self.job.langs:
             return tuple(there)
         return tuple(x for x in there if x in self.job.langs or x == task.source_lang)
 
     def rows(self, task: Task, split: str, lang: str | None = None):
-        "Examples in a language, by default the source language; hash and origin are recorded"
+        "Return the examples in a language, by default the source language; record hash and origin"
         lang = lang or task.source_lang
         examples = self.peek(task, split, lang)
         if (task.name, split, lang) not in self.used:
@@ -130,7 +130,7 @@ class Data(_Words, _Backbone):
         return examples
 
     def peek(self, task: Task, split: str, lang: str):
-        "The same examples, not recorded as used: read once, training examples cut to `max_train`"
+        "Return the same examples without recording them; training examples are limited to `max_train`"
         if (task.name, split, lang) in self.read:
             return self.read[task.name, split, lang]
         examples, most = load(task, split, lang, self.source), self.job.max_train
@@ -141,7 +141,7 @@ class Data(_Words, _Backbone):
         return examples
 
     def note_origins(self, found):
-        "Record where data come from, each origin once"
+        "Record the origins of data, without repetitions"
         for origin in found:
             if origin not in self.origins:
                 self.origins.append(origin)
@@ -150,7 +150,7 @@ class Data(_Words, _Backbone):
 def dictionaries(
     data: Data,
 ) -> Path | None:  # None: the mini world's own
-    "Return the folder of the dictionaries; if there are none, a `DataError` with the command that fetches them"
+    "Return the folder of the dictionaries; raise `DataError` with the fetch command if there are none"
     lang, given = data.target.source_lang, data.job.lexicon_dir
     if not given and isinstance(data.source, Mini) and lang == "en":
         return None
@@ -163,15 +163,15 @@ def dictionaries(
     fetch = f", or fetch them first: {command}" if lang == "en" else "."
     raise DataError(
         f"'{data.job.method}' switches words and needs dictionaries, and there is no {lang}-xx.txt in "
-        f"{given or 'data/dictionaries'}{only}. The first column is '{lang}', the language of the training rows. "
-        f"A training never fetches them by itself. Say where they are (lexicon_dir){fetch}"
+        f"{given or 'data/dictionaries'}{only}. The first column is '{lang}', the language of the training examples. "
+        f"A training never downloads them. Set lexicon_dir{fetch}"
     )
 
 
 def read_lexicon(
     data: Data,
 ) -> Lexicon:
-    "Read the dictionaries of all languages in which the job's tasks are scored"
+    "Read the dictionaries of all languages of the job's tasks"
     langs = {}
     for task in {name: data.task(name) for name in (*PAPER, data.target.name)}.values():
         langs |= dict.fromkeys(x for x in task.langs if x != task.source_lang)
@@ -182,7 +182,7 @@ def read_lexicon(
 def _synonym_file(
     data: Data,
 ) -> Path | None:  # None: the mini world's own
-    "Return the file of near-synonyms; a `DataError` if there is none"
+    "Return the file of near-synonyms; raise `DataError` if there is none"
     lang, given = data.target.source_lang, data.job.synonyms
     if given and resolve(given).is_file():
         return resolve(given)
@@ -198,7 +198,7 @@ def _synonym_file(
 def read_neighbours(
     data: Data,
 ) -> Lexicon:  # of one language
-    "Read the near-synonyms with which RS-DA copies texts"
+    "Read the near-synonyms for RS-DA"
     path = _synonym_file(data)
     return mini_neighbours() if path is None else read_file(path, data.target.source_lang)
 
@@ -208,8 +208,8 @@ def _tree_file(
     task: Task,
     split: str,
     lang: str,
-) -> Path | None:  # None: the mini world's grammar gives them
-    "Return the file of trees for a split; a `DataError` if there is none"
+) -> Path | None:  # None: use the mini world's grammar
+    "Return the file of trees of a split; raise `DataError` if there is none"
     name = f"{task.name}-{split}-{lang}.conllu"
     folder = data.job.tree_dir
     if folder and (resolve(folder) / name).is_file():
@@ -219,7 +219,7 @@ def _tree_file(
     raise DataError(
         f"'{data.job.method}' needs dependency trees, and there is no {name} in "
         f"{folder or 'tree_dir, which is not given'}. "
-        "Any parser that writes CoNLL-U will do; macular.text.syntax._parse asks Stanza."
+        "Any parser that writes CoNLL-U works; macular.text.syntax._parse uses Stanza."
     )
 
 
@@ -233,7 +233,7 @@ def has_trees(data: Data, task: Task, split: str, lang: str) -> bool:
 
 
 def resources(data: Data, method):
-    "Raise a `DataError` if a method's dictionaries, near-synonyms or trees are missing; none of them is read"
+    "Raise `DataError` if a method's dictionaries, near-synonyms or trees are missing, without reading them"
     if method.augment:
         dictionaries(data)
     if method.synonyms:
@@ -272,8 +272,8 @@ def load_trees(
 def counted(
     data: Data,
     task: Task,
-) -> tuple[int, str]:  # training examples, and where they come from
-    "Count the training examples of a task; nothing is downloaded from the hub for it"
+) -> tuple[int, str]:  # number of training examples, and their origin
+    "Count the training examples of a task without downloading from the hub"
     source = task.source or data.source
     if isinstance(source, Hub):
         layout = source.layout(task, "train")
@@ -289,8 +289,8 @@ def _row_digest(
     data: Data,
     task: Task,
     split: str,
-) -> str | None:  # None where there are no examples
-    "Hash the examples of a split in the source language; reads them if needed"
+) -> str | None:  # None if there are no examples
+    "Hash the examples of a split in the source language"
     if task.source_lang not in data.langs(task, split):
         return None
     data.rows(task, split)
@@ -300,9 +300,9 @@ def _row_digest(
 def digests(
     data: Data,
     method: Method,
-    learned: list[Task],  # and the neighbour
+    learned: list[Task],  # tasks of the training, with the neighbour
 ) -> dict:
-    "Hashes of everything that determines a training, apart from its parameters"
+    "Return the hashes of everything that determines a training except its parameters"
     rows = {}
     for task, split in product(learned, ("train", "dev")):
         rows[f"{task.name}/{split}"] = _row_digest(data, task, split)
@@ -329,7 +329,7 @@ def _stage1_tasks(
     data: Data,
     method: Method,
 ) -> list[Task]:  # in a fixed order
-    "The tasks that a method with `tasks='all'` learns from"
+    "Return the tasks that a method with `tasks='all'` trains on"
     asked, target = data.job.stage1, data.target.name
     names = PAPER if asked in ("paper", "available") else sorted(asked, key=_paper_first)
     names = [n for n in names if n not in method.without]
@@ -340,7 +340,7 @@ def _stage1_tasks(
         raise DataError(
             f"stage 1 needs training data of {', '.join(missing)}, which is not there. Fetch it: "
             f"macular data fetch {' '.join(missing)} --to {data.job.data_dir or 'data'}; "
-            "or say stage1=available to go without, which is another method."
+            "or set stage1=available to leave them out, which is another method."
         )
     if target not in names and target not in method.without:
         names.append(target)
@@ -355,7 +355,7 @@ def trained_on(
     data: Data,
     method: Method,
 ) -> tuple[list[Task], Task | None]:  # the tasks, and the neighbour of the target
-    "The tasks whose training examples a method learns from"
+    "Return the tasks whose training examples a method uses"
     if method.tasks == "all":
         return _stage1_tasks(data, method), None
     if method.tasks != "near":
@@ -365,13 +365,13 @@ def trained_on(
 
 # %% ../../nbs/train/03_inputs.ipynb #80cf841c
 def one_source(
-    tasks: list[Task],  # of one training whose texts are switched
+    tasks: list[Task],  # of one training with code-switching
 ):
-    "Raise a `DataError` for tasks of several source languages: a dictionary translates from one"
+    "Raise `DataError` for tasks of several source languages: a dictionary translates from one"
     langs = {t.source_lang for t in tasks}
     if len(langs) > 1:
         raise DataError(
             f"{', '.join(t.name + ' in ' + t.source_lang for t in tasks)}: tasks that are switched together must have "
-            "one source language. Name the tasks of stage 1 (stage1), leave a neighbour of another language out of the "
-            "task's record, or take a method that does not switch."
+            "one source language. Set stage1 to tasks of this language, remove a neighbour of another language from "
+            "the task's record, or use a method without code-switching."
         )

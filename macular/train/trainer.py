@@ -28,17 +28,17 @@ from .checkpoints import Checkpoints
 # %% ../../nbs/train/07_trainer.ipynb #12f2b8fc
 @dataclass(frozen=True)
 class Phase:
-    "A module that learns, its batches and its loss"
+    "A module to train, its batches and its loss"
 
     name: str
-    trains: nn.Module  # its parameters that take gradients
+    trains: nn.Module  # the module to train
     loss: Callable  # batch -> (scalar, {part: scalar})
     data: Callable  # round -> sequence of batches
     steps: int  # batches in one pass
     passes: int = 1  # t of Alg. 1 and Alg. 2 for a discriminator
     lr: float = 1e-4
-    decay: bool = False  # the rate falls linearly to zero over all steps
-    measure: Callable | None = None  # batches -> numbers to record at the end of the phase
+    decay: bool = False  # linear decay of the learning rate to zero over all steps
+    measure: Callable | None = None  # batches -> metrics to record at the end of the phase
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,13 @@ class Loop:
 
     rounds: int
     seed: int = 0
-    clip: float = 1.0  # largest norm of a gradient
-    every: float = 600.0  # seconds of work that a kill may cost; 0: a checkpoint after every step
-    exact: bool = True  # resume only where the steps are bit-identical to those of an uninterrupted run
+    clip: float = 1.0  # maximum gradient norm
+    every: float = 600.0  # seconds between two checkpoints; 0: a checkpoint after every step
+    exact: bool = True  # resume only if the steps are bit-identical to an uninterrupted run
 
 # %% ../../nbs/train/07_trainer.ipynb #ddd0844e
 class _NotFinite(ArithmeticError):
-    "Values of a step that are not finite, by name"
+    "Non-finite values of a step, by name"
 
 
 class _Learner:
@@ -65,10 +65,10 @@ class _Learner:
         self.optimizer = torch.optim.AdamW(self.params.values(), phase.lr, weight_decay=0.0, fused=True)
         self.prepared = accelerator.prepare(self.optimizer)
         self.total = max(1, loop.rounds * phase.passes * phase.steps)
-        self.done = 0  # steps taken, of `total`
+        self.done = 0  # number of steps taken, of `total`
 
-    def step(self, batch, *place) -> dict:  # the value of the loss and of each of its parts
-        "Take one step on a batch, or on a list of (share of the batch's examples, portion); `place` seeds the dropout"
+    def step(self, batch, *place) -> dict:  # the values of the loss and of its parts
+        "Take one step on a batch, or on a list of (share of the batch, portion); `place` seeds the dropout"
         torch.manual_seed(int(mix(*place) >> 1))
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate()
@@ -84,11 +84,11 @@ class _Learner:
         return dict(values)
 
     def _rate(self) -> float:
-        "The learning rate of the next step"
+        "Return the learning rate of the next step"
         return self.phase.lr * (max(0.0, 1 - self.done / self.total) if self.phase.decay else 1.0)
 
     def _backward(self, share: float, portion) -> dict:
-        "Add a portion's gradient, weighted by its share, and return its values, weighted alike"
+        "Add a portion's gradient, weighted by its share; return its values with the same weight"
         with self.accelerator.autocast():
             loss, parts = self.phase.loss(send_to_device(portion, self.accelerator.device))
         values = {name: value.item() for name, value in ({"loss": loss} | parts).items()}
@@ -97,7 +97,7 @@ class _Learner:
         return {name: share * value for name, value in values.items()}
 
     def _clip_gradient(self):
-        "Scale the gradient down to norm `clip`; raise `_NotFinite` with the parameters whose gradient is not finite"
+        "Clip the gradient to norm `clip`; raise `_NotFinite` with the parameters whose gradient is not finite"
         self.accelerator.unscale_gradients()
         gradients = {name: p.grad for name, p in self.params.items() if p.grad is not None}
         norm = get_total_norm(gradients.values())
@@ -115,24 +115,24 @@ def _check_finite(values: dict):
 # %% ../../nbs/train/07_trainer.ipynb #94bd43b0
 @contextmanager
 def _memory_errors(portions: int):  # of the batch
-    "Turn an error of memory into advice: more portions, a lower precision or shorter texts"
+    "Convert an out-of-memory error to one with advice: more portions, lower precision or shorter texts"
     try:
         yield
-    except RuntimeError as error:  # torch.OutOfMemoryError is a RuntimeError, too
+    except RuntimeError as error:  # torch.OutOfMemoryError is a RuntimeError
         known = any(words in str(error) for words in ("allocate memory", "not enough memory"))
         if not known and not isinstance(error, torch.OutOfMemoryError):
             raise
         today = f"in {portions} portions" if portions > 1 else "at once"
         raise SetupError(
-            f"a step does not fit into memory {today}. Say accumulation={2 * portions}: the same batch in "
-            f"{2 * portions} portions, one after the other, with the same mathematics, as their gradients are added "
-            "up; only dropout falls elsewhere. Or take precision bf16, or a shorter max_length."
+            f"a step does not fit into memory {today}. Set accumulation={2 * portions}: the batch is computed in "
+            f"{2 * portions} portions, one after the other, and their gradients are added; only dropout differs. "
+            "Or use precision bf16, or a shorter max_length."
         ) from error
 
 
 @contextmanager
 def _only(active: _Learner, learners: list[_Learner]):
-    "Let only `active` take gradients, in training mode; afterwards all are trainable again and in evaluation mode"
+    "Enable gradients and training mode only for `active`; afterwards all are trainable and in evaluation mode"
     for learner in learners:
         for parameter in learner.params.values():
             parameter.requires_grad_(learner is active)
@@ -148,7 +148,7 @@ def _only(active: _Learner, learners: list[_Learner]):
 # %% ../../nbs/train/07_trainer.ipynb #a3d7f1c2
 @contextmanager
 def _nonfinite_errors(place: dict, batches, seed: int, folder: Path | None):
-    "Name the step and the examples of values that are not finite, and record them in `nonfinite.json`"
+    "Add the step and its examples to an error of non-finite values, and record them in `nonfinite.json`"
     try:
         yield
     except _NotFinite as error:
@@ -158,38 +158,38 @@ def _nonfinite_errors(place: dict, batches, seed: int, folder: Path | None):
             values = {name: str(value) for name, value in bad.items()}
             with suppress(StorageError):
                 write_json(folder / "nonfinite.json", place | {"seed": seed, "not finite": values, "items": examples})
-        names = ", ".join(sorted(bad, key=("loss", "the gradient").__contains__)[:4])  # parts before the whole
+        names = ", ".join(sorted(bad, key=("loss", "the gradient").__contains__)[:4])  # parts before totals
         raise NumericError(
             f"step {place['step']} (phase '{place['phase']}', round {place['round']}, batch {place['batch']}): "
-            f"{names[:200]} is not a finite number. {_first_examples(examples)}No step was taken with it; the last "
-            f"checkpoint is kept{', and nonfinite.json says all of it' if folder else ''}. "
+            f"{names[:200]} is not a finite number. {_first_examples(examples)}The step was not taken; the last "
+            f"checkpoint is kept{', and nonfinite.json has the details' if folder else ''}. "
             "Try a smaller learning rate, or precision fp32."
         ) from None
 
 
 def _first_examples(examples: dict) -> str:  # task -> ids
-    "The first examples of a batch, as a sentence"
+    "Describe the first examples of a batch"
     named = []
     for name, ids in examples.items():
         first = ", ".join(str(x)[:40] for x in ids[:4])
         more = f" and {len(ids) - 4} more" if len(ids) > 4 else ""
         named.append(f"{name} {first}{more}")
-    return f"Its items: {'; '.join(named)[:300]}. " if named else ""
+    return f"Its examples: {'; '.join(named)[:300]}. " if named else ""
 
 # %% ../../nbs/train/07_trainer.ipynb #ed006c89
 class _Session:
-    "The position of a training, its folder, and the requests to stop, pause or evaluate it"
+    "The position of a training, its folder, and requests to stop, pause or evaluate"
 
     def __init__(self, folder: Path | None, learners: list[_Learner], loop: Loop, on_round, on_step):
         self.checkpoints = Checkpoints(folder, learners, loop) if folder else None
         self.control = folder / "control" if folder else None
         self.on_round, self.on_step = on_round, on_step
         self.steps_a_round = sum(learner.phase.passes * learner.phase.steps for learner in learners)
-        self.step = 0  # steps taken
+        self.step = 0  # number of steps taken
         self.rounds = []  # the records of the finished rounds
         self.record = {}  # of the current round
         self.signals = Listening(self._on_signal)
-        self.may_end = False  # at once, when a signal arrives
+        self.may_end = False  # whether a signal ends the training at once
 
     def restore(self):
         "Resume from the newest state, if there is one"
@@ -198,7 +198,7 @@ class _Session:
             self.step, self.rounds, self.record = self.checkpoints.restore()
 
     def save(self):
-        "Write a state"
+        "Save a state"
         self.checkpoints.save(self.step, self.rounds, self.record)
 
     def save_if_due(self):
@@ -211,7 +211,7 @@ class _Session:
 
     @contextmanager
     def interruptible(self):
-        "Code that takes no step, so that a signal may save and end at once"
+        "Mark code without steps, in which a signal saves and ends at once"
         self.may_end = True
         if self.signals.number:
             self._on_signal()
@@ -234,17 +234,17 @@ class _Session:
             self.on_step(line)
 
     def measure(self, phase: Phase, batches):
-        "Record the numbers at the end of a phase"
+        "Record the metrics at the end of a phase"
         if phase.measure:
             with self.interruptible():
                 self.record |= phase.measure(batches)
 
     def end_round(self):
-        "Record the numbers at the end of a round; keep its weights and the state in which the next one starts"
+        "Record the metrics at the end of a round; save its weights and the start state of the next round"
         number = len(self.rounds) + 1
         with self.interruptible():
             found = {"round": number} | self.record | (self.on_round(number) if self.on_round else {})
-        self.rounds.append(found)  # from here on the round is finished, and a signal waits until its weights are kept
+        self.rounds.append(found)  # the round is now finished; a signal waits until its weights are saved
         self.record = {}
         if self.checkpoints:
             self.checkpoints.keep(number)
@@ -254,10 +254,10 @@ class _Session:
                 self.signals.act()
 
     def stop_requested(self, learner: _Learner) -> bool:
-        "Obey the file `control` and return whether to stop; a pause is over when this returns"
+        "Follow the file `control`; return whether to stop, after the end of a pause"
         if not self.checkpoints:
             return False
-        words, paused = [], None  # paused: since when
+        words, paused = [], None  # paused: start of the pause
         while not self.signals.number:
             words = self._words()
             if words in ([b"stop"], [b"evaluate"]):
@@ -274,20 +274,20 @@ class _Session:
             else:
                 break
         if paused is not None:
-            self.checkpoints.begun += time.monotonic() - paused  # a pause is no training time
+            self.checkpoints.begun += time.monotonic() - paused  # a pause is not training time
         return bool(self.signals.number) or words == [b"stop"]
 
     def stop(self, place: dict):
-        "Save a state and end as the signal would have, or raise `Stopped`"
+        "Save a state and end with the received signal, or raise `Stopped`"
         self.save()
         self._forget_pause()
         if self.signals.number:
             self.signals.act()
         where = f"round {place['round']}, phase '{place['phase']}', step {place['step']}"
-        raise Stopped(f"stopped in {where}; the same job goes on from there")
+        raise Stopped(f"stopped in {where}; the same job resumes from there")
 
     def _words(self) -> list[bytes]:
-        "The request in the file `control`; none where its words are not one"
+        "Return the request in the file `control`; an empty list if it is not a known one"
         try:
             words = self.control.read_bytes().split()
         except FileNotFoundError:
@@ -295,30 +295,30 @@ class _Session:
         return words if words in _REQUESTS else []
 
     def _forget_pause(self):
-        "End a pause with the process that was paused"
+        "Remove the pause of a process that has ended"
         if self._words() == [b"pause"]:
             self.control.unlink(missing_ok=True)
 
     def _evaluate(self, learner: _Learner):
-        "Write the numbers of a round's end to the history, between two steps"
+        "Write the metrics of a round's end to the history, between two steps"
         rounds = round(self.step / self.steps_a_round, 2)
         found = self.on_round(rounds) if self.on_round else {}
-        learner.phase.trains.train()  # evaluation may have left it in evaluation mode
+        learner.phase.trains.train()  # evaluation may set evaluation mode
         self.checkpoints.log({"step": self.step, "round": rounds, "asked": True} | found)
 
 # %% ../../nbs/train/07_trainer.ipynb #2ff1a9be
-_REQUESTS = ([b"stop"], [b"pause"], [b"evaluate"], [b"evaluate", b"pause"])  # what the file `control` may say
+_REQUESTS = ([b"stop"], [b"pause"], [b"evaluate"], [b"evaluate", b"pause"])  # allowed contents of the file `control`
 
 # %% ../../nbs/train/07_trainer.ipynb #c1c88d03
 def fit(
     phases: list[Phase],  # one round of the algorithm, in order
     loop: Loop,
     accelerator: Accelerator | None = None,  # device and precision
-    folder=None,  # for weights, states and the history, from which an interrupted run resumes; None keeps nothing
-    on_round: Callable | None = None,  # rounds done -> numbers to record, such as accuracy on dev
+    folder=None,  # for weights, states and history, to resume an interrupted run; None: save nothing
+    on_round: Callable | None = None,  # number of finished rounds -> metrics to record, such as dev accuracy
     on_step: Callable | None = None,  # called with each line of the history
 ) -> list[dict]:  # the record of each round
-    "Alg. 1 and Alg. 2: in every round each phase learns in turn, the others frozen"
+    "Alg. 1 and Alg. 2: in every round train each phase in turn, the others frozen"
     accelerator = accelerator or Accelerator(cpu=True)
     folder = Path(folder) if folder else None
     learners = [_Learner(phase, loop, accelerator) for phase in phases]
