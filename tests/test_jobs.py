@@ -201,7 +201,7 @@ def test_two_jobs_share_a_training_here_exactly_if_they_do_in_the_store():
         ]
     )
     here, there = (
-        [key for job in jobs for key in of(job)] for of in (lambda job: [s.key for s in _stages(job)], in_store)
+        [key for job in jobs for key in of(job)] for of in (lambda job: [s.plan_key for s in _stages(job)], in_store)
     )
     assert len(here) == len(there) and len(set(here)) == len(set(there)) == len(set(zip(here, there)))
     assert len(set(here)) < len(here) - 10

@@ -68,7 +68,7 @@ def one_by_one(model, texts):
 def with_groups(monkeypatch, most):
     "Encoders let attention have so many groups"
     real = packing.pack
-    monkeypatch.setattr("macular.model.modules._pack", lambda view, start, _, filler: real(view, start, most, filler))
+    monkeypatch.setattr("macular.model.modules.pack", lambda view, start, _, filler: real(view, start, most, filler))
 
 
 # ------------------------------------------------------------------ the same vectors

@@ -609,7 +609,7 @@ REFUSED = {
         )
     ),
     "lack of a pre-tokenizer": lambda: spoiled(pre_tokenizer=None),
-    "custom Python part": lambda: spoiled(pre_tokenizer=pre_tokenizers.PreTokenizer.custom(Own())),
+    "its custom Python part": lambda: spoiled(pre_tokenizer=pre_tokenizers.PreTokenizer.custom(Own())),
     "added token 'New York'": lambda: added(mini("mini-bert"), "New York"),
     "added token '  '": lambda: added(mini("mini-bert"), "  "),
     "added token 'x'": lambda: added(bpe(), AddedToken("x", rstrip=True)),
@@ -669,7 +669,7 @@ def test_added_tokens_in_chunks(token):
 # ------------------------------------------------------------------ views
 @cache
 def rows(name, n=120):
-    return load(tasks[name], "train", source=Mini()).select(range(n))
+    return load(tasks[name], "train", source=Mini(train=n))
 
 
 def same(a, b):

@@ -86,14 +86,20 @@ def odd(tmp_path_factory):
     return views(tmp_path_factory.mktemp("odd"))
 
 
+@pytest.fixture(scope="module")
+def odd_pages(odd):
+    "The static page of every view of payloads"
+    return {name: str(view.html()) for name, view in odd.items()}
+
+
 def test_all_views_are_there(odd):
     assert tuple(odd) == VIEWS
 
 
 @pytest.mark.parametrize("name", VIEWS)
-def test_text_of_others_stays_text(odd, name):
+def test_text_of_others_stays_text(odd_pages, name):
     "Twelve payloads: no element, attribute or link on the page that is not ours, and no character that hides or turns"
-    html = str(odd[name].html())
+    html = odd_pages[name]
     page = Page(html)
     assert page.tags <= TAGS and page.names <= ATTRIBUTES
     assert all(link.startswith(("data:image/png;base64,", "data:text/")) for link in page.links)
@@ -101,8 +107,8 @@ def test_text_of_others_stays_text(odd, name):
     assert "window" in "".join(page.texts) or "alt" in page.names, "the payloads are not on the page"
 
 
-def test_every_payload_is_shown_somewhere(odd):
-    shown = "".join("".join(Page(str(v.html())).texts) for v in odd.values())
+def test_every_payload_is_shown_somewhere(odd_pages):
+    shown = "".join("".join(Page(html).texts) for html in odd_pages.values())
     for p in PAYLOADS:
         for c in HIDDEN:
             p = p.replace(c, f"⟨U+{ord(c):04X}⟩")
@@ -115,9 +121,9 @@ def test_negative_control_unescaped_text_is_noticed(payload):
     assert not (page.tags <= TAGS and page.names <= ATTRIBUTES and all(link.startswith("data:") for link in page.links))
 
 
-def test_figures_hold_no_mathematics(odd):
+def test_figures_hold_no_mathematics(odd_pages):
     "A dollar sign in a name is a dollar sign: with mathematics, drawing `$\\frac{x}$` would fail"
-    assert "base64" in odd["heat_map"].html() and "base64" in odd["live"].html()
+    assert "base64" in odd_pages["heat_map"] and "base64" in odd_pages["live"]
 
 
 def widgets_of_html(source):

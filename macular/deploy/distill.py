@@ -264,7 +264,7 @@ def _latency(
 
 
 def _leg(model, tokenizer, pairs, size):
-    "A leg of `race`: a function that returns the work, which returns the number of pairs"
+    "Return a leg of `race`: a function that returns the timed work, which returns the number of pairs"
 
     def work():
         with torch.inference_mode():

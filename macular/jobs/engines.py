@@ -51,7 +51,7 @@ def compute(job: Job) -> Path:  # the result's folder
 
 # %% ../../nbs/jobs/02_engines.ipynb #76aeff8f
 class KilledError(SetupError):
-    "The process or kernel that ran a job was killed"
+    "Error of a job whose process or kernel was killed"
 
 
 def run_notebook(
@@ -98,7 +98,7 @@ def _check_output(notebook, output, job):
 
 # %% ../../nbs/jobs/02_engines.ipynb #e07b3d92
 class _Kernels:
-    "The kernels that papermill starts"
+    "Kernels that papermill starts"
 
     def __init__(self):
         self.managers = []

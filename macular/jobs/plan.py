@@ -298,7 +298,7 @@ def count(n, noun):
 
 # %% ../../nbs/jobs/01_plan.ipynb #90c02b83
 class _Remaining(NamedTuple):
-    "An estimate of the computing that a plan still needs"
+    "Estimate of the computing that a plan still needs"
 
     seconds: float  # of the trainings and scorings whose size was measured
     unknown: int  # trainings of a size that was never measured

@@ -53,7 +53,7 @@ def _best(
 # %% ../../nbs/jobs/03_search.ipynb #6dcf994b
 @dataclass(frozen=True, repr=False)
 class Search:
-    "A grid search in stages, each with the best setting of the stages before it"
+    "Grid search in stages, each with the best setting of the stages before it"
 
     common: Mapping  # parameters of all jobs; lists multiply, as in a plan
     grids: tuple[Mapping, ...]  # parameters to choose, a grid for each stage
@@ -68,7 +68,7 @@ class Search:
 
     @property
     def counts(self) -> list[int]:  # of each stage
-        "The number of settings"
+        "Number of settings"
         return [prod(map(len, grid.values())) for grid in self.grids]
 
     def __repr__(self):

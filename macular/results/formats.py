@@ -25,7 +25,7 @@ class Cell:
     form: str = ".1f"
 
     def text(self) -> str:
-        "The number with its spread, mark and note"
+        "Format the number with its spread, mark and note"
         spread = f" ± {self.spread:.1f}" if self.spread is not None and np.isfinite(self.spread) else ""
         note = f" [{self.note}]" if self.note else ""
         return f"{self.value:{self.form}}{spread}{self.mark}{note}"
@@ -69,7 +69,7 @@ class Table:
     notes: tuple = ()
 
     def _texts(self, row, escape, bold):
-        "Texts of a row; the best cells are bold"
+        "Format the cells of a row; the best ones are bold"
         texts = []
         for c in row:
             text = escape(c.text() if isinstance(c, Cell) else c)
@@ -77,14 +77,14 @@ class Table:
         return texts
 
     def markdown(self) -> str:
-        "Markdown with caption and notes"
+        "Format the table as Markdown, with caption and notes"
         rows = [dict(zip(self.columns, self._texts(row, lambda t: t, "**{}**"), strict=True)) for row in self.rows]
         body = table(rows or [dict.fromkeys(self.columns, "")])
         caption = [f"*{literal(self.caption)}*"] if self.caption else []
         return "\n\n".join([body, *caption, *map(literal, self.notes)])
 
     def latex(self, label: str = "tab:results") -> str:
-        "LaTeX for the package booktabs"
+        "Format the table as LaTeX for the package booktabs"
         import pandas as pd
 
         rows = [self._texts(row, _tex, r"\textbf{{{}}}") for row in self.rows]
@@ -105,7 +105,7 @@ class Table:
 
 # %% ../../nbs/results/01_formats.ipynb #1b4c756e
 def _plain(value):
-    "A value for spreadsheets"
+    "Convert a value for spreadsheets"
     if isinstance(value, str) or value is None:
         return _harmless(value or "")
     return round(float(value), 4) if isinstance(value, float) else value
@@ -121,7 +121,7 @@ def _columns(name, cells):
 
 # %% ../../nbs/results/01_formats.ipynb #d9f87813
 def as_csv(t: Table) -> str:  # with a header line
-    "Table as CSV: a number's spread, mark and note are columns of their own, where there are any"
+    "Format a table as CSV: a number's spread, mark and note are columns of their own, if there are any"
     import pandas as pd
 
     columns = []

@@ -114,7 +114,7 @@ class Target:
 
     @property
     def met(self) -> bool | None:
-        "The target is met; None where nothing was measured"
+        "Return whether the target is met; None where nothing was measured"
         value = self.found[0] if isinstance(self.found, (tuple, list)) else self.found
         if value is None:
             return None
@@ -335,7 +335,7 @@ class Cost:
     once: int = 0  # at the start: forwards only, and kept
 
     def plain(self, forward: float = 3.0) -> float:
-        "A round in trained tokens, each as expensive as `forward` encoded ones"
+        "Return the cost of a round in trained tokens; `forward` encoded tokens count as one"
         return self.trained + self.encoded / forward
 
 

@@ -26,7 +26,7 @@ _KINDS = ("flipped", "wrong in both", "confident and wrong", "right in both", "o
 
 @dataclass(frozen=True)
 class _Answers:
-    "The predictions of a run and the examples they are for"
+    "Predictions of a run and the examples they are for"
 
     data: Data
     split: str

@@ -39,7 +39,7 @@ def _trainings(
 # %% ../../nbs/ui/05_live.ipynb #a0317f23
 @dataclass(frozen=True)
 class _Status:
-    "The progress of a training"
+    "Progress of a training"
 
     title: str
     state: str  # running, paused, stopped (also killed) or finished

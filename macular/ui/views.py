@@ -123,7 +123,7 @@ def _close(widget):
 
 # %% ../../nbs/ui/01_views.ipynb #b756d6c2
 class Picture:
-    "A static view of some values"
+    "Static view of some values"
 
     def __init__(self, draw: Callable, **values):
         self.draw, self.values = draw, values
@@ -144,7 +144,7 @@ class Picture:
 
 # %% ../../nbs/ui/01_views.ipynb #52f6c42d
 class View(Picture):
-    "A view of some values with controls that change them"
+    "View of some values with controls that change them"
 
     def __init__(self, draw: Callable, controls: Callable | None = None, **values):
         super().__init__(draw, **values)
