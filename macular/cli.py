@@ -20,14 +20,14 @@ from macular.arguments import (
     engine,
     explained,
     new_file,
-    parameters,
+    parse_parameters,
     plans,
     records_at,
     side_of,
     write_table,
 )
 from .core import key, root, table
-from .data.check import check as check_data
+from .data.check import check_data
 from .data.download import fetch as fetch_data
 from .data.readers import TEXTS, read_texts
 from .data.tasks import tasks
@@ -39,7 +39,7 @@ from .results.compare import checklist, compare
 from .results.formats import Table, as_csv
 from .results.records import SELECTIONS
 from .results.statistics import select
-from .results.tables import View, beside_paper, languages, overview, selections
+from .results.tables import TableOptions, beside_paper, languages, overview, selections
 from .train.config import check
 from .train.methods import methods
 from .train.resolve import command
@@ -143,7 +143,7 @@ def _train(
     to: Annotated[str, Option("--report", help="The notebook to write; by default runs/<name of the job>.ipynb.")] = "",
 ):
     "Train a method on a task and score it in every language; the report is a notebook."
-    values = parameters(words)
+    values = parse_parameters(words)
     job = check(values)
     name = f"{job.task.split('/')[-1]}-{job.method}-s{job.seed}-{key(values, length=6)}"
     to = to or str(root() / "runs" / f"{name}.ipynb")
@@ -310,7 +310,7 @@ def _distill(
     from macular.deploy.huggingface import model_of
 
     beside = result_of(plain) if plain else None  # raises before anything is trained
-    student = distill(run, **parameters(words or []) | ({"out": out} if out else {}))
+    student = distill(run, **parse_parameters(words or []) | ({"out": out} if out else {}))
     print(report_of(student, run, beside, model_of).markdown())
     print(
         f"\nThe student's run is {student.folder}; macular export {student.folder} FOLDER makes a model folder of it."
@@ -357,7 +357,7 @@ def _table(
     make = _TABLES[_one_of("kind of table", by, _TABLES)]
     write = _FORMS[_one_of("form", form, _FORMS)]
     wanted = conditions(where)
-    view = View(against, selection=_one_of("selection", selection, SELECTIONS))
+    view = TableOptions(against, selection=_one_of("selection", selection, SELECTIONS))
     found = sum((records_at(path, wanted) for path in paths), [])
     print(write(make(select(found, **wanted), view)).rstrip())
 

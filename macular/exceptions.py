@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['shown', 'brief', 'first_line', 'MacularError', 'ParameterError', 'DataError', 'SetupError', 'StorageError',
-           'NumericError', 'Stopped', 'error_class', 'unknown', 'Listening', 'ending']
+           'NumericError', 'Stopped', 'error_class', 'unknown', 'SignalNote', 'ending']
 
 # %% ../nbs/00_exceptions.ipynb #9d2dbe91
 import signal
@@ -153,7 +153,7 @@ def _wanted() -> list:
     return [s for s in signals if signal.getsignal(s) not in (signal.SIG_IGN, None)]
 
 
-class Listening:
+class SignalNote:
     "`with Listening() as heard:` record the first signal in `heard.number`; a second signal acts as usual"
 
     def __init__(self, then: Callable | None = None):  # called with the signal's number when it arrives
@@ -186,10 +186,10 @@ class Listening:
         signal.raise_signal(self.number)
 
 # %% ../nbs/00_exceptions.ipynb #6eabc874
-def ending() -> Listening:
+def ending() -> SignalNote:
     "`with ending():` turn SIGTERM or SIGINT into `SystemExit` with exit code 143 or 130"
 
     def leave(number):
         raise SystemExit(128 + number)
 
-    return Listening(leave)
+    return SignalNote(leave)

@@ -854,7 +854,7 @@ def pointer(path):
 
 
 def test_a_pointer_in_place_of_the_weights(tmp_path):
-    from macular.data.backbones import parameters
+    from macular.data.backbones import count_parameters
     from macular.data.mini_world import backbone
     from macular.model.modules import load_encoder
 
@@ -863,14 +863,14 @@ def test_a_pointer_in_place_of_the_weights(tmp_path):
         SetupError,
         match=r"net/model.safetensors \(13\d bytes\) is no safetensors file; is it a Git LFS pointer\? Fetch it with git lfs pull",  # noqa: E501
     ):
-        parameters(tmp_path / "net")
+        count_parameters(tmp_path / "net")
     with pytest.raises(SetupError, match="cannot load the backbone"):
         load_encoder(tmp_path / "net", 0)
     for head in (b"", b"\x02", (2).to_bytes(8, "little") + b"[]", (2).to_bytes(8, "little") + b"{x"):
         (tmp_path / "net" / "model.safetensors").write_bytes(head)
         with pytest.raises(SetupError, match="is no safetensors file"):
-            parameters(tmp_path / "net")
-    assert parameters(backbone("mini-bert")) > 1_000_000
+            count_parameters(tmp_path / "net")
+    assert count_parameters(backbone("mini-bert")) > 1_000_000
 
 
 @pytest.mark.parametrize(

@@ -18,13 +18,13 @@ from macular.results.timing import (
     _peak,
     _turns,
     _views,
+    as_written,
     bare,
     cost,
-    counted,
+    count_work,
     flops,
     fresh,
     keep,
-    literal,
     machine,
     naive,
     race,
@@ -37,7 +37,7 @@ from macular.train.methods import methods
 
 pytestmark = pytest.mark.slow
 
-SCHEDULES = {"shared": lambda built, numbers: built.phases, "literal": literal, "naive": naive}
+SCHEDULES = {"shared": lambda built, numbers: built.phases, "literal": as_written, "naive": naive}
 
 
 class Clock:
@@ -179,7 +179,7 @@ def store():
 def test_real_and_computed_tokens(kind):
     tokens = store() if kind == "bert" else Tokens(store().ids, None, store().starts, toy.tokenizer(kind).pad_token_id)
     net = MultiTask(load_encoder(toy.backbone(kind), 0), [2], 0)
-    with counted(net) as counts:
+    with count_work(net) as counts:
         net({"x": cut(tokens, np.array([0, 1, 2]))}, ("logits",))
     assert counts["encoder.trained"] == 13 and counts["encoder.trained.texts"] == 3 and counts["encoder.calls"] == 1
     assert (counts["encoder.computed"] == 13) == (kind != "deberta"), "a padded backbone computes more than it is asked"
@@ -187,14 +187,14 @@ def test_real_and_computed_tokens(kind):
 
 def test_what_learns_nothing_is_not_trained():
     net = MultiTask(load_encoder(toy.backbone(), 0), [2], 0).requires_grad_(False)
-    with counted(net) as counts:
+    with count_work(net) as counts:
         net({"x": cut(store(), np.array([0]))}, ("e",))
     assert counts["encoder.encoded"] == 5 and not counts["encoder.trained"]
 
 
 def test_afterwards_nothing_is_counted():
     net = MultiTask(load_encoder(toy.backbone(), 0), [2], 0)
-    with counted(net) as counts:
+    with count_work(net) as counts:
         pass
     net({"x": cut(store(), np.array([0]))}, ("e",))
     assert not counts
@@ -256,7 +256,7 @@ def test_line_4_read_to_the_letter_learns_something_else():
     ends = []
     for both in (False, True):
         row, built, numbers = ready("macular")
-        built.phases = literal(built, numbers, both)
+        built.phases = as_written(built, numbers, both)
         toy.train(built, numbers)
         ends.append(toy.state(built.phases[0].trains))
     assert toy.gap(*ends) > 1e-6
@@ -266,10 +266,10 @@ def test_line_4_read_to_the_letter_learns_something_else():
 @pytest.mark.parametrize("name", ["macular", "macular_wo_consistency"])
 def test_counted_tokens_are_the_formulas(name, schedule):
     row, built, numbers = ready(name)
-    with counted(built.net) as once:
+    with count_work(built.net) as once:
         tokens = sizes(bare(built.phases[-1].data(0)))
     built.phases = SCHEDULES[schedule](built, numbers)
-    with counted(built.net) as counts:
+    with count_work(built.net) as counts:
         toy.train(built, numbers)
     said = cost(row, tokens, schedule, numbers.passes)
     assert (counts["encoder.trained"], counts["encoder.encoded"] + counts["shared.encoded"]) == (
@@ -285,7 +285,7 @@ def test_counted_tokens_are_the_formulas(name, schedule):
 def test_rows_with_one_encoder_are_counted_too(name):
     row, built, numbers = ready(name)
     tokens = sizes(built.phases[-1].data(0))
-    with counted(built.net) as counts:
+    with count_work(built.net) as counts:
         toy.train(built, numbers)
     said = cost(row, tokens, passes=numbers.passes)
     assert (counts["encoder.trained"], counts["encoder.encoded"], said.once) == (said.trained, said.encoded, 0)

@@ -37,7 +37,7 @@ from macular.results.compare import compare
 from macular.results.records import record
 from macular.results.statistics import resampled, same_design
 from macular.results.tables import languages
-from macular.results.timing import counted
+from macular.results.timing import count_work
 from macular.store import read_json, read_lines, write_json
 from macular.text.code_switch import CodeSwitch
 from macular.text.encode import Views, features
@@ -253,7 +253,7 @@ def test_a_cloze_cannot_teach(done):
 
 def test_a_teacher_is_asked_once_for_each_draw(done):
     teacher = Teacher(done("macular"))
-    with counted(teacher.nets[0]) as counts:
+    with count_work(teacher.nets[0]) as counts:
         views, first = answers(teacher)
         later = [teacher(views, ("", "_aug"), r, Accelerator(cpu=True)) for r in (0, 1, 2)]
     assert counts["encoder.encoded.texts"] == 48 * 4 and counts["encoder.trained"] == 0  # x once, three draws of 𝒜(x)

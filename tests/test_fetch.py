@@ -20,7 +20,7 @@ from conftest import ROOT
 from macular.cli import main
 from macular.data import check as check_module
 from macular.data import download as module
-from macular.data.check import check
+from macular.data.check import check_data
 from macular.data.download import Download, _unpack, downloads, fetch
 from macular.data.sources import Folder
 from macular.data.tasks import load, tasks
@@ -365,7 +365,7 @@ def test_the_copy_on_the_hub(tmp_path):
 
 
 def test_nothing_here(tmp_path):
-    report = check(tmp_path / "data", tmp_path / "words")
+    report = check_data(tmp_path / "data", tmp_path / "words")
     assert {row["rows"] for row in report.data} == {"missing"} and report.dictionaries == []
     assert [line for line in report.todo if "macular data fetch" in line] == [
         line for line in report.todo if "none in MUSE" not in line
@@ -378,7 +378,7 @@ def test_a_broken_file_is_told_and_the_rest_is_read(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     (tmp_path / "en-de.txt").write_text("cat katze\n\ndog\n")
-    report = check(tmp_path, tmp_path)
+    report = check_data(tmp_path, tmp_path)
     row = {row["split"]: row for row in report.data if row["task"] == "pawsx"}
     assert (
         row["train"]["rows"] == "sample: 2 of 49,401"
@@ -423,7 +423,7 @@ def test_a_damaged_file_ends_with_the_code_of_data(tmp_path, capsys, monkeypatch
     data = check_module._Data([check_module._Split(row, "damaged", "de")], ["text"])
     monkeypatch.setattr(check_module, "_read_dictionaries", lambda *a: check_module._Dictionaries([], []))
     monkeypatch.setattr(check_module, "_read_data", lambda *a: data)
-    report = check(tmp_path, tmp_path)
+    report = check_data(tmp_path, tmp_path)
     assert report.problems == ["pawsx dev in 'de': damaged"] and report.todo == []
 
 
@@ -444,7 +444,7 @@ def test_a_licence_is_known_by_what_a_file_holds_and_not_by_its_name(site, tmp_p
         )
         fetch("words", tmp_path, yes=True)
     (tmp_path / "en-de.txt").write_text("cat Katze\n")  # one's own
-    assert {row["language"]: row["licence"] for row in check(tmp_path, tmp_path).dictionaries} == {
+    assert {row["language"]: row["licence"] for row in check_data(tmp_path, tmp_path).dictionaries} == {
         "de": "not stated",
         "fr": "CC BY-NC 4.0 (MUSE) [NON-COMMERCIAL]",
     }
@@ -461,13 +461,14 @@ def test_seen_in_training_is_counted(tmp_path):
         path = tmp_path / f"x-final/en/{name}.tsv"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(PAIRS)
-    assert [row["odd"] for row in check(tmp_path, tmp_path).data if row["task"] == "pawsx"] == ["", "2 in training", ""]
+    found = check_data(tmp_path, tmp_path).data
+    assert [row["odd"] for row in found if row["task"] == "pawsx"] == ["", "2 in training", ""]
 
 
 @pytest.mark.slow
 @real
 def test_the_real_folder():
-    report = check(DATA, DATA / "dictionaries")
+    report = check_data(DATA, DATA / "dictionaries")
     rows = {(row["task"], row["split"]): row for row in report.data}
     assert (
         rows["xnli", "train"]["rows"] == "sample: 29,436 of 392,702"

@@ -25,9 +25,9 @@ from macular.data.scenes import (
     against,
     alone,
     arrange,
-    compare,
+    contrast,
     converse,
-    draw,
+    draw_scene,
     grammars,
     less,
     moved,
@@ -49,9 +49,9 @@ ROOT = Path(__file__).parents[1]
 SMALL = Mini(train=120, dev=40, test=60)
 TRUE = Mini(train=300, dev=100, test=100, mislabelled=0.0)
 TASKS = sorted(_makers)
-FRAMES = (act, transfer, converse, compare, arrange, alone)
+FRAMES = (act, transfer, converse, contrast, arrange, alone)
 scenes = st.builds(
-    lambda n, split: draw(Dice("test", n), split, FRAMES),
+    lambda n, split: draw_scene(Dice("test", n), split, FRAMES),
     st.integers(0, 10**6),
     st.sampled_from(("train", "dev", "test")),
 )

@@ -11,12 +11,12 @@ import pytest
 from conftest import ROOT
 
 from macular.cli import main
-from macular.data.check import check as check_data
+from macular.data.check import check_data
 from macular.data.mini_world import Mini, lexicon
 from macular.data.tasks import find, load
 from macular.exceptions import DataError, ParameterError
 from macular.train.config import check
-from macular.train.run import plan, run
+from macular.train.run import preview, run
 
 pytestmark = pytest.mark.slow
 
@@ -185,7 +185,7 @@ def test_tasks_of_two_source_languages_are_refused_before_anything_is_trained(ge
 def test_a_dictionary_the_wrong_way_round_is_named(german):
     (german / "words" / "de-en.txt").rename(german / "words" / "en-de.txt")
     with pytest.raises(DataError, match="no de-xx.txt .* only en-de.txt"):
-        plan(given(german, "laden", method="cosda_ml", lexicon_dir=str(german / "words")))
+        preview(given(german, "laden", method="cosda_ml", lexicon_dir=str(german / "words")))
 
 
 def test_a_label_in_a_test_file_is_told_before_training(shop, capsys):
@@ -203,9 +203,9 @@ def test_without_dev_and_test_rows_the_way_out_is_said(shop):
     for name in ("dev.en.csv", "test.de.csv"):
         (shop / name).unlink()
     with pytest.raises(DataError, match="held_out = 0.1"):
-        plan(given(shop, "shop", method="finetune"))
+        preview(given(shop, "shop", method="finetune"))
     (shop / "shop.toml").write_text(RECORD + "held_out = 0.25\n")
-    assert plan(given(shop, "shop", method="finetune"))[0]["rows"] < 64
+    assert preview(given(shop, "shop", method="finetune"))[0]["rows"] < 64
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from macular.exceptions import DataError, ParameterError
 from macular.jobs.engines import compute
-from macular.jobs.rerun import encode, reopen
+from macular.jobs.rerun import encode_with_run, reopen
 from macular.results.probes import cka, held_out, probe, proxy_a_distance
 from macular.train.config import check
 
@@ -83,7 +83,7 @@ def test_features_are_what_the_encoders_say_text_by_text(method, out):
     "Packed and bucketed, or one text alone through the stored encoders: the same vectors"
     given = dict(task="qam", method=method, preset="mini", max_train=32, rounds=1, langs="de", max_length=32)
     folder = compute(check(given | {"backbone": str(toy.backbone("xlmr")), "out": str(out)}))
-    said = encode(folder, {"qam": ("en", "de")}, 6)
+    said = encode_with_run(folder, {"qam": ("en", "de")}, 6)
     data, [training] = reopen(folder)
     net, words = training.net(training.weights(training.best)), AutoTokenizer.from_pretrained(data.backbone)
     rows = {lang: {r["id"]: r for r in data.rows(data.task("qam"), "test", lang)} for lang in ("en", "de")}

@@ -621,7 +621,7 @@ def test_a_program_ends_as_the_signal_ends_it(legs):
 
 def test_who_may_listen(monkeypatch):
     "The main thread; SIGINT not in a notebook; nobody to what is ignored; and all is put back, also by an error"
-    from macular.exceptions import Listening, _wanted
+    from macular.exceptions import SignalNote, _wanted
 
     assert set(_wanted()) == {signal.SIGTERM, signal.SIGINT}
     found = []
@@ -635,9 +635,9 @@ def test_who_may_listen(monkeypatch):
     assert _wanted() == [signal.SIGTERM]
     signal.signal(signal.SIGINT, before)
     stood = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
-    with pytest.raises(ZeroDivisionError), Listening():
+    with pytest.raises(ZeroDivisionError), SignalNote():
         raise ZeroDivisionError
-    with Listening() as heard:
+    with SignalNote() as heard:
         os.kill(os.getpid(), signal.SIGTERM)
         assert heard.number == signal.SIGTERM and signal.getsignal(signal.SIGINT) is stood[1]
     assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == stood

@@ -120,15 +120,15 @@ def test_the_backbone_is_part_of_the_record(finished, tmp_path):
 
 
 def test_the_plan_counts_the_steps_that_are_taken(finished):
-    from macular.train.run import plan
+    from macular.train.run import preview
 
-    for line, training in zip(plan(check(SMALL)), finished.values["trainings"].values(), strict=True):
+    for line, training in zip(preview(check(SMALL)), finished.values["trainings"].values(), strict=True):
         history = read_lines(finished.folder.parent / "trainings" / training["key"] / "history.jsonl")
         assert line["steps"] == max(step["step"] for step in history)
-    assert [line["steps"] for line in plan(Job(preset="mini", stage1="xnli", task="xnli"))][0] == 3 * 38, (
+    assert [line["steps"] for line in preview(Job(preset="mini", stage1="xnli", task="xnli"))][0] == 3 * 38, (
         "one task has no task adversary"
     )
-    assert [line["training"] for line in plan(Job(preset="mini", task="xnli", method="finetune_x2"))] == [
+    assert [line["training"] for line in preview(Job(preset="mini", task="xnli", method="finetune_x2"))] == [
         "Fine-tuning ×2, seed 0",
         "Fine-tuning ×2, seed 1000",
     ]
@@ -271,10 +271,10 @@ def test_refused_before_a_model_is_loaded(tmp_path, monkeypatch, changes, said):
     ],
 )
 def test_a_job_made_in_python_is_checked_as_well(tmp_path, wrong, said):
-    from macular.train.run import plan, run
+    from macular.train.run import preview, run
 
     job = Job(preset="mini", out=str(tmp_path), **wrong)
-    for do in (run, plan):
+    for do in (run, preview):
         with pytest.raises(ParameterError, match=said):
             do(job)
 
@@ -320,17 +320,17 @@ def test_a_callers_accelerator_and_settings_survive_a_job():
 
 def test_missing_dictionaries_are_told_before_rows_are_read(tmp_path, monkeypatch):
     import macular.train.inputs
-    from macular.train.run import plan, run
+    from macular.train.run import preview, run
 
     monkeypatch.setattr(macular.train.inputs, "load", lambda *a, **k: pytest.fail("rows were read"))
     monkeypatch.chdir(tmp_path)  # where no dictionaries are
     for method in ("cosda_ml", "macular"):
         for given, command in (({}, "dictionaries$"), ({"lexicon_dir": "words"}, "dictionaries --to words")):
             job = Job(task="xnli", method=method, preset="quick", backbone="mini-bert", out="runs", **given)
-            for do in (run, plan):
+            for do in (run, preview):
                 with pytest.raises(DataError, match=f"macular data fetch {command}"):
                     do(job)
-    assert plan(Job(task="xnli", method="finetune", preset="quick", backbone="mini-bert"))[0]["rows"] == 10_000
+    assert preview(Job(task="xnli", method="finetune", preset="quick", backbone="mini-bert"))[0]["rows"] == 10_000
 
 
 def test_missing_data_names_the_command(tmp_path):

@@ -19,7 +19,7 @@ from test_layers import MODULES, module, offences, parse
 from test_notebooks import NOTEBOOKS, cells, named, of_all
 from xss_payloads import HIDDEN, PAYLOADS, reprs
 
-from macular.core import literal, table
+from macular.core import escape_markdown, table
 from macular.exceptions import DataError, MacularError, ParameterError, SetupError, StorageError
 from macular.store import read_json, verify
 from macular.train.config import check, from_notebook
@@ -426,7 +426,7 @@ def test_negative_control_bare_markdown(payload):
     from nbconvert.filters import markdown2html
     from test_workbench import Page
 
-    bare, safe = (Page(str(markdown2html(text))) for text in (f"a {payload}", f"a {literal(payload)}"))
+    bare, safe = (Page(str(markdown2html(text))) for text in (f"a {payload}", f"a {escape_markdown(payload)}"))
     assert bare.tags - ELEMENTS or bare.names - ATTRIBUTES or bare.links
     assert safe.tags <= ELEMENTS and not safe.links
 
@@ -462,9 +462,9 @@ def test_figures_of_names_with_formulas(tmp_path):
     "`$\\frac{x}$` in a name is no mathematics: drawing it would fail"
     import matplotlib.pyplot as plt
 
-    from macular.results.figures import languages
+    from macular.results.figures import plot_languages
 
-    figure = languages({"en": 50.0, "de": 40.0}, 33.0, title=PAYLOADS[-1])
+    figure = plot_languages({"en": 50.0, "de": 40.0}, 33.0, title=PAYLOADS[-1])
     figure.savefig(tmp_path / "a.png")
     plt.close(figure)
 
@@ -502,7 +502,7 @@ def test_no_special_token_comes_out_of_a_text(name):
     from macular.data.mini_world import backbone
     from macular.text.batches import tokenize
     from macular.text.chunk_table import Chunked
-    from macular.text.chunks import frame, unsupported_reason
+    from macular.text.chunks import chunking_obstacle, frame
     from macular.text.code_switch import CodeSwitch, Place
 
     tokenizer = (
@@ -522,7 +522,7 @@ def test_no_special_token_comes_out_of_a_text(name):
     def property(pairs):
         fields = [list(f) for f in zip(*pairs)]
         assert specials(tokenize(tokenizer, *fields, 200)) == [template] * len(pairs)
-        if unsupported_reason(tokenizer):
+        if chunking_obstacle(tokenizer):
             return
         chunked = Chunked(tokenizer, fields, np.arange(len(pairs)), CodeSwitch(("de",), word=1.0), words)
         for found in (chunked.tokens(200), chunked.switched(Place(), 200)[0]):

@@ -33,9 +33,9 @@ from macular.store import (
     clear,
     lock,
     newest,
-    put,
     read_json,
     read_lines,
+    rename_into_place,
     sealed_folder,
     verify,
     write_bytes,
@@ -101,7 +101,7 @@ WRITERS = {
     "append": lambda p: append(p, {"new": 1}),
     "staged": filled,
     "lock": held,
-    "put": lambda p: put(Path(__file__), p),
+    "put": lambda p: rename_into_place(Path(__file__), p),
 }
 
 
@@ -888,7 +888,7 @@ ALLOWED = {  # module, function, call -> why
     ("cli", "_predict", "frame.to_csv"): "to the screen",
     ("cli", "_predict", "write_table"): "through the store, see arguments",
     ("ui.views", "picture", "figure.savefig"): "into memory",
-    ("data.download", "_unpack", "open"): "into a scratch folder; `put` gives the files their names",
+    ("data.download", "_unpack", "open"): "into a scratch folder; `rename_into_place` gives the files their names",
     ("data.download", "_download", "open"): "into a scratch folder",
     ("data.download", "_from_url", "os.replace"): "within the scratch folder",
 }

@@ -20,7 +20,7 @@ from macular.data.mini_world import Mini, backbone, lexicon, text
 from macular.data.tasks import load, tasks
 from macular.text.batches import tokenize
 from macular.text.chunk_table import Chunked, _choose, _tabulate, longest_first
-from macular.text.chunks import _WHITE, _steps, cutting, encode, frame, unsupported_reason
+from macular.text.chunks import _WHITE, _steps, chunking_obstacle, cutting, encode_strings, frame
 from macular.text.code_switch import CodeSwitch, Place, Synonyms, _exchange, draw, rates, tally
 from macular.text.encode import ChunkEncoder, TextEncoder, TextSettings, Views, choose_encoder
 
@@ -297,7 +297,7 @@ def mbert(shared):
 # ------------------------------------------------------------------ 0 mismatches
 def all_equal(tokenizer, stuff, max_length=64, whole=0.02):
     fields, items, switched, counts = stuff
-    assert not unsupported_reason(tokenizer)
+    assert not chunking_obstacle(tokenizer)
     chunked = Chunked(tokenizer, fields, items, SWITCH, adversarial())
     clean, some = chunked.tokens(max_length), min(len(items), 5000)
     clean = clean._replace(
@@ -409,7 +409,7 @@ def test_every_chunk_becomes_what_the_text_form_makes_of_it():
     for stay in (0, 1, 3):
         chosen, counts = _choose(table, np.array([numbers[c] for c in chunks], np.int32), draws, stay)
         alone = _exchange(chunks, adversarial(), LANGS, draws, stay)
-        wanted = encode(tokenizer, [s.text for s in alone])
+        wanted = encode_strings(tokenizer, [s.text for s in alone])
         assert np.array_equal(table.surfaces.take(chosen), wanted.values) and np.array_equal(
             table.surfaces.lengths[chosen], wanted.lengths
         )
@@ -427,10 +427,8 @@ def test_near_synonyms_by_stay():
     chosen, counts = _choose(
         table, np.tile(np.arange(7, dtype=np.int32), 500), draw(every, range(500), [7] * 500, place), stay=1
     )
-    assert (
-        counts == tally(wanted)
-        and table.surfaces.take(chosen).tolist() == encode(mini("mini-bert"), [s.text for s in wanted]).values.tolist()
-    )
+    ids = encode_strings(mini("mini-bert"), [s.text for s in wanted]).values
+    assert counts == tally(wanted) and table.surfaces.take(chosen).tolist() == ids.tolist()
 
 
 def test_rows_do_not_depend_on_their_company():
@@ -489,7 +487,7 @@ def test_nothing_to_do():
             and not +counts
             and len(found.starts) == n + 1
         )
-    assert len(encode(mini("mini-bert"), []).lengths) == 0
+    assert len(encode_strings(mini("mini-bert"), []).lengths) == 0
 
 
 # ------------------------------------------------------------------ truncation
@@ -637,12 +635,12 @@ def dropping():
 @pytest.mark.parametrize("reason", REFUSED)
 def test_refused(reason):
     with pytest.raises(AssertionError, match=reason):
-        assert unsupported_reason(REFUSED[reason]()) is None
+        assert chunking_obstacle(REFUSED[reason]()) is None
 
 
 def test_let_through():
     assert not any(
-        unsupported_reason(t)
+        chunking_obstacle(t)
         for t in (
             mini("mini-bert"),
             mini("mini-xlmr"),
@@ -652,7 +650,7 @@ def test_let_through():
             *map(bpe, ("byte", "prefix", "always", "first")),
         )
     )
-    assert not unsupported_reason(added(mini("mini-bert"), "Kubernetes")) and not unsupported_reason(
+    assert not chunking_obstacle(added(mini("mini-bert"), "Kubernetes")) and not chunking_obstacle(
         added(bpe(), "   ")
     )
 
@@ -687,7 +685,7 @@ def test_views_are_those_of_the_text_form(kind, redraw, monkeypatch):
     views = Views([tasks[n] for n in names], {n: rows(n) for n in names}, setting)
     found = [views.items(round, ("", "_aug")).views | {"rates": views.rates(round)} for round in (0, 1)]
     assert {type(w) for w in views._ways.values()} == {ChunkEncoder} and views.notes == []
-    monkeypatch.setattr(macular.text.encode, "unsupported_reason", lambda tokenizer: "this test")
+    monkeypatch.setattr(macular.text.encode, "chunking_obstacle", lambda tokenizer: "this test")
     plain = Views([tasks[n] for n in names], {n: rows(n) for n in names}, setting)
     wanted = [plain.items(round, ("", "_aug")).views | {"rates": plain.rates(round)} for round in (0, 1)]
     assert {type(w) for w in plain._ways.values()} == {TextEncoder} and len(plain.notes) == redraw
@@ -709,7 +707,7 @@ def test_a_refused_tokenizer_goes_by_text():
 
 def test_one_that_slips_through_is_noticed(monkeypatch):
     "A normaliser that acts across blanks, which nobody named"
-    monkeypatch.setattr(macular.text.encode, "unsupported_reason", lambda tokenizer: None)
+    monkeypatch.setattr(macular.text.encode, "chunking_obstacle", lambda tokenizer: None)
     setting = TextSettings(
         spoiled(normalizer=normalizers.Replace(Regex(r"s (?=\w)"), "")), lexicon(), CodeSwitch(), max_length=24
     )

@@ -22,7 +22,7 @@ from macular.results.records import Record, from_lines, save
 from macular.results.simulate import simulate
 from macular.results.statistics import difference, select
 from macular.results.tables import (
-    View,
+    TableOptions,
     _cost,
     beside_paper,
     caption,
@@ -68,21 +68,21 @@ def control(root):
 
 
 def test_means_spreads_and_marks_are_those_of_the_records(three):
-    found = languages(three, View(against="finetune"))
+    found = languages(three, TableOptions(against="finetune"))
     for row, method in zip(found.rows, ("finetune", "cosda_ml", "macular")):
         values = np.array([[r.accuracy["en_dev"][x] for x in LANGS] for r in three if r.method == method])
         assert np.allclose([c.value for c in row[1:5]], [*values.mean(0), values.mean()])
         half = stats.t.ppf(0.975, 4) * values.mean(1).std(ddof=1) / np.sqrt(5)
         assert np.isclose(row[4].spread, half) and row[5] == "5"
     assert [[c.mark for c in row[1:5]] for row in found.rows] == [[""] * 4, ["↑"] * 4, ["↑"] * 4]
-    assert [c.mark for c in languages(three, View(against="macular")).rows[0][1:5]] == ["↓"] * 4
-    sds = languages(three, View(spread="sd")).rows[0][1].spread
+    assert [c.mark for c in languages(three, TableOptions(against="macular")).rows[0][1:5]] == ["↓"] * 4
+    sds = languages(three, TableOptions(spread="sd")).rows[0][1].spread
     assert np.isclose(sds, np.std([r.accuracy["en_dev"]["en"] for r in three if r.method == "finetune"], ddof=1))
 
 
 def test_no_mark_without_a_significant_difference(three):
     close = select(three, method=["cosda_ml", "macular"])
-    found = languages(close, View(against="cosda_ml"))
+    found = languages(close, TableOptions(against="cosda_ml"))
     assert not difference(*(select(close, method=m) for m in ("macular", "cosda_ml"))).significant and all(
         c.mark == "" for c in found.rows[1][1:5]
     )
@@ -123,7 +123,7 @@ def test_marks_are_corrected_over_a_row():
     ]
     alone = difference(a, b2, ["l0"])
     assert 0.005 < alone.p < 0.05
-    assert languages([*a, *b2], View(against="cosda_ml")).rows[1][1].mark == ""
+    assert languages([*a, *b2], TableOptions(against="cosda_ml")).rows[1][1].mark == ""
 
 
 def test_the_best_is_bold_and_equals_share(three):
@@ -139,9 +139,9 @@ def test_selections_stand_side_by_side(three):
     ]
     row = selections(full).rows[-1]
     assert np.isclose(row[2].value - row[3].value, 1) and row[4:] == ["", ""]
-    assert np.isclose(overview(full, View(selection="last")).rows[-1][1].value, row[3].value)
+    assert np.isclose(overview(full, TableOptions(selection="last")).rows[-1][1].value, row[3].value)
     with pytest.raises(DataError, match="no accuracy 'averaged'"):
-        overview(full, View(selection="averaged"))
+        overview(full, TableOptions(selection="averaged"))
     assert "not zero-shot" in selections(full).caption
 
 
@@ -167,9 +167,9 @@ def test_paper_ours_difference(control):
 def test_printed_averages_stand_for_whole_tasks_only():
     records = study("macular_wo_consistency", 60)
     assert beside_paper(records).rows[0][3].value == published("macular_wo_consistency", "qam")["avg"]
-    assert beside_paper(records, View(langs=("en", "de"))).rows[0][3:] == [
+    assert beside_paper(records, TableOptions(langs=("en", "de"))).rows[0][3:] == [
         "not printed",
-        beside_paper(records, View(langs=("en", "de"))).rows[0][4],
+        beside_paper(records, TableOptions(langs=("en", "de"))).rows[0][4],
         "",
     ]
     assert beside_paper(study("macular_wo_lang_adv", 60)).rows[0][3] == "not printed"
@@ -181,7 +181,7 @@ def test_printed_averages_stand_for_whole_tasks_only():
 def test_fewer_languages_compare_with_nothing(three):
     narrow = study("syn", 90, langs=("en", "de"))
     for make in (languages, overview):
-        found = make([*three, *narrow], View(against="cosda_ml"))
+        found = make([*three, *narrow], TableOptions(against="cosda_ml"))
         mean = next(row for row in found.rows if row[0] == "Syn.")[4 if make is languages else 1]
         assert (
             mean.note == "over 2"
@@ -189,7 +189,7 @@ def test_fewer_languages_compare_with_nothing(three):
             and mean.mark == ""
             and "without fr, and compares with no other" in found.notes[0]
         )
-        same = make([*three, *narrow], View(against="cosda_ml", langs="common"))
+        same = make([*three, *narrow], TableOptions(against="cosda_ml", langs="common"))
         mean = next(row for row in same.rows if row[0] == "Syn.")[3 if make is languages else 1]
         assert mean.best and mean.mark == "↑" and not same.notes and "2 languages (en, de)" in same.caption
 
@@ -208,7 +208,7 @@ def test_other_parameters_are_other_rows_or_refused(three):
     with pytest.raises(ParameterError, match="alpha: 0.3 and 0.5"):
         overview(some)
     assert list(rows_of(some, ("alpha",)))[:2] == ["Fine-tuning, alpha 0.3", "Fine-tuning, alpha 0.5"]
-    assert len(overview(some, View(rows=("alpha",))).rows) == 6
+    assert len(overview(some, TableOptions(rows=("alpha",))).rows) == 6
     with pytest.raises(ParameterError, match="Did you mean 'alpha'"):
         rows_of(some, ("alhpa",))
     tagged = [replace(r, tags={"dictionary": "shuffled"}) for r in three]
@@ -221,12 +221,12 @@ def test_other_parameters_are_other_rows_or_refused(three):
     "make, said",
     [
         (lambda r: languages([*r, *study("macular", 60, task="xnli")]), "of one task"),
-        (lambda r: overview(r, View(against="syn")), "0 rows are of that method"),
+        (lambda r: overview(r, TableOptions(against="syn")), "0 rows are of that method"),
         (lambda r: overview([]), "no records"),
-        (lambda r: View(spread="se"), "unknown spread"),
-        (lambda r: View(selection="best"), "unknown selection"),
+        (lambda r: TableOptions(spread="se"), "unknown spread"),
+        (lambda r: TableOptions(selection="best"), "unknown selection"),
         (
-            lambda r: overview([*r, *[replace(x, tags={"d": "s"}) for x in r]], View(against="macular")),
+            lambda r: overview([*r, *[replace(x, tags={"d": "s"}) for x in r]], TableOptions(against="macular")),
             "2 rows are of that method",
         ),
     ],
@@ -237,12 +237,12 @@ def test_what_cannot_be_tabled_is_refused(three, make, said):
 
 
 def test_one_seed_has_neither_spread_nor_mark(three):
-    found = languages(select(three, seed=0), View(against="finetune"))
+    found = languages(select(three, seed=0), TableOptions(against="finetune"))
     assert all(c.mark == "" and "±" not in c.text() for row in found.rows for c in row[1:5])
 
 
 def test_the_caption_says_seeds_test_languages_selection_and_simulation():
-    text = caption(rows_of(simulate("macular", "xnli", {"en": 80.0, "de": 70.0}, 3)), View(against="macular"))
+    text = caption(rows_of(simulate("macular", "xnli", {"en": 80.0, "de": 70.0}, 3)), TableOptions(against="macular"))
     for said in (
         "seeds (0, 1, 2)",
         "XNLI test, 2 languages (en, de)",
@@ -440,7 +440,7 @@ def test_table_and_compare_from_the_command_line(three, tmp_path, capsys):
     path = tmp_path / "all.jsonl"
     save(path, three)
     assert main(["table", str(path), "--against", "finetune"]) == 0
-    assert capsys.readouterr().out.strip() == overview(three, View("finetune")).markdown().strip()
+    assert capsys.readouterr().out.strip() == overview(three, TableOptions("finetune")).markdown().strip()
     assert (
         main(
             [

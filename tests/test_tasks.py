@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from conftest import ROOT
 
-from macular.data.readers import read_columns, read_rows
+from macular.data.readers import read_columns, read_examples
 from macular.data.sources import File, Folder, Hub, Layout
 from macular.data.tasks import Task, facts, find, load, tasks
 from macular.exceptions import DataError, ParameterError
@@ -26,7 +26,7 @@ def write(path, text):
 
 
 def read(tmp_path, text, name="train.en.tsv", layout=LAYOUT, labels=PAIR.labels):
-    return read_rows([write(tmp_path / name, text)], layout, labels)
+    return read_examples([write(tmp_path / name, text)], layout, labels)
 
 
 def limits(error):
@@ -128,7 +128,7 @@ def test_every_format_reads_the_same(tmp_path):
     )  # another order of the same names
     Dataset.from_list([r | {"label": 1 - r["label"]} for r in rows], features=flipped).to_parquet(written[-1])
     layout = replace(LAYOUT, labels=LAYOUT.labels | {"no": "no", "yes": "yes"})
-    assert len({json.dumps(read_rows([path], layout, PAIR.labels).to_dict()) for path in written}) == 1
+    assert len({json.dumps(read_examples([path], layout, PAIR.labels).to_dict()) for path in written}) == 1
 
 
 def test_quoted_line_breaks_in_csv(tmp_path):

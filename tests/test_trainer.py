@@ -363,7 +363,7 @@ def test_a_signal_at_the_end_of_a_round_finds_the_round_kept(legs, tmp_path, whe
     def end(self):
         raise Ended
 
-    monkeypatch.setattr(trainer.Listening, "act", end)
+    monkeypatch.setattr(trainer.SignalNote, "act", end)
     if where == "measured":
 
         def on_round(round):

@@ -24,7 +24,7 @@ from .readers import read_columns
 from .sources import Folder, Hub, splits
 from .tasks import load, tasks
 from ..exceptions import DataError, MacularError, ParameterError, SetupError, StorageError, unknown
-from ..store import lock, put, read_json, sha256, write_bytes, write_json
+from ..store import lock, read_json, rename_into_place, sha256, write_bytes, write_json
 
 # %% ../../nbs/data/08_download.ipynb #1e498392
 @dataclass(frozen=True)
@@ -221,7 +221,7 @@ def _settle(part, sums, aside, folder, files):
     terms = {"source": source, "licence": part.licence, "noncommercial": part.noncommercial}
     for file in files:
         record["files"][file] = {"sha256": hashes[file], **terms}
-        put(aside / "new" / file, folder / file)
+        rename_into_place(aside / "new" / file, folder / file)
     record["downloads"] |= {url: digest for url, digest in sums.items() if digest}
     write_json(folder / _RECORD, record)
     return {"files": files, "source": source}

@@ -22,7 +22,7 @@ from macular.data.scenes import (
     THINGS,
     Dice,
     Scene,
-    draw,
+    draw_scene,
     fits,
     grammars,
     kind,
@@ -40,13 +40,13 @@ from ..exceptions import ParameterError, SetupError, unknown
 from ..store import sha256
 
 # %% ../../nbs/data/06_mini_world.ipynb #dab5d261
-_FRAMES = (scenes.act, scenes.transfer, scenes.converse, scenes.compare, scenes.arrange, scenes.alone)
+_FRAMES = (scenes.act, scenes.transfer, scenes.converse, scenes.contrast, scenes.arrange, scenes.alone)
 
 
 def _infer(label, dice, split, part):
     "Draw a premise and a hypothesis"
     while True:
-        s = draw(dice, split, (scenes.act, *_FRAMES), part)
+        s = draw_scene(dice, split, (scenes.act, *_FRAMES), part)
         entailed = less(s)
         denied = s.verb != "is" and dice.chance(0.12)  # the premise is negated
         if label == "neutral":
@@ -70,7 +70,7 @@ def _infer(label, dice, split, part):
 def _paraphrase(label, dice, split, part):
     "Draw two sentences of almost the same words"
     while True:
-        s = draw(dice, split, _FRAMES[1:5], part)
+        s = draw_scene(dice, split, _FRAMES[1:5], part)
         if not (s.place or s.time):
             continue
         same, other = (turned(s), moved(s), moved(s)), (scenes.swapped(turned(s)), *[scenes.swapped(s)] * 5)
@@ -111,7 +111,7 @@ def _beside(s, slot, dice, split, part) -> list:
 def _answer(label, dice, split, part):
     "Draw a question and a passage"
     while True:
-        s = draw(dice, split, (scenes.act, scenes.act, scenes.transfer, scenes.alone, scenes.converse), part)
+        s = draw_scene(dice, split, (scenes.act, scenes.act, scenes.transfer, scenes.alone, scenes.converse), part)
         asked = _questions(s)
         if not asked:
             continue
@@ -126,9 +126,9 @@ def _answer(label, dice, split, part):
 
         near = [s] if label == "yes" else _beside(s, slot, dice, split, part)
         if label == "no" and dice.chance(0.5):
-            near = [draw(dice, split, (scenes.act,), part, same)]
+            near = [draw_scene(dice, split, (scenes.act,), part, same)]
         change = (same,) if dice.chance(0.5) else ()
-        other = draw(dice, split, (scenes.act, scenes.alone), part, *change)
+        other = draw_scene(dice, split, (scenes.act, scenes.alone), part, *change)
         if not near or s.verb in (other.verb, near[0].verb if label == "no" and len(near) == 1 else ""):
             continue
         passage = [dice.pick(near), other]
@@ -156,7 +156,7 @@ def _advertise(label, dice, split, part):
     "Draw a query, and the title and description of an advertisement"
 
     def goods():
-        return draw(dice, split, (scenes.act,), part).obj
+        return draw_scene(dice, split, (scenes.act,), part).obj
 
     while True:
         np = goods()
@@ -345,7 +345,7 @@ def _go_on(dice) -> tuple:
         return _answer("yes", dice, "text", None)
     if way == "offer":
         return _advertise("Good", dice, "text", None)
-    s, t = (draw(dice, "text", _FRAMES) for _ in range(2))
+    s, t = (draw_scene(dice, "text", _FRAMES) for _ in range(2))
     if way == "again":
         return [[s, "."], [_shorter(s, dice), "."]][:: dice.pick((1, 1, -1))]
     if sort(s.subj.noun) in LIVING and sort(t.subj.noun) in LIVING and dice.chance(0.7):

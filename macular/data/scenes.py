@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DATA', 'NP', 'Scene', 'LIVING', 'THINGS', 'grammars', 'words', 'vocabulary', 'kind', 'relation', 'sort', 'Dice',
-           'tell', 'plain', 'act', 'transfer', 'converse', 'compare', 'arrange', 'alone', 'belongs', 'fits', 'draw',
-           'turned', 'swapped', 'moved', 'less', 'unlike', 'sibling', 'against']
+           'tell', 'plain', 'act', 'transfer', 'converse', 'contrast', 'arrange', 'alone', 'belongs', 'fits',
+           'draw_scene', 'turned', 'swapped', 'moved', 'less', 'unlike', 'sibling', 'against']
 
 # %% ../../nbs/data/05_scenes.ipynb #46ddcaf2
 import csv
@@ -254,7 +254,7 @@ def converse(dice):
     return _detailed(dice, scene, 0.5)
 
 
-def compare(dice):
+def contrast(dice):
     "Draw a comparison of two things"
     subj = _something(dice, described=0.3)
     other = "than", _another(lambda: _something(dice, described=0.3), subj)
@@ -318,7 +318,7 @@ def fits(scene, split, part=None) -> bool:
     return apart and belongs(names, split) and (part is None or all(_part_of(c) in (part, None) for c in names))
 
 
-def draw(dice, split, frames, part=None, change=lambda scene: scene) -> Scene:
+def draw_scene(dice, split, frames, part=None, change=lambda scene: scene) -> Scene:
     "Draw scenes until one fits, after `change`"
     while not fits(scene := change(dice.pick(frames)(dice)), split, part):
         pass

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core import mix, number, resolve, uniform
-from .readers import read_columns, read_rows
+from .readers import read_columns, read_examples
 from ..exceptions import DataError, ParameterError, SetupError, unknown
 from ..store import sha256
 
@@ -171,7 +171,7 @@ class _Files:
                 f"{task.name} {split} in '{lang}': {paths[0]} is not there. "
                 f"There is: {there or 'nothing of this task'}. {self.advice}"
             )
-        examples = read_rows(paths, layout, task.labels, lang)
+        examples = read_examples(paths, layout, task.labels, lang)
         _check_size(examples, layout, split, paths[0].name)
         return examples
 

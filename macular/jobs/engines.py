@@ -23,7 +23,7 @@ from socket import create_connection
 from threading import Thread
 
 from ..core import root
-from ..exceptions import Listening, MacularError, ParameterError, SetupError, StorageError, error_class
+from ..exceptions import MacularError, ParameterError, SetupError, SignalNote, StorageError, error_class
 from .plan import Plan, format_duration, last_state, state
 from ..results.records import folder_of
 from ..store import append_text, lock, write_bytes, write_json
@@ -67,7 +67,7 @@ def run_notebook(
     kernels = _Kernels()
     options = {"cwd": root(), "stdout_file": to, "progress_bar": False, "kernel_manager_class": kernels.manager()}
     try:
-        with Listening(kernels.end) as heard:
+        with SignalNote(kernels.end) as heard:
             try:
                 papermill.execute_notebook(notebook, output, changed(job), **options)
             finally:

@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from ..core import key, literal, resolve, table
+from ..core import escape_markdown, key, resolve, table
 from ..data.readers import content
 from ..exceptions import DataError, MacularError, ParameterError
 from ..results.records import parameters_of, stages_of
@@ -220,7 +220,7 @@ class Plan:
         return f"a plan of {count(len(self), 'job')}"
 
     def _repr_markdown_(self):
-        return literal(_plan_markdown(self))
+        return escape_markdown(_plan_markdown(self))
 
 
 def _stages_or_reason(job):

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
-from ..core import literal, resolve, table
+from ..core import escape_markdown, resolve, table
 from ..exceptions import DataError, ParameterError
 from .plan import Plan, count, plan, read_toml, rows, state
 from ..results.records import stages_of
@@ -82,7 +82,7 @@ class Search:
         return f"{total}\n\n{table(lines)}"
 
     def _repr_markdown_(self):
-        return literal(self)
+        return escape_markdown(self)
 
 # %% ../../nbs/jobs/03_search.ipynb #afeee4ab
 _GRIDS = (

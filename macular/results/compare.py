@@ -13,7 +13,7 @@ from functools import cache
 
 import numpy as np
 
-from ..core import diff, literal, root, table
+from ..core import diff, escape_markdown, root, table
 from ..data.tasks import tasks
 from .formats import Cell, Table
 from .paper import published
@@ -35,7 +35,7 @@ from macular.results.statistics import (
     summary,
     verdict,
 )
-from .tables import SELECTED, View, caption, duration, listed, rows_of, task_title, title
+from .tables import SELECTED, TableOptions, caption, duration, listed, rows_of, task_title, title
 
 # %% ../../nbs/results/09_compare.ipynb #7dc832b2
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class Comparison:
         "Difference, settings, languages and notes"
         a, b = self.names
         rows = [{"setting": f"`{name}`", a: left, b: right} for name, (left, right) in self.settings.items()]
-        parts = [literal(f"**{a} − {b}**: {self.effect}"), table(rows) if rows else "Made alike."]
-        return "\n\n".join([*parts, self.languages.markdown(), *map(literal, self.notes)])
+        parts = [escape_markdown(f"**{a} − {b}**: {self.effect}"), table(rows) if rows else "Made alike."]
+        return "\n\n".join([*parts, self.languages.markdown(), *map(escape_markdown, self.notes)])
 
     def _repr_markdown_(self):
         return self.markdown()
@@ -315,7 +315,7 @@ def ablation(
         f"verdict: significant at {100 * LEVEL:.0f} %, Holm over this table"
     )
     rows = rows_of([r for c in found.values() for r in (*c.a, *c.b)])
-    return Table(("row", "task", *numbers, "verdict"), lines, caption(rows, View(spread="sd"), closing=closing))
+    return Table(("row", "task", *numbers, "verdict"), lines, caption(rows, TableOptions(spread="sd"), closing=closing))
 
 # %% ../../nbs/results/09_compare.ipynb #4c5ee3ff
 def forest(

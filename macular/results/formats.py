@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..core import literal, table
+from ..core import escape_markdown, table
 
 # %% ../../nbs/results/01_formats.ipynb #2c274f02
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ class Table:
         "Format the table as Markdown, with caption and notes"
         rows = [dict(zip(self.columns, self._texts(row, lambda t: t, "**{}**"), strict=True)) for row in self.rows]
         body = table(rows or [dict.fromkeys(self.columns, "")])
-        caption = [f"*{literal(self.caption)}*"] if self.caption else []
-        return "\n\n".join([body, *caption, *map(literal, self.notes)])
+        caption = [f"*{escape_markdown(self.caption)}*"] if self.caption else []
+        return "\n\n".join([body, *caption, *map(escape_markdown, self.notes)])
 
     def latex(self, label: str = "tab:results") -> str:
         "Format the table as LaTeX for the package booktabs"

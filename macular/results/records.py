@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import key, literal, resolve, table
+from ..core import escape_markdown, key, resolve, table
 from ..exceptions import DataError, StorageError, unknown
 from ..store import read_json, write_bytes
 from ..train.config import Job, check, fill
@@ -84,7 +84,7 @@ class Record:
         rows = []
         for selection, by_lang in self.accuracy.items():
             rows.append({"selection": selection} | {lang: f"{v:.1f}" for lang, v in by_lang.items()})
-        return f"{literal(self)}\n\n{table(rows)}"
+        return f"{escape_markdown(self)}\n\n{table(rows)}"
 
 # %% ../../nbs/results/03_records.ipynb #e215c392
 def _pack(

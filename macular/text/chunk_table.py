@@ -16,7 +16,7 @@ import numpy as np
 
 from ..core import pick
 from ..data.lexicon import split
-from .chunks import Ragged, cutting, encode, frame, ranges
+from .chunks import Ragged, cutting, encode_strings, frame, ranges
 from .code_switch import CodeSwitch, Draws, Place, Synonyms, draw, item_numbers, tally
 
 # %% ../../nbs/text/04_chunk_table.ipynb #cb88fcf7
@@ -56,7 +56,7 @@ def _tabulate(
                 surface = chunk if translation.lower() == lower else prefix + translation + suffix
                 options.append(number.setdefault(surface, len(number) + len(whole)))
     strings = list(number)
-    surfaces = encode(tokenizer, [*strings[: len(chunks)], *whole, *strings[len(chunks) :]])
+    surfaces = encode_strings(tokenizer, [*strings[: len(chunks)], *whole, *strings[len(chunks) :]])
     words = np.array([bool(word) for _, word, _ in parts] + [False] * len(whole), bool)
     rows = Ragged.of(options, lengths + [0] * (len(whole) * len(langs)))
     return _Table(tuple(langs), words, rows, surfaces)
@@ -196,7 +196,7 @@ class Chunked:
 
     def __init__(
         self,
-        tokenizer,  # a supported one: `unsupported_reason` is None
+        tokenizer,  # a supported one: `chunking_obstacle` is None
         fields,  # the first texts, the second texts
         items,  # the pairs' ids or numbers
         switch: CodeSwitch | Synonyms | None = None,  # a CodeSwitch with its languages
@@ -240,7 +240,7 @@ class Chunked:
             slots, texts = self._switched_whole(own, here)
             chosen[slots] = len(surfaces.lengths) + np.arange(len(slots))
             if texts:
-                surfaces = surfaces.joined(encode(self.tokenizer, [t.text for t in texts]))
+                surfaces = surfaces.joined(encode_strings(self.tokenizer, [t.text for t in texts]))
             counts += found + tally(texts)
         return _look_up(surfaces, chosen, self.slots.counts, self.frame.types, max_length), counts
 

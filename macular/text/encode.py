@@ -20,7 +20,7 @@ from ..data.tasks import Task
 from ..exceptions import ParameterError
 from .batches import Examples, Tokens, join, tokenize
 from .chunk_table import Chunked, longest_first
-from .chunks import Ragged, encode, ranges, unsupported_reason
+from .chunks import Ragged, chunking_obstacle, encode_strings, ranges
 from .code_switch import CodeSwitch, Place, Synonyms, rates, tally
 
 # %% ../../nbs/text/05_encode.ipynb #6cae43c2
@@ -134,7 +134,7 @@ def choose_encoder(
     if text.form:
         return text.form(task, rows, text, suffix)
     augment, _ = text.drawn(suffix)
-    if unsupported_reason(text.tokenizer) or not len(rows) or not isinstance(augment, (CodeSwitch, Synonyms, NoneType)):
+    if chunking_obstacle(text.tokenizer) or not len(rows) or not isinstance(augment, (CodeSwitch, Synonyms, NoneType)):
         return TextEncoder(task, rows, text, suffix)
     if _same_by_chunk(task, rows, text, suffix):
         return ChunkEncoder(task, rows, text, suffix)
@@ -162,7 +162,7 @@ class Views:
         self.notes = []
         self._made = {}  # suffix -> (draw, tokens)
         self._ways = {}  # (task name, suffix) -> encoder
-        why = unsupported_reason(text.tokenizer)
+        why = chunking_obstacle(text.tokenizer)
         if why and text.switch and text.switch.turn(0) != text.switch.turn(1):
             self.notes.append(f"texts are tokenised again in every round, which is slow; of the tokenizer: {why}")
 
@@ -247,7 +247,7 @@ def verbalise(
     advice = "Give the task other `words`, one a label."
     ids = []
     for word in words:
-        forms = [encode(tokenizer, [form]).values for form in (word, word.lower())]
+        forms = [encode_strings(tokenizer, [form]).values for form in (word, word.lower())]
         tokens = min(forms, key=len)
         ids.append(int(tokens[0]) if len(tokens) else tokenizer.unk_token_id)
     unknown = [word for word, i in zip(words, ids, strict=True) if i == tokenizer.unk_token_id]
@@ -270,7 +270,8 @@ class ByCloze(TextEncoder):
         middle = [*question, tok.mask_token_id, *comma]
         fixed = Ragged.of([tok.cls_token_id, *middle, tok.sep_token_id], [1, len(middle), 1])
         first, second = self.fields
-        a, b = encode(tok, [text or " " for text in first]), encode(tok, [text or " " for text in second])
+        a = encode_strings(tok, [text or " " for text in first])
+        b = encode_strings(tok, [text or " " for text in second])
         room = self.max_length - len(fixed.values)
         kept_a, kept_b = longest_first(a.lengths, b.lengths, room)  # (n,) tokens kept of each text
         gap = 1 + kept_a + len(question)  # (n,) position of the mask token in its pair
@@ -284,7 +285,7 @@ class ByCloze(TextEncoder):
 
 def _known(tokenizer, mark):
     "Return the ids of a punctuation mark, without unknown ones"
-    return [i for i in encode(tokenizer, [mark]).values.tolist() if i != tokenizer.unk_token_id]
+    return [i for i in encode_strings(tokenizer, [mark]).values.tolist() if i != tokenizer.unk_token_id]
 
 
 def _interleave(fixed, first, second):

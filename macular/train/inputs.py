@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PAPER', 'digest', 'Data', 'dictionaries', 'read_lexicon', 'read_neighbours', 'has_trees', 'resources', 'load_trees',
-           'counted', 'digests', 'trained_on', 'one_source']
+           'count_examples', 'digests', 'trained_on', 'one_source']
 
 # %% ../../nbs/train/03_inputs.ipynb #31813a50
 import hashlib
@@ -269,7 +269,7 @@ def load_trees(
     return "the grammar of the mini world"
 
 # %% ../../nbs/train/03_inputs.ipynb #64274e83
-def counted(
+def count_examples(
     data: Data,
     task: Task,
 ) -> tuple[int, str]:  # number of training examples, and their origin

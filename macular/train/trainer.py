@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ..core import mix
-from ..exceptions import Listening, NumericError, SetupError, Stopped, StorageError
+from ..exceptions import NumericError, SetupError, SignalNote, Stopped, StorageError
 from ..store import write_bytes, write_json
 from .checkpoints import Checkpoints
 
@@ -188,7 +188,7 @@ class _Session:
         self.step = 0  # number of steps taken
         self.rounds = []  # the records of the finished rounds
         self.record = {}  # of the current round
-        self.signals = Listening(self._on_signal)
+        self.signals = SignalNote(self._on_signal)
         self.may_end = False  # whether a signal ends the training at once
 
     def restore(self):

@@ -21,7 +21,7 @@ from ..results.predictions import read
 from ..results.records import SELECTIONS, Record
 from ..results.statistics import by_seed, common, design, select
 from ..results.tables import SPREADS, beside_paper, languages, overview, rows_of, task_title
-from ..results.tables import View as Choice
+from ..results.tables import TableOptions as Choice
 from ..results.tables import selections as by_selection
 from ..results.tables import title as name_of
 from .views import View, grid, picture, safe
