@@ -364,7 +364,9 @@ def test_a_state_that_cannot_be_written_is_an_error_of_its_own(tmp_path):
         sweep(many(tmp_path / "file" / "runs", 1), do=fake_jobs.wait)
 
 
-@pytest.mark.parametrize("engine", [Sequential(), Processes(1)], ids=["here", "processes"])
+@pytest.mark.parametrize(
+    "engine", [Sequential(), pytest.param(Processes(1), marks=pytest.mark.slow)], ids=["here", "processes"]
+)
 def test_a_storage_error_of_a_worker_keeps_its_class(tmp_path, engine, capfd):
     "It is neither tried again nor taken for a death"
     jobs = many(tmp_path, 2)
