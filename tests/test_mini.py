@@ -325,6 +325,7 @@ def test_foreign_word_order_is_the_english_one():
     assert ours.read(task, "dev", "en").to_list() == theirs.read(task, "dev", "en").to_list()
 
 
+@pytest.mark.slow
 def test_trees_fit_the_words():
     for name in TASKS:
         for lang in set(tasks[name].langs) - {"sw", "th"}:

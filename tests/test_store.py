@@ -623,7 +623,7 @@ def seen(folder):
     return kind, read_json(folder / "result.json"), lines[-1]
 
 
-@pytest.fixture(params=["in one step", "in two"])
+@pytest.fixture(params=["in one step", pytest.param("in two", marks=pytest.mark.slow)])
 def replacing(request, tmp_path, monkeypatch):
     "As the system does it, and as on a disk that cannot exchange names"
     if request.param == "in two":

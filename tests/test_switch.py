@@ -491,7 +491,9 @@ def test_nothing_to_do():
 
 
 # ------------------------------------------------------------------ truncation
-@pytest.mark.parametrize("name", ["mini-bert", "mini-xlmr", "byte"])
+@pytest.mark.parametrize(
+    "name", ["mini-bert", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mini-xlmr", "byte"))]
+)
 def test_truncation_of_switched_pairs(name):
     tokenizer, (fields, items, _, _) = bpe() if name == "byte" else mini(name), few(1500, (" ",))
     short = [
