@@ -200,7 +200,7 @@ def reprs() -> dict:
     shown = [
         diff(dict(zip("abcdefghijkl", PAYLOADS)), dict(zip("abcdefghijkl", PAYLOADS[::-1]))),
         check.DataReport(rows, rows, list(PAYLOADS), list(PAYLOADS)),
-        lexicon.Report(rows),
+        lexicon.CoverageReport(rows),
         lexicon.Lexicon({"de": {"dog": PLAIN}}),
         plan([parameters | {"preset": "mini", "task": "xnli", "method": m} for m in ("finetune", "syn")]),
         replace(macular, title=" ".join(PAYLOADS)),
@@ -216,6 +216,6 @@ def reprs() -> dict:
         Task("odd", PAYLOADS, ("de",), title=" ".join(PAYLOADS), fields=(one, other)),
         switched,
         Picture(refuse),
-        distill.Report(table, table, PAYLOADS),
+        distill.DistillationReport(table, table, PAYLOADS),
     ]
     return {f"{type(x).__module__.removeprefix('macular.')}.{type(x).__name__}": x for x in shown}
