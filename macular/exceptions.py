@@ -50,7 +50,7 @@ def brief(
     if len(lines) > _LINES:
         lines = [*lines[: _LINES - 2], f"… {len(lines) - _LINES + 1} more lines …", lines[-1]]
     width = _CHARACTERS
-    while sum(min(len(line), width) + 1 for line in lines) > _CHARACTERS:
+    while sum(min(len(line), width) for line in lines) + len(lines) - 1 > _CHARACTERS:
         width -= 4
     return "\n".join(_shorten(line, width) for line in lines)
 

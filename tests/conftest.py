@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections import Counter
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -122,9 +123,12 @@ def place(item):
 
 
 def pytest_collection_modifyitems(items):
-    "A test is slow as well when it asks for one of the fixtures above; the longest files come first"
+    "Mark as slow what asks for a slow fixture, and cases beyond `quick_cases(n)`; put the longest files first"
+    cases = Counter()
     for item in items:
-        if SLOW_FIXTURES & set(item.fixturenames):
+        quick = item.get_closest_marker("quick_cases")
+        cases[item.path, item.originalname] += 1
+        if SLOW_FIXTURES & set(item.fixturenames) or quick and cases[item.path, item.originalname] > quick.args[0]:
             item.add_marker(pytest.mark.slow)
     items.sort(key=place)
 

@@ -166,7 +166,7 @@ def serve(folder):
     "Serve the folder on this machine while the block runs"
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.folder, server.asked = Path(folder), []
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     try:
         yield SimpleNamespace(url=f"http://127.0.0.1:{server.server_port}", asked=server.asked)
     finally:

@@ -271,6 +271,7 @@ def test_figure_2(before, after, langs):
     )
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("before, after, langs", [ADS, SPACE, CREAM])
 def test_figure_2_can_be_drawn(before, after, langs):
     "Every replacement of the caption comes up by chance, and so does the whole sentence"

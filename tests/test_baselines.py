@@ -409,6 +409,7 @@ def naive_syntax(encoder, ids, types, heads, pos):
     return e, pairs + sum(abs((last[i] @ C).square().sum() - apart[0, i]) for i in range(n)) / n
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("kind", ["bert", "xlmr"])
 def test_syntax_is_what_is_written_of_it(kind):
     plain = load_encoder(toy.backbone(kind), 0)

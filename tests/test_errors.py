@@ -109,6 +109,7 @@ def test_what_cannot_be_written_is_named_by_its_type():
     assert shown("a" * 81) == "'" + "a" * 78 + "…" and shown("short") == "'short'"
 
 
+@pytest.mark.slow
 @quick
 @given(
     st.sampled_from([*Job.__dataclass_fields__, "lrr"]) | TEXT,

@@ -52,7 +52,7 @@ class Site(SimpleHTTPRequestHandler):
 def served(folder):
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Site, directory=str(folder)))
     server.asked = []
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}", server.asked
     finally:
@@ -216,6 +216,7 @@ def test_sources_are_tried_in_turn(site, tmp_path, offer):
     assert everything(tmp_path / "data") == {"en-xx.txt", "fetched.json"}
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize(
     "path, reason",
     [

@@ -234,6 +234,7 @@ def test_words_are_in_their_own_script(lang):
 # --- the source -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("name", TASKS)
 def test_rows_are_parallel_and_well_formed(name):
     task = tasks[name]
@@ -277,6 +278,7 @@ def test_no_statement_is_in_two_splits(name):
     assert min(map(len, (train, dev, test))) > 100 and not train & dev and not train & test and not dev & test
 
 
+@pytest.mark.slow
 def test_negative_control_rows_of_a_split_do_repeat():
     assert statements("xnli", "train") & statements("xnli", "train", Mini(seed=1, train=4000))
 

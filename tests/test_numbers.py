@@ -153,6 +153,7 @@ def texts(built):
     return {t for v in built.views for rows in v.rows.values() for c in ("text_a", "text_b") for t in rows[c][:] if t}
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     "name,phase,part",
     [("macular", "net", "consistency"), ("macular", "discriminator", "lang_disc"), ("macular_nots", "net", "aug_ce")],
@@ -205,6 +206,7 @@ def test_what_is_left_of_a_bad_loss(tmp_path, name, phase, part):
     assert said.value.exit_code == 6
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize(
     "phase,parameter",
     [

@@ -363,6 +363,7 @@ def test_a_saved_model_knows_nothing_of_it(tmp_path):
 
 
 # ------------------------------------------------------------------ a training
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("name", ["macular_nots", "macular"])
 def test_a_training_ends_where_the_padded_one_does(name):
     states = []

@@ -74,6 +74,7 @@ def lines_of(built, numbers, **options):
 
 
 # ------------------------------------------------------------------ who moves
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("name", ADVERSARIAL)
 def test_who_moves_in_which_phase(name):
     "Bit for bit, after every step; with dropout, so that a net in the wrong mode would show"
@@ -190,6 +191,7 @@ def test_cosda_ml_encodes_switched_text_only_and_draws_it_every_round():
     assert not set(texts) & set(texts_of(built.views[0], "")) - set(first + second)
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("name", ADVERSARIAL)
 def test_each_text_once_for_the_discriminator_and_once_for_each_step(name):
     row, numbers = methods[name], toy.recipe(rounds=2, passes=3)
@@ -391,6 +393,7 @@ def test_nothing_left_to_learn_by():
         toy.made(row, toy.material("toy3"), toy.recipe())
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     "name,term",
     [("macular", "consistency"), ("macular", "lang_adv"), ("macular", "aug_kl"), ("macular_nots", "task_adv")],
@@ -547,6 +550,7 @@ def two_rounds(name, **changes):
     return ends(row, toy.for_row(row), toy.recipe(rounds=2, **changes))
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("name", ROWS)
 @pytest.mark.parametrize("portions", [2, 3, 9])
 def test_a_batch_in_portions_teaches_the_same(name, portions):

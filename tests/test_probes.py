@@ -78,9 +78,8 @@ def out(tmp_path_factory):
     return tmp_path_factory.mktemp("runs")
 
 
-@pytest.mark.parametrize(
-    "method", ["finetune", *(pytest.param(name, marks=pytest.mark.slow) for name in ("macular_nots", "macular"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["finetune", "macular_nots", "macular"])
 def test_features_are_what_the_encoders_say_text_by_text(method, out):
     "Packed and bucketed, or one text alone through the stored encoders: the same vectors"
     given = dict(task="qam", method=method, preset="mini", max_train=32, rounds=1, langs="de", max_length=32)

@@ -260,6 +260,7 @@ def both(name, rounds=1, kind="bert", twist=AS_PRINTED, **changes):
 ROWS = ("finetune", "cosda_ml", "macular_nots", "macular")
 
 
+@pytest.mark.quick_cases(4)
 @pytest.mark.parametrize("name", ROWS)
 @pytest.mark.parametrize("rounds", [1, 2])
 def test_every_parameter_is_equal(name, rounds):
@@ -270,6 +271,7 @@ def test_every_parameter_is_equal(name, rounds):
     assert not any(n.startswith("shared.") for n in moved)
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     "name,kind,close", [("macular_nots", "xlmr", CLOSE), ("macular", "deberta", CLOSE), ("macular", "modernbert", 1e-7)]
 )
@@ -279,6 +281,7 @@ def test_other_backbones(name, kind, close):
     assert toy.gap(library, naive) <= close < 1e-3 < toy.gap(library, before)
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     "name,twist",
     [
@@ -309,6 +312,7 @@ def test_negative_control_redraw():
     assert toy.gap(library, naive) > 1e4 * CLOSE
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("name,weight", [("aug_kl", 0.5), ("lang_adv", 0.3), ("consistency", 0.0)])
 def test_weights_are_where_eq_15_has_them(name, weight):
     library, naive, _ = both("macular", terms={name: weight})

@@ -31,6 +31,7 @@ def python(cell):
     return "\n".join(line for line in cell.source.splitlines() if not line.startswith(("%", "!")))
 
 
+@pytest.mark.slow
 def test_notebooks_are_as_harmless_as_modules():
     tools = {"import fastcore", "import nbdev"}  # of lessons
     assert of_all(lambda path: {o for c in cells(path) for o in offences(python(c))} - tools) == {}

@@ -406,6 +406,7 @@ def test_detectable_by_the_definition_of_power(paired):
     assert all(abs(power_of(n, paired, d) - 0.8) < 0.003 for n, d in found.items())
 
 
+@pytest.mark.slow
 @given(st.floats(0.05, 3), st.floats(0.05, 3), st.booleans())
 @settings(max_examples=25, deadline=None)
 def test_seeds_needed_is_the_first_that_shows_it(points, sd, paired):

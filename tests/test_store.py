@@ -660,6 +660,7 @@ def fresh(folder):
     return folder
 
 
+@pytest.mark.slow
 def test_killed_at_every_call(tmp_path, replacing):
     "SIGKILL: a reader finds the old or the new, never neither, never a mixture"
     kinds = []
@@ -702,6 +703,7 @@ def test_refused_at_every_call(tmp_path, replacing, code):
     )
 
 
+@pytest.mark.slow
 def test_the_sweep_would_notice_a_replacement_that_can_be_lost(tmp_path, monkeypatch):
     "The negative control: the old folder is removed before the new one has its name"
 
@@ -818,6 +820,7 @@ def test_twice_in_one_kernel(tmp_path):
         pass
 
 
+@pytest.mark.slow
 def test_one_of_two_runs(tmp_path):
     "Twenty times two at once: one works, the other is refused"
 

@@ -46,6 +46,7 @@ def test_records_are_small_and_hold_no_text():
     assert all(set(r.tags) <= {"made_by"} for records in SEEDS.values() for r in records)
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     "method, task, backbone",
     [

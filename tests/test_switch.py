@@ -358,6 +358,7 @@ def test_the_sentences_are_adversarial():
     assert any(CHUNK.sub("", t) != t and t[0].isspace() for t in fields[0] if t)
 
 
+@pytest.mark.slow
 def test_every_white_space():
     "Between, before and after words, also in front of marks"
     texts = [f"{w}Dog{w}{m}cat,{w}{w}dog.{w}" for w in _WHITE for m in ("", "\u0301", "\u200d")]
@@ -378,6 +379,7 @@ def test_every_white_space():
     assert len(_WHITE) == 25
 
 
+@pytest.mark.slow
 def test_negative_control_word_without_its_suffix():
     """Had the word been the unit, with its signs tokenised apart, ids of Unigram would differ, and the comparison
     would see it"""
@@ -491,9 +493,8 @@ def test_nothing_to_do():
 
 
 # ------------------------------------------------------------------ truncation
-@pytest.mark.parametrize(
-    "name", ["mini-bert", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mini-xlmr", "byte"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mini-bert", "mini-xlmr", "byte"])
 def test_truncation_of_switched_pairs(name):
     tokenizer, (fields, items, _, _) = bpe() if name == "byte" else mini(name), few(1500, (" ",))
     short = [
@@ -514,6 +515,7 @@ def test_truncation_of_switched_pairs(name):
         )
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("kind", ["mini-bert", "mini-xlmr"])
 def test_which_side_loses(kind):
     "All lengths up to 12 against 12, ties and odd room included"
@@ -676,6 +678,7 @@ def same(a, b):
     return mismatches(a, b) == 0 and a.pad == b.pad and a.ids.dtype == b.ids.dtype and a.starts.dtype == b.starts.dtype
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("redraw", [False, True])
 @pytest.mark.parametrize("kind", ["mini-bert", "mini-xlmr"])
 def test_views_are_those_of_the_text_form(kind, redraw, monkeypatch):

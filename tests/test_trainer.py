@@ -521,6 +521,7 @@ def poisoned(built, phase, part, after, value):
     return built
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize(
     "name,phase,part",

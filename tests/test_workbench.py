@@ -96,6 +96,7 @@ def test_all_views_are_there(odd):
     assert tuple(odd) == VIEWS
 
 
+@pytest.mark.quick_cases(4)
 @pytest.mark.parametrize("name", VIEWS)
 def test_text_of_others_stays_text(odd_pages, name):
     "Twelve payloads: no element, attribute or link on the page that is not ours, and no character that hides or turns"
@@ -245,6 +246,7 @@ MAKERS = {
 }
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("name", MAKERS)
 def test_a_cell_that_is_run_again_leaves_nothing_behind(cell, name):
     before = instances()
@@ -283,6 +285,7 @@ def test_one_movement_draws_once(cell):
     view.close()
 
 
+@pytest.mark.slow
 def test_no_figure_stays_open():
     import matplotlib.pyplot as plt
 
@@ -293,6 +296,7 @@ def test_no_figure_stays_open():
     assert plt.get_fignums() == before
 
 
+@pytest.mark.slow
 def test_nobody_looks_at_a_job(tmp_path):
     "papermill runs the twin: a page, and no widget, in the notebook or in its metadata"
     source = "from macular.ui.playground import playground\nplayground(langs=('de',))"
@@ -310,6 +314,7 @@ def test_nobody_looks_at_a_job(tmp_path):
     ] and "widgets" not in done.metadata
 
 
+@pytest.mark.slow
 def test_the_playground_is_there_at_once():
     "From a cold start, three seconds of a processor that does nothing else, without torch or transformers"
     code = (
@@ -520,6 +525,7 @@ def test_words_for_a_training_that_runs(training):
         assert not (training / "control").exists()
 
 
+@pytest.mark.slow
 def test_a_view_follows_and_ends(training, cell):
     "New lines are drawn by a thread, which is gone when the cell is run again or the view is closed"
 
