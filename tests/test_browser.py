@@ -276,7 +276,7 @@ def test_nothing_piles_up(lab, browser):
 
 
 def test_buttons_reach_a_training_elsewhere(lab, browser):
-    "Pause, evaluate, go on, stop: through the folder, while the training runs in another process"
+    "Pause, evaluate, resume, stop: through the folder, while the training runs in another process"
     begin = (
         "import tempfile\nfrom macular.ui.live import *\nfrom macular.train.config import Job\n"
         "out = tempfile.mkdtemp()\n"
@@ -304,7 +304,7 @@ def test_buttons_reach_a_training_elsewhere(lab, browser):
     assert out.inner_text() == before
     press("evaluate")
     says("asked to evaluate", "paused")
-    press("go on")
+    press("resume")
     wait_until(page, lambda: "running" in out.inner_text() and out.inner_text() != before, "it goes on")
     press("stop")
     says("stopped")

@@ -84,7 +84,7 @@ def train_long():
         live(
             "start",
             {
-                "row": row,
+                "method": row,
                 "folder": Path(folder),
                 "steps": steps,
                 "phases": [(p.name, p.passes * p.steps) for p in phases],
@@ -240,7 +240,7 @@ def test_a_million_steps_are_read_in_little_memory(tmp_path, monkeypatch):
     folder = write_history(tmp_path / "long", n)
     with allocated() as held:
         steps, rounds = history(folder), rounds_of(folder)
-    assert figures._MOST / 2 <= len(steps) <= figures.MOST + 1 and held.peak < 60
+    assert figures._MOST / 2 <= len(steps) <= figures._MOST + 1 and held.peak < 60
     assert [r["round"] for r in rounds] == list(range(1, 11)) and rounds[-1]["dev"] == {"xnli": 59.0}
     assert steps["step"].is_monotonic_increasing and steps["step"].iloc[-1] > n - n / figures._MOST
     share = steps.groupby("round")["phase"].value_counts(normalize=True)
@@ -278,7 +278,7 @@ class Hurried:  # a thousand times it draws, as a real one in six minutes
 def run(job, watch):
     "The job itself; then its watcher is told 20,000 steps, and its trainings become long ones"
     result = true(job, watch)
-    macular.results.figures.time, facts = Hurried, dict(row=methods["finetune"])
+    macular.results.figures.time, facts = Hurried, dict(method=methods["finetune"])
     watch("start", facts | dict(folder=Path("x"), steps=20_000, phases=[("net", 20_000)], rows={}, notes=[]))
     for step in range(1, 20_001): watch("step", dict(step=step, of=20_000, round=1, phase="net", batch=step, loss=1 / step, task=1 / step, lang_adv=1 / step))
     watch("round", facts | dict(round=1, dev={"pawsx": 50.0}))

@@ -372,7 +372,7 @@ SAME = """
 import hashlib, sys
 from macular.data.mini_world import Mini, lexicon, text, _told, web
 from macular.data.tasks import tasks
-rows = [r for name in ("xnli", "pawsx", "qam", "qadsm") for r in told(Mini(dev=20), tasks[name], "dev", "de")]
+rows = [r for name in ("xnli", "pawsx", "qam", "qadsm") for r in _told(Mini(dev=20), tasks[name], "dev", "de")]
 print(hashlib.sha256(repr((rows, lexicon().digest, list(text("ja", 50)))).encode()).hexdigest(), sorted(m for m in ("torch", "transformers", "pandas", "datasets", "pyarrow", "scipy") if m in sys.modules))
 """  # noqa: E501
 

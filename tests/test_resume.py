@@ -77,7 +77,7 @@ def points():
 
     from macular import store
     from macular.text import encode
-    from macular.train import build, checkpoints, stages, trainer
+    from macular.train import build, checkpoints, evaluate, stages, trainer
 
     run = sys.modules["macular.train.run"]
 
@@ -154,8 +154,8 @@ def points():
         ),
         "stage 1 done, stage 2 not begun": Point(stages, "write_json", 1, "after", named("training.json")),
         "stage 2's record half written": Point(store, "write_bytes", 2, half, named("training.json")),
-        "scoring, before": Point(run, "evaluate", 1),
-        "scoring, between two rounds": Point(run, "evaluate", 2),
+        "scoring, before": Point(evaluate, "evaluate", 1),
+        "scoring, between two rounds": Point(evaluate, "evaluate", 2),
         "config written": Point(run, "write_json", 1, "after", named("config.json")),
         "predictions half written": Point(run, "write_bytes", 1, half, named("predictions.parquet")),
         "between predictions and result": Point(run, "write_json", 1, "before", named("result.json")),

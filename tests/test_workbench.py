@@ -521,7 +521,7 @@ def test_words_for_a_training_that_runs(training):
             _ask(training, word)
             assert (training / "control").read_bytes() == written
             (training / "control").write_bytes(b"pause" if word == "pause" else written)
-        _ask(training, "go on")
+        _ask(training, "resume")
         assert not (training / "control").exists()
 
 

@@ -34,7 +34,7 @@ def phases():
 
 
 def train(folder, rounds=ROUNDS, **options):
-    "Train, or go on with what is in a folder"
+    "Train, or resume what is in a folder"
     return fit(built := phases(), Loop(rounds), folder=folder, on_round=lambda n: {"so far": n}, **options), {
         p.name: p.trains for p in built
     }
