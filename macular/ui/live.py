@@ -90,20 +90,20 @@ def _status(
     )
 
 # %% ../../nbs/ui/05_live.ipynb #2a5364ee
-_WORDS = ("stop", "pause", "go on", "evaluate")
+_WORDS = ("stop", "pause", "resume", "evaluate")
 
 
 def _ask(
     folder: Path,  # of a training
     word: str,
 ) -> str:  # a message on what was done
-    "Ask a training to stop, pause, go on or evaluate"
+    "Ask a training to stop, pause, resume or evaluate"
     if word not in _WORDS:
         raise ParameterError(unknown("word for a training", word, _WORDS))
     state = _state(folder)
     if state not in ("running", "paused"):
         return f"it is {state}: nothing was asked"
-    if word == "go on":
+    if word == "resume":
         (folder / "control").unlink(missing_ok=True)
     elif word == "evaluate" and state == "paused":
         write_bytes(folder / "control", b"evaluate pause")
