@@ -1660,6 +1660,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'macular.train.resolve._switched': ('train/resolve.html#_switched', 'macular/train/resolve.py'),
                                        'macular.train.resolve.changed': ('train/resolve.html#changed', 'macular/train/resolve.py'),
                                        'macular.train.resolve.command': ('train/resolve.html#command', 'macular/train/resolve.py'),
+                                       'macular.train.resolve.complete': ('train/resolve.html#complete', 'macular/train/resolve.py'),
                                        'macular.train.resolve.identity': ('train/resolve.html#identity', 'macular/train/resolve.py'),
                                        'macular.train.resolve.job_key': ('train/resolve.html#job_key', 'macular/train/resolve.py'),
                                        'macular.train.resolve.method_of': ('train/resolve.html#method_of', 'macular/train/resolve.py'),

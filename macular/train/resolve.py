@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ALGORITHM', 'PLACES', 'method_of', 'stage_methods', 'seeds', 'training_key', 'job_key', 'identity', 'place',
-           'changed', 'command', 'Stage', 'ResolvedJob', 'on_gpu', 'settle', 'resolve_job']
+           'changed', 'command', 'Stage', 'ResolvedJob', 'on_gpu', 'complete', 'settle', 'resolve_job']
 
 # %% ../../nbs/train/04_resolve.ipynb #f06c35fa
 import shlex
@@ -258,13 +258,20 @@ def on_gpu(job: Job) -> bool:
     return torch.cuda.is_available() and job.preset != "mini"
 
 
+def complete(job: Job) -> Job:
+    "Check a job and fill in the numbers of its preset"
+    import torch
+
+    return fill(check(vars(job)), torch.cuda.is_available())
+
+
 def settle(
     job: Job,
 ) -> Job:  # with all values, and the precision of this machine
     "Check a job and complete it for this machine"
     import torch
 
-    job = fill(check(vars(job)), torch.cuda.is_available())
+    job = complete(job)
     if job.precision != "auto":
         return job
     if on_gpu(job):

@@ -30,7 +30,7 @@ from ..exceptions import MacularError, ParameterError, SetupError, Stopped, brie
 from ..store import clear, read_json, write_bytes, write_json
 from .build import Hyperparameters, available_losses
 from .checks import check_inputs, refuse
-from .config import Job, check, fill, presets
+from .config import Job, presets
 from .evaluate import score
 from .inputs import PAPER, Data, count_examples
 from .methods import ADVERSARIES
@@ -39,6 +39,7 @@ from macular.train.resolve import (
     PLACES,
     ResolvedJob,
     Stage,
+    complete,
     job_key,
     on_gpu,
     place,
@@ -230,7 +231,7 @@ def run(
     source=None,  # of the examples, instead of the job's; for example a mini world with other settings
 ) -> Result:
     "Run a job, or read its result if it is finished"
-    job = fill(check(vars(job)), gpu=torch.cuda.is_available())
+    job = complete(job)
     with recorded(place(job), watch) as watch:
         job = settle(job)
         return carry_out(resolve_job(job, Data(job, source=source)), watch)
