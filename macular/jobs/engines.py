@@ -138,8 +138,6 @@ def attempt(
     again: bool = False,  # also run a job that is done: the store finds its trainings by the hashes of its data
 ) -> dict:  # its state afterwards; "died" where the kernel was killed
     "Run a job and record its outcome"
-    from macular.train.run import failure
-
     path = place(job) / "state.json"
     with lock(place(job), wait=-1):
         before = last_state(job)
@@ -152,6 +150,8 @@ def attempt(
         try:
             outcome = {"state": "done", "folder": do(job).name}
         except Exception as e:
+            from macular.train.run import failure  # imports torch
+
             outcome = {"state": "died" if isinstance(e, KilledError) else "failed"} | failure(e)
         now |= outcome | {"seconds": round(time.monotonic() - started, 1)}
         write_json(path, now)
@@ -371,7 +371,7 @@ def sweep(
 # %% ../../nbs/jobs/02_engines.ipynb #1d85b501
 def _give_up(job, times):
     "Record a job as failed whose process was killed on every attempt"
-    from macular.train.run import failure
+    from macular.train.run import failure  # imports torch
 
     error = KilledError(
         f"its process was killed {times} times, most likely for lack of memory; "
