@@ -154,7 +154,7 @@ def _wanted() -> list:
 
 
 class SignalNote:
-    "`with Listening() as heard:` record the first signal in `heard.number`; a second signal acts as usual"
+    "`with SignalNote() as heard:` record the first signal in `heard.number`; a second signal acts as usual"
 
     def __init__(self, then: Callable | None = None):  # called with the signal's number when it arrives
         self.then = then
