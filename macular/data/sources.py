@@ -116,16 +116,16 @@ class Layout:
         return sum(n) if isinstance(n, tuple) else n
 
 # %% ../../nbs/data/02_sources.ipynb #3f6a51ee
-def _published(where: str) -> dict:  # task -> layouts; each split is in one of them
-    "Read the layouts of the official archives or of the hub"
-    read = tomllib.loads(files("macular").joinpath("assets", "layouts.toml").read_text("utf-8"))
+def _published(records: dict) -> dict:  # task -> layouts; each split is in one of them
+    "Make the layouts from the tables of `layouts.toml`"
     found = {}
-    for task, layouts in read[where].items():
+    for task, layouts in records.items():
         found[task] = tuple(Layout(**layout, published=True) for layout in layouts)
     return found
 
 
-archives, hub_layouts = _published("archives"), _published("hub")
+_read = tomllib.loads(files("macular").joinpath("assets", "layouts.toml").read_text("utf-8"))
+archives, hub_layouts = _published(_read["archives"]), _published(_read["hub"])
 
 
 def pick_layout(
