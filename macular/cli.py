@@ -29,7 +29,7 @@ from macular.arguments import (
 from .core import key, root, table
 from .data.check import check_data
 from .data.download import fetch as fetch_data
-from .data.readers import TEXTS, read_texts
+from .data.readers import read_texts
 from .data.tasks import tasks
 from .exceptions import MacularError, ParameterError, ending, unknown
 from .jobs.engines import compute, run_as_notebook, run_notebook, sweep
@@ -264,20 +264,20 @@ def _predict(
     file: Annotated[
         str,
         Argument(
-            metavar="FILE", help="Pairs of texts: .csv, .tsv, .jsonl, .parquet; .txt with a tab between two texts."
+            metavar="FILE", help="Texts or pairs: .csv, .tsv, .jsonl, .parquet; .txt with a tab between two texts."
         ),
     ],
-    columns: Annotated[tuple[str, str], Option(help="Columns of the first and the second text.")] = TEXTS,
+    column: Annotated[list[str], Option(help="Another column of the text; for pairs, two.")] = [],  # noqa: B006
     keep: Annotated[list[str], Option(help="Another column to copy, such as an id; repeatable.")] = [],  # noqa: B006
     to: Annotated[str, Option(help="A new .csv, .jsonl or .parquet file; by default CSV is printed.")] = "",
 ):
-    "Predict the label of each pair of texts in a file, with the probability of every label."
+    "Predict the labels of texts (column text) or pairs (text_a and text_b), with the probability of every label."
     if to:
         new_file(to)  # raises for an existing file before anything is computed
-    texts = read_texts(file, columns, keep)
+    texts = read_texts(file, column, keep)
     from macular.deploy.huggingface import predict_texts  # imports torch
 
-    frame = predict_texts(texts, folder, columns)
+    frame = predict_texts(texts, folder, column)
     print(f"{len(frame):,} rows in {write_table(frame, to)}\n" if to else frame.to_csv(index=False), end="")
 
 # %% ../nbs/99_cli.ipynb #97d464c2

@@ -431,7 +431,7 @@ DATA = [
         "one text in two Unicode forms",
         train(table("8\tcafé\tcat\t1", "9\tcafe\u0301\tcat\t1")),
         W,
-        ("1 of 10 pairs differ from another only in their Unicode form", "own train in en 1"),
+        ("1 of 10 examples differ from another only in their Unicode form", "own train in en 1"),
     ),
     ("wrongly decoded", odd("cafÃ©"), W, ("1 of 66 texts look wrongly decoded",)),
     (
@@ -566,21 +566,15 @@ DATA = [
         W,
         (
             "1 of 9 ids occur more than once",
-            "1 of 9 pairs occur with two labels",
-            "1 of 9 pairs occur more than once",
+            "1 of 9 examples occur with two labels",
+            "1 of 9 examples occur more than once",
         ),
     ),
     (
         "test rows that were trained on",
         {"test.en.tsv": table(start=200, n=6) + "\n".join(table().splitlines()[1:4]) + "\n"},
         W,
-        ("3 of 9 scored pairs are also training examples: own test in en 3",),
-    ),
-    (
-        "max_train takes a label away",
-        {"train.en.tsv": HEAD + "".join(f"{i}\tthe dog {i}\tcat\t{int(i == 0)}\n" for i in range(12)), "@max_train": 2},
-        DataError,
-        ("max_train=2 leaves too few examples", "none of yes"),
+        ("3 of 9 scored examples are also training examples: own test in en 3",),
     ),
 ]
 
@@ -1099,7 +1093,7 @@ def test_what_is_odd_is_kept_with_the_result(tmp_path):
         ),
         lambda event, facts: None,
     )
-    assert any("1 of 7 scored pairs are also training examples" in note for note in result.values["notes"])
+    assert any("1 of 7 scored examples are also training examples" in note for note in result.values["notes"])
     frame = result.predictions
     assert result.values["collapsed"] == [
         x for x in ("en", "de") if frame[frame.language == x].prediction.nunique() == 1

@@ -246,7 +246,7 @@ def test_markup_in_a_text_is_text(done, tmp_path):
     path = export(done("finetune", backbone=str(toy.backbone("bert")), max_length=32, rounds=1), tmp_path / "model")
     tokenizer, pair = AutoTokenizer.from_pretrained(path), ("the [SEP] dog", "a [CLS] cat")
     ids = tokenizer(*pair)["input_ids"]
-    assert ids == tokenize(toy.tokenizer("bert"), *([t] for t in pair), 32).ids.tolist()
+    assert ids == tokenize(toy.tokenizer("bert"), [[t] for t in pair], 32).ids.tolist()
     assert ids.count(tokenizer.sep_token_id) == 2 and ids.count(tokenizer.cls_token_id) == 1
 
 

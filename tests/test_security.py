@@ -522,7 +522,7 @@ def test_no_special_token_comes_out_of_a_text(name):
     @given(st.lists(st.tuples(*2 * [strange(tokenizer.all_special_tokens)]), min_size=1, max_size=4))
     def property(pairs):
         fields = [list(f) for f in zip(*pairs)]
-        assert specials(tokenize(tokenizer, *fields, 200)) == [template] * len(pairs)
+        assert specials(tokenize(tokenizer, fields, 200)) == [template] * len(pairs)
         if chunking_obstacle(tokenizer):
             return
         chunked = Chunked(tokenizer, fields, np.arange(len(pairs)), CodeSwitch(("de",), word=1.0), words)

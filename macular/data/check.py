@@ -8,12 +8,14 @@ __all__ = ['DataReport', 'check_data']
 # %% ../../nbs/data/09_check.ipynb #61ca9f89
 from collections import Counter
 from dataclasses import dataclass
+from itertools import chain
 
 from ..core import escape_markdown, resolve, table
 from .download import downloads, licence_label, licensed
 from .lexicon import Lexicon
-from .sources import Folder, archives, splits
-from .tasks import facts, find, load, tasks
+from .readers import texts_of
+from .sources import Folder, archives, pick_layout, splits
+from .tasks import PAPER, facts, find, load, tasks
 from ..exceptions import MacularError
 
 # %% ../../nbs/data/09_check.ipynb #8355ee5c
@@ -91,8 +93,8 @@ def _read_data(wanted, source):
             found.splits.append(_read_split(task, split, task.source or source, train))
             if split == "train" and found.splits[-1].state not in ("missing", "unusable"):
                 train = load(task, split, source=source)
-                first = train[:2000]
-                found.texts.extend(first["text_a"] + first["text_b"])
+                first = train.select(range(min(2000, len(train))))
+                found.texts.extend(chain(*texts_of(first)))
     return found
 
 # %% ../../nbs/data/09_check.ipynb #c52a078f
@@ -178,7 +180,14 @@ def _todo_published(wanted, data, missing, data_dir, lexicon_dir):
     todo = []
     in_muse = {file for part in downloads["dictionaries"] for file in part.keep}
     for task in wanted:
-        if absent := data.missing(task.name):
+        absent = data.missing(task.name)
+        if absent and task.name not in downloads:
+            layout = pick_layout(archives, task, absent[0], "an archive folder")
+            todo.append(
+                f"{task.name} is not in {data_dir}: {', '.join(absent)}. It has no download; make the tables "
+                f"{layout.files[absent[0]]} from the release of {layout.origin}."
+            )
+        elif absent:
             todo.append(
                 f"{task.name} is not in {data_dir}: {', '.join(absent)}. A job without data_dir reads it from the "
                 f"Hugging Face hub; for a copy of your own: macular data fetch {task.name} --to {data_dir}"
@@ -193,14 +202,20 @@ def _todo_published(wanted, data, missing, data_dir, lexicon_dir):
     return todo
 
 # %% ../../nbs/data/09_check.ipynb #f93cde8a
+def _known(folder):
+    "Return the paper's tasks, and the other known tasks of which the folder has examples"
+    known = [t for t in tasks.values() if t.name in archives]
+    return [t for t in known if t.name in PAPER or any(folder.langs(t, split) for split in splits)]
+
+
 def check_data(
     data_dir="data",  # folder of the archives; relative folders start at the project's root
     lexicon_dir="data/dictionaries",  # `en-de.txt`, …
     word: float = 0.5,  # nominal switch rate, from which the realised one is computed
-    task: str = "",  # the path of a task's TOML file, or its name; empty: the paper's tasks
+    task: str = "",  # the path of a task's TOML file, or its name; empty: the paper's tasks, and what else is there
 ) -> DataReport:
     "Read all data sets and dictionaries on this machine; report what is missing or wrong"
-    wanted = [find(task)] if task else [t for t in tasks.values() if t.name in archives]
+    wanted = [find(task)] if task else _known(Folder(str(data_dir)))
     own = wanted[0] if wanted[0].source else None  # a task with its own files
     data = _read_data(wanted, None if own else Folder(str(data_dir)))
     dictionaries = _read_dictionaries(wanted, resolve(lexicon_dir), data.texts, word)

@@ -55,7 +55,10 @@ def _muse(lang):
     return Download((f"{folder}/en-{lang}.txt", f"{folder}.tar.gz"), (f"en-{lang}.txt",), MUSE_LICENCE, True)
 
 # %% ../../nbs/data/08_download.ipynb #ab6594d5
-_MUSE_LANGS = ("ar", "bg", "de", "el", "es", "fr", "hi", "ja", "ko", "ru", "th", "tr", "vi", "zh")
+_MUSE_LANGS = (
+    *("ar", "bg", "da", "de", "el", "es", "fr", "hi", "id"),
+    *("it", "ja", "ko", "nl", "ru", "th", "tr", "vi", "zh"),
+)
 
 downloads = {  # name for `fetch` -> its parts
     "xnli": (
@@ -83,6 +86,7 @@ downloads = {  # name for `fetch` -> its parts
     ),
     "qam": (_xglue("qam"),),
     "qadsm": (_xglue("qadsm"),),
+    "sib200": (Download(("hub:sib200",), ("sib200/*.tsv",), "CC BY-SA 4.0 (SIB-200)", by_hand=_USE_HUB),),
     "dictionaries": tuple(map(_muse, _MUSE_LANGS)),
 }
 
@@ -177,15 +181,18 @@ def _from_url(url, part, aside, known):
     return [part.keep[0]], {url: seen}
 
 # %% ../../nbs/data/08_download.ipynb #516e6ce1
+def _columns(layout):
+    return [column for column in (layout.id, *layout.text_a, *layout.text_b, layout.label) if column]
+
+
 def _from_hub(name, aside):
     "Write a task's hub copy into `aside/new` in the archive's format; return the files and {source: None}"
     task, hub, archive = tasks[name], Hub(), Folder(".")
     files = []
     for split in splits:
-        layout = hub.layout(task, split)
-        columns = [*layout.text_a, *layout.text_b, layout.label]
+        columns, names = _columns(hub.layout(task, split)), _columns(archive.layout(task, split))
         for lang in hub.langs(task, split):
-            lines = []
+            lines = [] if archive.layout(task, split).columns else ["\t".join(names)]  # the line of the names
             for path in hub.paths(task, split, lang):
                 values, _ = read_columns(path, columns)
                 cells = zip(*(map(str, values[c]) for c in columns), strict=True)
@@ -265,7 +272,7 @@ def licence_label(
 
 # %% ../../nbs/data/08_download.ipynb #63cea432
 def fetch(
-    names: str | list[str],  # `xnli`, `pawsx`, `qam`, `qadsm` or `dictionaries`; one, or several
+    names: str | list[str],  # `xnli`, `pawsx`, `qam`, `qadsm`, `sib200` or `dictionaries`; one, or several
     to=None,  # the folder, from the project's root; None: data, and data/dictionaries for dictionaries
     yes: bool = False,  # accept the licences shown
 ) -> list[dict]:  # files, number of rows and source of each part

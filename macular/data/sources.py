@@ -46,13 +46,14 @@ def _check_layout(layout):
         value = getattr(layout, name)
         require(value is None or _is_name_or_names(value), name, "a column's name is needed, or a list of them")
         filled = value and all([value] if isinstance(value, str) else value)
-        require(name == "columns" or filled, name, "a row has two texts: a column's name is needed, or a list of them")
+        require(name != "text_a" or filled, name, "the name of the column with the text is needed, or a list of them")
     for name in ("label", "separator", "id", "lang", "written_in", "licence"):
         require(isinstance(getattr(layout, name), (str, type(None))), name, "a text is needed")
     require(layout.label, "label", "the name of the column with the labels is needed")
     sep = layout.separator
     good = sep is None or len(sep) == 1 and sep not in '"\r\n'
     require(good, "separator", "one character is needed, which is no quote")
+    require(isinstance(layout.codes, dict), "codes", 'a table is needed, language = code, as {de = "deu_Latn"}')
     good = isinstance(layout.labels, (dict, type(None)))
     require(good, "labels", 'a table is needed, spelling = label name, as {"0" = "no", "1" = "yes"}')
     _check_files(layout, require)
@@ -81,13 +82,14 @@ class Layout:
 
     files: dict  # split -> path; `{lang}` if every language has its own file
     text_a: tuple  # columns of the first text, joined by a blank
-    text_b: tuple  # columns of the second
+    text_b: tuple = ()  # columns of the second; empty: a task of single texts
     label: str = "label"  # column of the label
     labels: dict = None  # spelling in the file -> label name; None: the names themselves
     columns: tuple = None  # names of the columns, for files without a header line
     separator: str = None  # between the cells; None: a comma in a .csv, else a tab
     id: str = None  # column of the example's id; None: the example's number
     lang: str = None  # column of the language, if one file holds several
+    codes: dict = field(default_factory=dict)  # language -> its code in paths and in that column, if it is another
     written_in: str = None  # language of a file without `{lang}` in its path; None: the task's source language
     rows: dict = field(default_factory=dict)  # split -> published number of examples, or of each label
     published: bool = False  # an official file: empty texts are counted, not refused
@@ -116,16 +118,14 @@ class Layout:
         return sum(n) if isinstance(n, tuple) else n
 
 # %% ../../nbs/data/02_sources.ipynb #3f6a51ee
-def _published(records: dict) -> dict:  # task -> layouts; each split is in one of them
-    "Make the layouts from the tables of `layouts.toml`"
-    found = {}
-    for task, layouts in records.items():
-        found[task] = tuple(Layout(**layout, published=True) for layout in layouts)
-    return found
+def _published(layouts: list) -> tuple:
+    "Make a task's layouts from tables of `layouts.toml`; each split is in one of them"
+    return tuple(Layout(**layout, published=True) for layout in layouts)
 
 
 _read = tomllib.loads(files("macular").joinpath("assets", "layouts.toml").read_text("utf-8"))
-archives, hub_layouts = _published(_read["archives"]), _published(_read["hub"])
+archives = {task: _published(layouts) for task, layouts in _read["archives"].items()}
+hub_layouts = {task: _published(layouts) for task, layouts in _read["hub"].items()}
 
 
 def pick_layout(
@@ -154,7 +154,7 @@ class _Files:
                 f"{task.name}: there are {split} examples in '{own}' only, not in '{lang}'. "
                 "Machine-translated training files are never read: the setting is zero-shot."
             )
-        return path.replace("{lang}", lang)
+        return path.replace("{lang}", layout.codes.get(lang, lang))
 
     def paths(self, task, split, lang):
         "Return the files with the examples of one split in one language"
@@ -203,7 +203,7 @@ def _in_column(files, layout):
         for path in paths:
             values, _ = read_columns(path, [layout.lang], layout.columns, layout.separator)
             found[paths].update(values[layout.lang])
-    return [lang for lang, paths in files.items() if lang in found[paths]]
+    return [lang for lang, paths in files.items() if layout.codes.get(lang, lang) in found[paths]]
 
 
 def _is_there(source, task, split, lang):

@@ -241,7 +241,7 @@ def _limits(taken: ExportSpec) -> list[str]:  # sentences
     if switched and bare:
         found.append(f"There was no dictionary for {', '.join(bare)}.")
     if values["collapsed"] and _scores(taken):
-        found.append(f"In {', '.join(values['collapsed'])} it predicts the same label for every pair.")
+        found.append(f"In {', '.join(values['collapsed'])} it predicts the same label for every example.")
     return found + [f"{note[0].upper()}{note[1:]}." for note in values["notes"]]
 
 # %% ../../nbs/deploy/01_card.ipynb #894f21e7
@@ -395,5 +395,6 @@ def _about(taken):
     if taken.frozen:
         package = f"the package `macular` (here version {version('macular')}), which must be installed"
         needs = f"Its class, `MacularForSequenceClassification`, comes with {package}."
-    asked = f"Classifies a pair of texts ({', '.join(task.fields)}) as one of {labels}."
+    texts = "a pair of texts" if task.fields[1:] else "a text"
+    asked = f"Classifies {texts} ({', '.join(task.fields)}) as one of {labels}."
     return f"{asked} Labels were learned in `{task.source_lang}` alone; it is meant for {langs}. {needs}"

@@ -191,20 +191,18 @@ def _refuse_to_replace(folder):
 
 # %% ../../nbs/deploy/02_huggingface.ipynb #0dc1c210
 def predict(
-    frame,  # a data frame with the pairs
+    frame,  # a data frame with the texts
     model,  # a model folder, or a hub name
-    columns: tuple[str, str] = ("text_a", "text_b"),  # of the first and the second text
+    columns: Sequence[str] = (),  # of the text, or of both texts; empty: text, or text_a and text_b
     batch_size: int = 32,
 ):  # the frame with `prediction` and p_<label>, the probability of each label
-    "Predict the labels of a table of pairs"
-    for column in columns:
-        if column not in frame:
-            raise ParameterError(unknown("column", column, frame.columns))
+    "Predict the labels of a table of texts or pairs"
+    columns = _text_columns(frame, columns)
     _check_texts(frame, columns)
     if Path(model).is_dir():
         refuse_code(Path(model))
-    texts, pair_texts = (frame[column].tolist() for column in columns)
-    order = sorted(range(len(frame)), key=lambda i: len(texts[i]) + len(pair_texts[i]))  # little padding
+    examples = list(zip(*(frame[column].tolist() for column in columns), strict=True))
+    order = sorted(range(len(frame)), key=lambda i: sum(map(len, examples[i])))  # little padding
     classify = pipeline(
         "text-classification",
         model=str(model),
@@ -213,9 +211,9 @@ def predict(
         trust_remote_code=False,
         model_kwargs={"use_safetensors": True},
     )
-    pairs = [{"text": texts[i], "text_pair": pair_texts[i]} for i in order]
-    scored = classify(pairs, batch_size=batch_size) if pairs else []
-    probabilities = [{}] * len(frame)  # label -> probability, of each pair
+    inputs = [dict(zip(("text", "text_pair"), examples[i], strict=False)) for i in order]
+    scored = classify(inputs, batch_size=batch_size) if inputs else []
+    probabilities = [{}] * len(frame)  # label -> probability, of each example
     for i, scores in zip(order, scored, strict=True):
         probabilities[i] = {score["label"]: score["score"] for score in scores}
     new = {"prediction": [max(p, key=p.get) for p in probabilities]}
@@ -224,28 +222,36 @@ def predict(
     return frame.assign(**new)
 
 
+def _text_columns(frame, named):
+    "Return the columns of the texts; raise `ParameterError` if there is none of that name"
+    columns = tuple(named) or (("text",) if "text" in frame else TEXTS)
+    for column in columns:
+        if column not in frame:
+            raise ParameterError(unknown("column", column, frame.columns))
+    return columns
+
+
 def _check_texts(frame, columns):
     odd = []
     for column in columns:
         odd += [i for i, text in zip(frame.index, frame[column], strict=True) if not isinstance(text, str)]
     if odd:
-        raise DataError(f"{len(odd)} of {2 * len(frame)} texts are missing, first in row {odd[0]}; fill or drop them")
+        total = len(columns) * len(frame)
+        raise DataError(f"{len(odd)} of {total} texts are missing, first in row {odd[0]}; fill or drop them")
 
 # %% ../../nbs/deploy/02_huggingface.ipynb #a0e5b911
 def predict_texts(
-    frame,  # a data frame with the pairs
+    frame,  # a data frame with the texts
     folder,  # a model folder, a finished run's folder, or a run's name below runs/
-    columns: Sequence[str] = TEXTS,  # of the first and the second text
+    columns: Sequence[str] = (),  # of the text, or of both texts; empty: text, or text_a and text_b
 ):  # the frame with `prediction` and p_<label>, the probability of each label
-    "Predict the label of each pair of texts; raise `DataError` if the folder holds neither model nor run"
-    for column in columns:
-        if column not in frame:
-            raise ParameterError(unknown("column", column, frame.columns))
+    "Predict the label of each text or pair; raise `DataError` if the folder holds neither model nor run"
+    columns = _text_columns(frame, columns)
     run = located(folder)
     if run is not None:
         return _predict_with_run(frame, run, columns)
     if (resolve(folder) / "config.json").is_file():
-        return predict(frame, resolve(folder), tuple(columns))
+        return predict(frame, resolve(folder), columns)
     raise DataError(
         f"there is no model and no finished run in {folder}: neither config.json nor result.json is there. "
         "Give the folder of an export, the folder of a run, or a run's name below runs/."
@@ -264,9 +270,15 @@ def _predict_with_run(frame, run, columns):
     data, trainings = reopen(run, Accelerator(cpu=not torch.cuda.is_available()))
     if trainings[0].method.encoder == "syntax":
         raise ParameterError(f"{run.name} reads a dependency tree beside each text, which new texts do not have.")
-    pairs = {name: frame[column].tolist() for name, column in zip(TEXTS, columns, strict=True)}
+    fields = data.target.fields
+    if len(columns) != len(fields):
+        raise ParameterError(
+            f"{run.name} reads {len(fields)} text{'s' * (len(fields) > 1)} ({', '.join(fields)}), and {len(columns)} "
+            f"column{'s are' if len(columns) > 1 else ' is'} named: {', '.join(columns)}. Name as many columns."
+        )
+    texts = dict(zip(TEXTS, (frame[column].tolist() for column in columns), strict=False))
     # the reader of test sets needs an id and a label; the net sees neither
-    rows = as_dataset(data.target.labels, {"id": list(map(str, range(len(frame)))), "label": [0] * len(frame)} | pairs)
+    rows = as_dataset(data.target.labels, {"id": list(map(str, range(len(frame)))), "label": [0] * len(frame)} | texts)
     frames = []
     for t in trainings:
         net = t.net(t.weights(t.best))

@@ -15,7 +15,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 from ..data.lexicon import count_words
-from ..data.readers import SEEN
+from ..data.readers import SEEN, texts_of
 from ..data.sources import File, splits
 from ..data.tasks import load
 from ..exceptions import DataError, SetupError, first_line, shown
@@ -50,13 +50,14 @@ def _odd_texts(
 ) -> list[str]:  # one sentence per kind
     "Count the unusual texts of each kind, and locate the first one"
     found = {kind: [] for kind in _ODD}
+    total = 0
     for place, examples in read.items():
-        for column in ("text_a", "text_b"):
-            for i, text in enumerate(examples[column][:]):
+        for texts in texts_of(examples):
+            total += len(texts)
+            for i, text in enumerate(texts):
                 for kind, is_odd in _ODD.items():
                     if is_odd(text):
-                        found[kind].append((place, examples["id"][i] if i < len(examples) else i))
-    total = 2 * sum(map(len, read.values()))
+                        found[kind].append((place, examples["id"][i]))
     return [
         f"{len(hits):,} of {total:,} texts {kind}; the first: {_where(*hits[0])}"
         for kind, hits in found.items()
@@ -74,20 +75,20 @@ class _File:
     "The examples of one file, with counts of unusual ones"
 
     place: tuple  # task, split, language
-    pairs: list
+    texts: list  # of each example, a tuple of one or two
     labels: list
     ids: list
 
     @classmethod
     def of(cls, place, examples):
-        pairs = list(zip(examples["text_a"][:], examples["text_b"][:], strict=True))
-        return cls(place, pairs, examples["label"][:], examples["id"][:])
+        texts = list(zip(*texts_of(examples), strict=True))
+        return cls(place, texts, examples["label"][:], examples["id"][:])
 
     def repeated(self):
-        return len(self.pairs) - len(set(self.pairs))
+        return len(self.texts) - len(set(self.texts))
 
     def contradictory(self):
-        labels = Counter(pair for pair, _ in set(zip(self.pairs, self.labels, strict=True)))
+        labels = Counter(texts for texts, _ in set(zip(self.texts, self.labels, strict=True)))
         return sum(n > 1 for n in labels.values())
 
     def twice(self):
@@ -99,24 +100,24 @@ class _File:
         return found
 
     def forms(self):
-        known, found = set(self.pairs), 0
-        for pair in known:
-            composed = tuple(unicodedata.normalize("NFC", text) for text in pair)
-            found += composed != pair and composed in known
+        known, found = set(self.texts), 0
+        for texts in known:
+            composed = tuple(unicodedata.normalize("NFC", text) for text in texts)
+            found += composed != texts and composed in known
         return found
 
     def seen(self, trained):
-        return sum(pair in trained for pair in self.pairs) if self.place[1] != "train" else 0
+        return sum(texts in trained for texts in self.texts) if self.place[1] != "train" else 0
 
     def majority(self):
         return max(Counter(self.labels).values()) / len(self.labels)
 
 # %% ../../nbs/train/05_checks.ipynb #a1c07e52
 _ALONGSIDE = {
-    "repeated": "pairs occur more than once",
-    "contradictory": "pairs occur with two labels",
+    "repeated": "examples occur more than once",
+    "contradictory": "examples occur with two labels",
     "twice": "ids occur more than once; a number was appended",
-    "forms": "pairs differ from another only in their Unicode form (NFC, NFD)",
+    "forms": "examples differ from another only in their Unicode form (NFC, NFD)",
 }
 
 
@@ -125,12 +126,12 @@ def _odd_examples(
 ) -> list[str]:  # one sentence per kind
     "Count the examples that are unusual in comparison with others"
     files = [_File.of(place, examples) for place, examples in read.items()]
-    trained = {f.place[0]: set(f.pairs) for f in files if f.place[1] == "train"}
+    trained = {f.place[0]: set(f.texts) for f in files if f.place[1] == "train"}
     told = []
     for kind, sentence in _ALONGSIDE.items():
         told.append(_told(sentence, [(getattr(f, kind)(), f) for f in files]))
     seen = [(f.seen(trained.get(f.place[0], ())), f) for f in files]
-    told.append(_told("scored pairs are also training examples", seen))
+    told.append(_told("scored examples are also training examples", seen))
     heavy = [f"{_where(f.place)} {f.majority():.1%}" for f in files if f.majority() > 0.9]
     if heavy:
         told.append(f"almost all examples have one label: {', '.join(heavy[:3])}; a majority classifier is as accurate")
@@ -141,7 +142,7 @@ def _told(kind, counts):
     found = [(n, f) for n, f in counts if n]
     if not found:
         return ""
-    total = sum(len(f.pairs) for _, f in found)
+    total = sum(len(f.texts) for _, f in found)
     places = ", ".join(f"{_where(f.place)} {n:,}" for n, f in found[:3])
     more = f" and {len(found) - 3} files more" if len(found) > 3 else ""
     return f"{sum(n for n, _ in found):,} of {total:,} {kind}: {places}{more}"
@@ -267,7 +268,7 @@ def _odd_tokens(
     told = []
     for place, examples in read.items():
         ids = []
-        for text in examples[:50]["text_a"]:
+        for text in chain(*texts_of(examples.select(range(min(50, len(examples)))))):
             ids += tokenizer(text[:2000], add_special_tokens=False, split_special_tokens=True)["input_ids"]
         unknown = ids.count(tokenizer.unk_token_id) / max(1, len(ids))
         if unknown > 0.5:
@@ -347,8 +348,7 @@ def check_inputs(
 def _training_texts(read):
     for (_, split, _), examples in read.items():
         if split == "train":
-            yield from examples["text_a"][:]
-            yield from examples["text_b"][:]
+            yield from chain(*texts_of(examples))
 
 
 def _check_labels(data, read):

@@ -26,13 +26,14 @@ from ..core import resolve, root
 from ..data.backbones import backbone_origin, local_backbone
 from ..data.mini_world import Mini
 from ..data.sources import File
+from ..data.tasks import PAPER
 from ..exceptions import MacularError, ParameterError, SetupError, Stopped, brief
 from ..store import clear, read_json, write_bytes, write_json
 from .build import Hyperparameters, available_losses
 from .checks import check_inputs, refuse
 from .config import Job, presets
 from .evaluate import score
-from .inputs import PAPER, Data, count_examples
+from .inputs import Data, count_examples
 from .methods import ADVERSARIES
 from macular.train.resolve import (
     ALGORITHM,

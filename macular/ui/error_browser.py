@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from ..core import resolve
 from ..data.lexicon import CHUNK, split
+from ..data.readers import texts_of
 from ..exceptions import DataError, ParameterError, unknown
 from ..store import read_json
 from ..train.inputs import Data
@@ -54,10 +55,9 @@ class _Answers:
             right=both["label"] == both["prediction"],
         )
 
-    def texts(self, lang: str) -> dict:  # item -> its two texts
+    def texts(self, lang: str) -> dict:  # item -> its texts
         found = self.data.rows(self.data.target, self.split, lang)
-        pairs = zip(found["text_a"], found["text_b"], strict=True)
-        return dict(zip(found["id"], pairs, strict=True))
+        return dict(zip(found["id"], zip(*texts_of(found), strict=True), strict=True))
 
     def dictionary(self, lang: str):  # empty where there is none
         if lang not in self.data.lexicon:
