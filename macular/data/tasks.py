@@ -30,8 +30,10 @@ class Task:
     source_lang: str = "en"  # the language of the training examples
     neighbour: tuple = ()  # names of the most similar tasks
     words: tuple = ()  # a word per label that fills the mask of a prompt; empty: the labels
-    max_length: int = 128  # tokens per pair
+    max_length: int | None = None  # tokens per pair; None: 128
     source: object = None  # the source of its examples, for a task with its own files
+    learning_rate: float | None = None  # of the net; None: the preset's
+    max_train: int | None = None  # maximum training examples; None: the preset's
 
     def __post_init__(self):
         for name in ("labels", "langs", "fields", "neighbour", "words"):
@@ -41,6 +43,10 @@ class Task:
             object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
         if not self.title:
             object.__setattr__(self, "title", self.name)
+        settings = {name: getattr(self, name) for name in ("max_length", "learning_rate", "max_train")}
+        object.__setattr__(self, "stated", {name: value for name, value in settings.items() if value is not None})
+        if self.max_length is None:
+            object.__setattr__(self, "max_length", 128)
         _check_task(self)
 
     def _repr_markdown_(self):
@@ -74,8 +80,17 @@ def _check_task(task):
             refuse(f"{field} is {getattr(task, field)!r}; a text is needed")
     if len(task.fields) != 2:
         refuse(f"a task has two texts, not {len(task.fields)}")
-    if isinstance(task.max_length, bool) or not isinstance(task.max_length, int) or task.max_length < 8:
-        refuse(f"max_length must be a whole number of tokens from 8, not {task.max_length!r}")
+    _check_settings(task, refuse)
+
+
+def _check_settings(task, refuse):
+    for name, least, of in (("max_length", 8, "tokens"), ("max_train", 2, "examples")):
+        value = task.stated.get(name, least)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            refuse(f"{name} must be a whole number of {of} from {least}, not {value!r}")
+    rate = task.stated.get("learning_rate", 1.0)
+    if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate <= 1:
+        refuse(f"learning_rate must be a number above 0 and at most 1, not {rate!r}")
 
 # %% ../../nbs/data/03_tasks.ipynb #8e7f1012
 tasks = Registry("task")
