@@ -30,8 +30,10 @@ class Task:
     source_lang: str = "en"  # the language of the training examples
     neighbour: tuple = ()  # names of the most similar tasks
     words: tuple = ()  # a word per label that fills the mask of a prompt; empty: the labels
-    max_length: int = 128  # tokens per example
+    max_length: int | None = None  # tokens per example; None: 128
     source: object = None  # the source of its examples, for a task with its own files
+    learning_rate: float | None = None  # of the net; None: the preset's
+    max_train: int | None = None  # maximum training examples; None: the preset's
 
     def __post_init__(self):
         for name in ("labels", "langs", "fields", "neighbour", "words"):
@@ -43,6 +45,10 @@ class Task:
             object.__setattr__(self, "title", self.name)
         if not self.fields:
             object.__setattr__(self, "fields", TEXTS if getattr(self.source, "text_b", True) else ("text",))
+        settings = {name: getattr(self, name) for name in ("max_length", "learning_rate", "max_train")}
+        object.__setattr__(self, "stated", {name: value for name, value in settings.items() if value is not None})
+        if self.max_length is None:
+            object.__setattr__(self, "max_length", 128)
         _check_task(self)
 
     def _repr_markdown_(self):
@@ -82,9 +88,17 @@ def _check_task(task):
     require(n <= 2, f"a task has one or two texts, not {n}")
     columns = 1 + bool(task.source.text_b) if isinstance(task.source, File) else n
     require(n == columns, f"fields names {n} ({', '.join(task.fields)}), and its source has columns for {columns}")
-    whole = isinstance(task.max_length, int) and not isinstance(task.max_length, bool)
-    wanted = f"max_length must be a whole number of tokens from 8, not {task.max_length!r}"
-    require(whole and task.max_length >= 8, wanted)
+    _check_settings(task, require)
+
+
+def _check_settings(task, require):
+    for name, least, of in (("max_length", 8, "tokens"), ("max_train", 2, "examples")):
+        value = task.stated.get(name, least)
+        good = isinstance(value, int) and not isinstance(value, bool) and value >= least
+        require(good, f"{name} must be a whole number of {of} from {least}, not {value!r}")
+    rate = task.stated.get("learning_rate", 1.0)
+    good = isinstance(rate, (int, float)) and not isinstance(rate, bool) and 0 < rate <= 1
+    require(good, f"learning_rate must be a number above 0 and at most 1, not {rate!r}")
 
 # %% ../../nbs/data/03_tasks.ipynb #8e7f1012
 tasks = Registry("task")

@@ -22,6 +22,7 @@ from transformers import (
     pipeline,
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.utils import can_return_tuple
 
 from ..core import resolve
 from ..data.backbones import backbone_folder, hashes, refuse_code
@@ -53,9 +54,36 @@ def _stock_encoder(
     config,  # a backbone's
 ) -> tuple[nn.Module, int, str]:  # the module that returns e in place of logits, e's width, name of the removed layer
     "Build a stock classifier without its last layer and without reading weights"
+    attention = config._attn_implementation  # not part of the dictionary
     config = AutoConfig.for_model(**config.to_dict() | {"num_labels": LABELS, "id2label": None, "label2id": None})
-    model = AutoModelForSequenceClassification.from_config(config)
+    model = AutoModelForSequenceClassification.from_config(config, attn_implementation=attention)
     return model, *remove_classifier(model)
+
+
+class _BothEmbeddings(nn.Module):
+    "Embeddings of both encoders, side by side"
+
+    def __init__(self, shared: nn.Module, encoder: nn.Module):
+        super().__init__()
+        self.shared, self.encoder = shared, encoder
+
+    @property
+    def num_embeddings(self) -> int:
+        return self.encoder.num_embeddings
+
+    @property
+    def weight(self):  # (vocabulary, 2 width)
+        return torch.cat([self.shared.weight, self.encoder.weight], -1)
+
+    def forward(self, ids):  # (B, n) -> (B, n, 2 width)
+        return torch.cat([self.shared(ids), self.encoder(ids)], -1)
+
+
+def _side_by_side(shared, encoder, axis: int):  # a tuple of tensors each, or None
+    "Join the outputs of both encoders layer by layer"
+    if shared is None or encoder is None:
+        return None
+    return tuple(torch.cat(layers, axis) for layers in zip(shared, encoder, strict=True))
 
 
 class MacularForSequenceClassification(PreTrainedModel):
@@ -63,6 +91,8 @@ class MacularForSequenceClassification(PreTrainedModel):
 
     config_class = MacularConfig
     _supports_sdpa = True
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # the loss is a mean over the batch, which HF's `Trainer` divides itself
 
     def __init__(self, config: MacularConfig):
         super().__init__(config)
@@ -71,22 +101,50 @@ class MacularForSequenceClassification(PreTrainedModel):
         self.head = nn.Linear(width, config.num_labels)
         self.post_init()
 
-    def forward(self, input_ids=None, attention_mask=None, token_type_ids=None, labels=None):
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids=None,  # (B, n)
+        attention_mask=None,
+        token_type_ids=None,
+        position_ids=None,
+        inputs_embeds=None,  # (B, n, 2 width) in place of `input_ids`, from `get_input_embeddings()`
+        labels=None,  # (B,)
+        **options,  # output_hidden_states, output_attentions
+    ):
         given = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        given |= {"position_ids": position_ids} | options
         inputs = {name: value for name, value in given.items() if value is not None}
-        e_m, e_t = self.shared(**inputs).logits, self.encoder(**inputs).logits  # (B, width) each
-        logits = self.head(aggregate(e_m, e_t, self.config.alpha))  # (B, labels)
+        halves = [{}, {}]  # embeddings of the shared and of the task-specific encoder
+        if inputs_embeds is not None:
+            halves = [{"inputs_embeds": half} for half in inputs_embeds.chunk(2, -1)]
+        m, t = self.shared(**inputs, **halves[0]), self.encoder(**inputs, **halves[1])
+        logits = self.head(aggregate(m.logits, t.logits, self.config.alpha))  # e_m, e_t: (B, width) -> (B, labels)
         loss = task_loss(logits, labels) if labels is not None else None
-        return SequenceClassifierOutput(loss, logits)
+        states = _side_by_side(m.hidden_states, t.hidden_states, -1)  # of each layer: (B, n, 2 width)
+        attentions = _side_by_side(m.attentions, t.attentions, 1)  # of each layer: (B, 2 heads, n, n)
+        return SequenceClassifierOutput(loss, logits, states, attentions)
 
     def get_input_embeddings(self):
-        return self.encoder.get_input_embeddings()
+        return _BothEmbeddings(self.shared.get_input_embeddings(), self.encoder.get_input_embeddings())
+
+    def set_input_embeddings(self, both):
+        self.shared.set_input_embeddings(both.shared)
+        self.encoder.set_input_embeddings(both.encoder)
+
+    def resize_token_embeddings(self, *size, **options):
+        "Resize the embeddings of both encoders; the arguments are those of transformers"
+        for encoder in (self.shared, self.encoder):
+            encoder.resize_token_embeddings(*size, **options)
+        self.config.encoder.vocab_size = self.encoder.config.vocab_size
+        return self.get_input_embeddings()
 
 # %% ../../nbs/deploy/02_huggingface.ipynb #790a1f89
 AutoConfig.register("macular", MacularConfig, exist_ok=True)
 AutoModelForSequenceClassification.register(MacularConfig, MacularForSequenceClassification, exist_ok=True)
 
 # %% ../../nbs/deploy/02_huggingface.ipynb #38e6ac3a
+_PLAIN = {"return_dict": True, "output_hidden_states": False, "output_attentions": False}
 _ENCODER = "encoder.body.model."  # prefix of the stock model's weights in a net of `macular.model.modules`
 
 
@@ -101,7 +159,8 @@ def _changed(config, **values):
 
 
 def _with_labels(config, labels):
-    return _changed(config, id2label=dict(enumerate(labels)), label2id={label: i for i, label in enumerate(labels)})
+    names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+    return _changed(config, problem_type="single_label_classification", **names)  # whatever the backbone's says
 
 
 def _stock_model(config, taken: ExportSpec) -> PreTrainedModel:  # `config` is the backbone's
@@ -150,7 +209,7 @@ def model_of(
     )
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     build = _composite_model if taken.frozen else _stock_model
-    return build(_changed(config, dtype="float32"), taken), tokenizer  # in the precision of the training
+    return build(_changed(config, dtype="float32", **_PLAIN), taken), tokenizer  # in the precision of the training
 
 # %% ../../nbs/deploy/02_huggingface.ipynb #74dfec9f
 def export(
@@ -208,6 +267,7 @@ def predict(
         model=str(model),
         truncation=True,
         top_k=None,
+        function_to_apply="softmax",
         trust_remote_code=False,
         model_kwargs={"use_safetensors": True},
     )

@@ -148,6 +148,8 @@ def _pretrained(kind, backbone, seed, **options):
                 trust_remote_code=False,
                 use_safetensors=True,
                 dtype=torch.float32,
+                return_dict=True,  # whatever the checkpoint's config.json says
+                output_hidden_states=False,
                 **options,
             )
     except (OSError, ValueError, SafetensorError) as err:

@@ -88,12 +88,11 @@ class Preset:
     alpha: float = 0.5
 
     def _repr_markdown_(self):
-        return table(
-            [
-                {"setting": f"`{name}`", "value": getattr(self, name), "from": where.get(self.name, where["all"])}
-                for name, where in _SOURCES.items()
-            ]
-        )
+        rows = []
+        for name, where in _SOURCES.items():
+            origin = where.get(self.name, where["all"])
+            rows.append({"setting": f"`{name}`", "value": getattr(self, name), "from": origin})
+        return table(rows)
 
 
 presets = Registry("preset")
@@ -117,10 +116,7 @@ _SOURCES = {
     },
     "precision": {"all": "bf16 if the device supports it", "mini": "bit-identical on one machine"},
     "threads": {"all": "torch's default", "mini": "bit-identical on one machine for any number of cores"},
-    "max_length": {
-        "all": "XTREME (128), XGLUE (256 for QAM and QADSM)",
-        "mini": "longer than any pair of the mini world",
-    },
+    "max_length": {"all": "XTREME (128), XGLUE (QAM, QADSM: 256)", "mini": "longer than any pair of the mini world"},
     "batch_size": {"all": "within the paper's grid, §4.1.3"},
     "alpha": {"all": "middle of the paper's grid, §4.1.3; not tuned"},
 }
@@ -397,4 +393,8 @@ def fill(
     usual = "quick" if gpu and "IN_TEST" not in os.environ else "mini"
     preset = presets[job.preset if job.preset != "auto" else os.environ.get("MACULAR_PRESET", usual)]
     unset = [f.name for f in fields(preset) if hasattr(job, f.name) and getattr(job, f.name) in (None, "")]
-    return replace(job, **{name: getattr(preset, name) for name in unset} | {"preset": preset.name})
+    values, task = {name: getattr(preset, name) for name in unset}, find(job.task)
+    if task.source or job.data_dir or preset.source != "mini":  # pairs of the mini world are short
+        own = () if preset.max_length else ("max_length",)  # each task has its own
+        values |= {name: value for name, value in task.stated.items() if name in unset and name not in own}
+    return replace(job, **values | {"preset": preset.name})

@@ -105,6 +105,7 @@ class Data(_Words, _Backbone):
     read: dict = field(default_factory=dict)  # (task, split, language) -> examples
     trees: ChainMap = field(default_factory=ChainMap)  # text -> dependency tree
     odd: list = field(default_factory=list)  # warnings about unusual inputs
+    sizes: dict = field(default_factory=dict)  # task -> number of its training examples, before `max_train`
     teacher: object = None  # for distillation: a `macular.deploy.distill.Teacher`
     source: object = None  # of tasks without their own files; None: the job's
 
@@ -146,6 +147,8 @@ class Data(_Words, _Backbone):
         if (task.name, split, lang) in self.read:
             return self.read[task.name, split, lang]
         examples, most = load(task, split, lang, self.source), self.job.max_train
+        if split == "train":
+            self.sizes[task.name] = len(examples)
         if split == "train" and most and len(examples) > most:
             examples = examples.select(_sample(examples["label"][:], most, "max_train", number(task.name)))
         self.read[task.name, split, lang] = examples

@@ -238,6 +238,30 @@ class ResolvedJob:
         kept |= {"backbone": Path(self.job.backbone).name, "task": self.target.name}
         return kept | ({"teacher": self.data.teacher.name} if self.data.teacher else {})
 
+    @cached_property
+    def origins(self) -> dict[str, str]:
+        "Return where each setting that a task's record can state comes from: a parameter, the record or the preset"
+        found = {}
+        for name in ("max_length", "max_train", "learning_rate"):
+            value, unasked = getattr(self.job, name), getattr(fill(replace(self.job, **{name: None})), name)
+            stated = self.target.stated.get(name)
+            by_record = stated is not None and value in (stated, None)  # None: each task's own maximum length
+            usual = "task record" if by_record else f"preset {self.job.preset}"
+            found[name] = usual if value == unasked else "parameter"
+        return found
+
+    @property
+    def settings(self) -> str:
+        "Describe these settings, and where each comes from"
+        found = []
+        for name, origin in self.origins.items():
+            value = getattr(self.job, name)
+            if value is None:  # the preset has none
+                value = self.target.max_length if name == "max_length" else "all examples"
+            found.append(f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}")
+            found[-1] += f" ({origin})"
+        return ", ".join(found)
+
     def evaluation_digests(self) -> dict:
         "Return split -> language -> hash of the scored examples and their trees"
         found = {}

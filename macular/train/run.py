@@ -172,7 +172,7 @@ def lines(
             *(f"{method}: {n}" for n in facts["notes"]),
         ]
     if event == "data":
-        return [f"note: {n}" for n in facts["notes"]]
+        return [f"settings: {facts['settings']}", *(f"note: {n}" for n in facts["notes"])]
     if event == "round":
         scores = ", ".join(f"{task} {a:.1f} %" for task, a in facts["dev"].items())
         return [f"{method}, round {facts['round']}: dev {scores}"]
@@ -245,7 +245,7 @@ def carry_out(
     "Train and score a resolved job, or read its result if it is finished"
     refuse(resolved)
     loop_of(Hyperparameters())  # raises an error for a wrong MACULAR_CHECKPOINT
-    watch("data", {"notes": check_inputs(resolved)})
+    watch("data", {"notes": check_inputs(resolved), "settings": resolved.settings})
     with _device(resolved.job) as accelerator:
         trainings = [_train_stages(stages, resolved.data, accelerator, watch) for stages in resolved.members]
         keys = "+".join(t.key for t in trainings)
