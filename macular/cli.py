@@ -8,6 +8,7 @@ __all__ = ['app', 'main']
 # %% ../nbs/99_cli.ipynb #46e90863
 import json
 import sys
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from shlex import quote
@@ -32,7 +33,7 @@ from macular.arguments import (
     side_of,
     write_table,
 )
-from .core import key, root, table
+from .core import _one_process, key, root, table
 from .data.check import check_data
 from .data.download import fetch as fetch_data
 from .data.readers import TEXTS, read_texts
@@ -389,7 +390,7 @@ def main(
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # for terminals that cannot show every character
     try:
-        with ending():
+        with ending(), _one_process(partial(print, file=sys.stderr)):
             app(arguments, standalone_mode=True)
     except SystemExit as e:
         return e.code or 0
