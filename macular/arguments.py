@@ -10,13 +10,15 @@ __all__ = ['parse_parameters', 'plans', 'engine', 'conditions', 'records_at', 's
 import ast
 import inspect
 import json
+import os
 import tokenize
 from contextlib import suppress
 from dataclasses import fields
+from functools import partial
 from io import BytesIO, StringIO
 from pathlib import Path
 
-from typer import Context
+from typer import Argument, CallbackParam, Context, Option
 
 from .core import resolve, root
 from .data.tasks import tasks
@@ -30,6 +32,77 @@ from .results.statistics import select
 from .store import write_bytes
 from .train.config import LISTS, WHOLE, WORDS, Job
 from .train.methods import methods
+
+# %% ../nbs/98_arguments.ipynb #92c90a5e
+def _typed_path(
+    text: str,  # a path of the command line
+) -> str:  # relative to the project's root where it is below it
+    "Return a path that starts at the working directory as one that starts at the project's root"
+    here, base, path = Path.cwd(), root(), Path(text).expanduser()
+    if here == base or not text or path.is_absolute():
+        return text
+    full = here / path
+    if ".." in full.parts:
+        full = full.resolve() if path.name in ("", "..") else full.parent.resolve() / full.name
+    return full.relative_to(base).as_posix() if full.is_relative_to(base) else str(full)
+
+
+def _typed_input(
+    text: str,  # what is read: a path, a run's name below runs/, `path:method`, or the name of a method
+) -> str:
+    "Return an existing path like `_typed_path`; raise `ParameterError` if it exists at the project's root only"
+    here = Path(text).expanduser()
+    if not text or text in methods or here.is_absolute() or here.exists():
+        return text if text in methods else _typed_path(text)
+    path, colon, method = text.rpartition(":")
+    if colon:
+        return f"{_typed_input(path)}:{method}"
+    if len(here.parts) == 1 and resolve(Path("runs") / text).exists():
+        return f"runs/{text}"
+    if resolve(text).exists():
+        there = os.path.relpath(resolve(text))
+        raise ParameterError(
+            f"there is no {text} in {Path.cwd()}; relative paths of a command start at the working directory. "
+            f"Did you mean {there}?"
+        )
+    return text if len(here.parts) == 1 else _typed_path(text)
+
+# %% ../nbs/98_arguments.ipynb #e38b7879
+_INPUTS = ("data_dir", "lexicon_dir", "synonyms", "tree_dir")  # parameters of a job that name files to read
+
+
+def _typed_value(name, value):
+    "Return the value of a job's parameter, a path rewritten to start at the project's root"
+    if name == "out":
+        return _typed_path(value)
+    file = {"task": ".toml", "extensions": ".py"}.get(name)
+    if name in _INPUTS or (file and value.endswith(file)):
+        return _typed_input(value)
+    is_folder = name == "backbone" and not value.startswith("mini-")
+    if is_folder and (Path(value).expanduser().is_dir() or value.startswith(".") or resolve(value).is_dir()):
+        return _typed_input(value)
+    return value
+
+
+def _typed_word(word):
+    "Rewrite the paths in NAME=VALUE, or the path of a plan"
+    name, sign, values = word.partition("=")
+    if not sign:
+        return _typed_input(word)
+    found = [values] if Path(values).exists() else values.split(",")
+    return f"{name}={','.join(_typed_value(name, value) for value in found)}"
+
+
+def _callback(rewrite):
+    "Return a callback of typer that rewrites what was typed, and leaves defaults as they are"
+
+    def rewritten(ctx: Context, param: CallbackParam, value):
+        typed_here = ctx.get_parameter_source(param.name)
+        if ctx.resilient_parsing or not value or (typed_here and typed_here.name != "COMMANDLINE"):
+            return value
+        return rewrite(value) if isinstance(value, str) else type(value)(rewrite(word) for word in value)
+
+    return rewritten
 
 # %% ../nbs/98_arguments.ipynb #a2845f51
 def _pairs(
@@ -226,6 +299,11 @@ def complete(
     if typed_before and typed_before[-1] in _VALUES:  # bash, after the sign: method =
         return _values(typed_before[-1], incomplete)
     return [f"{f.name}=" for f in fields(Job) if f.name.startswith(incomplete)]
+
+
+_read, _read_word = (partial(kind, callback=_callback(_typed_input)) for kind in (Option, Argument))
+_written, _written_word = (partial(kind, callback=_callback(_typed_path)) for kind in (Option, Argument))
+_job_words = partial(Argument, autocompletion=complete, callback=_callback(_typed_word))
 
 # %% ../nbs/98_arguments.ipynb #e8f96228
 def _comments(source):

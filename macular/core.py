@@ -4,20 +4,24 @@
 
 # %% auto #0
 __all__ = ['Registry', 'visible', 'escape_markdown', 'table', 'Difference', 'diff', 'key', 'number', 'mix', 'uniform', 'pick',
-           'permutation', 'root', 'resolve']
+           'permutation', 'root', 'resolve', 'failure']
 
 # %% ../nbs/01_core.ipynb #c7e687a5
 import hashlib
 import json
+import os
 import re
-from collections.abc import Mapping
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 
 import numpy as np
 
 # %% ../nbs/01_core.ipynb #5fbdb6e8
-from .exceptions import ParameterError, unknown
+from .exceptions import MacularError, ParameterError, brief, unknown
 
 # %% ../nbs/01_core.ipynb #7f2f9900
 class Registry(Mapping):
@@ -209,3 +213,75 @@ def resolve(
     "Return an absolute path; a relative path starts at `root()`"
     path = Path(path).expanduser()
     return path if path.is_absolute() else root() / path
+
+
+def _in_test() -> bool:
+    "Return whether nbdev runs a notebook as a test; in a Jupyter kernel, IN_TEST is a leftover of the user's shell"
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return "IN_TEST" in os.environ and not hasattr(shell, "kernel")
+
+# %% ../nbs/01_core.ipynb #85c012f2
+_SECRET = re.compile(r"TOKEN|_SECRET|PASSW|CREDENTIAL|API_?KEY|ACCESS_?KEY", re.I)
+
+
+def _anonymous(
+    text: str,
+) -> str:
+    "Replace home paths, tokens and the values of secret environment variables in a text"
+    for name, value in os.environ.items():
+        if _SECRET.search(name) and len(value) >= 6:
+            text = text.replace(value, "***")
+    text = re.sub(r"hf_\w{8,}|(?<=://)[^/\s@]+(?=@)", "***", text)
+    for path, short in ((root(), "."), (Path.home(), "~")):
+        if len(str(path)) > 1:
+            text = re.sub(re.escape(str(path)) + r"(?=/|\W|$)", short, text)
+    return text
+
+# %% ../nbs/01_core.ipynb #fd965ec3
+def failure(
+    error: Exception,
+) -> dict:  # error, message, exit_code, hint; and traceback, for an error of another library
+    "Return an error as a record"
+    message = _anonymous(brief(str(error)))
+    found = {
+        "error": type(error).__name__,
+        "message": message,
+        "exit_code": getattr(error, "exit_code", 1),
+        "hint": _hint(error, message),
+    }
+    if isinstance(error, MacularError):
+        return found
+    lines = "".join(traceback.format_exception(error))[-4000:].encode("utf-8", "replace").decode()
+    return found | {"traceback": _anonymous(lines)}
+
+
+def _hint(error, message):
+    "Return the last line or sentence of a message, or the hint of the error's class"
+    sentences = re.split(r"\n|(?<=[.?]) (?=[A-Z])", message)
+    if len(sentences) > 1:
+        return sentences[-1]
+    return getattr(error, "hint", "This is an error of the program; the traceback says where.")
+
+# %% ../nbs/01_core.ipynb #a7d84fe9
+_LAUNCHED = re.compile(
+    r"(ACCELERATE|FSDP|MEGATRON_LM|PARALLELISM_CONFIG|OMPI_COMM_WORLD|MV2_COMM_WORLD)_.*|PMI_(SIZE|RANK)|MPI_LOCAL\w+"
+    r"|((LOCAL|GROUP|NODE|ROLE)_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)|XLA_(USE|DOWNCAST)_BF16|FORK_LAUNCHED"
+)
+
+
+@contextmanager
+def _one_process(
+    say: Callable,  # receives a note on the removed variables, if there are any
+):
+    "Remove the variables of launchers of several processes from the environment; restore them afterwards"
+    removed = {name: os.environ.pop(name) for name in sorted(os.environ) if _LAUNCHED.fullmatch(name)}
+    if removed:
+        more = f" and {len(removed) - 4} more" if len(removed) > 4 else ""
+        say(
+            f"ignored in the environment: {', '.join(list(removed)[:4])}{more}; "
+            "a job is one process, set by its parameters alone"
+        )
+    try:
+        yield
+    finally:
+        os.environ.update(removed)

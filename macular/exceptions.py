@@ -4,13 +4,16 @@
 
 # %% auto #0
 __all__ = ['shown', 'brief', 'first_line', 'MacularError', 'ParameterError', 'DataError', 'SetupError', 'StorageError',
-           'NumericError', 'Stopped', 'error_class', 'unknown', 'SignalNote', 'ending']
+           'NumericError', 'Stopped', 'KilledError', 'error_class', 'unknown', 'SignalNote', 'ending']
 
 # %% ../nbs/00_exceptions.ipynb #9d2dbe91
+import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 # %% ../nbs/00_exceptions.ipynb #2bed6373
@@ -112,6 +115,10 @@ class Stopped(MacularError):
 
     hint = "Its state is saved; the same command resumes from there."
 
+
+class KilledError(SetupError):
+    "Error of a job whose process or kernel was killed"
+
 # %% ../nbs/00_exceptions.ipynb #6b7175a8
 _FORMER_NAMES = {"EnvironmentProblem": "SetupError", "Died": "KilledError"}  # in records of earlier versions
 
@@ -156,6 +163,8 @@ def _wanted() -> list:
 class SignalNote:
     "`with SignalNote() as heard:` record the first signal in `heard.number`; a second signal acts as usual"
 
+    seen = 0  # signals that handlers of this class have seen in this process
+
     def __init__(self, then: Callable | None = None):  # called with the signal's number when it arrives
         self.then = then
         self.number = None
@@ -176,6 +185,7 @@ class SignalNote:
     def _note(self, number, frame):
         "Handle the first signal"
         self.number = number
+        SignalNote.seen += 1
         self._stop()
         if self.then:
             self.then(number)
@@ -186,10 +196,69 @@ class SignalNote:
         signal.raise_signal(self.number)
 
 # %% ../nbs/00_exceptions.ipynb #6eabc874
-def ending() -> SignalNote:
+_PATIENCE = 30.0  # seconds until a signal that no handler has seen ends the process
+
+
+@contextmanager
+def ending():
     "`with ending():` turn SIGTERM or SIGINT into `SystemExit` with exit code 143 or 130"
 
     def leave(number):
         raise SystemExit(128 + number)
 
-    return SignalNote(leave)
+    with SignalNote(leave) as heard, _insisting(set(heard.before)):
+        yield heard
+
+
+@contextmanager
+def _insisting(signals):
+    "End the process if one of the signals arrives and its handler does not run within `_PATIENCE` seconds"
+    if not signals:
+        yield
+        return
+    arrived, wakeup = os.pipe()
+    os.set_blocking(wakeup, False)
+
+    def insist(due=SignalNote.seen):
+        while number := os.read(arrived, 1):
+            if number[0] in signals:
+                due += 1
+                time.sleep(_PATIENCE)
+                if SignalNote.seen < due:
+                    os._exit(128 + number[0])
+
+    threading.Thread(target=insist, daemon=True).start()
+    before = signal.set_wakeup_fd(wakeup)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(wakeup)
+
+# %% ../nbs/00_exceptions.ipynb #6dc4900d
+class _Kernels:
+    "Kernels that papermill starts"
+
+    def __init__(self):
+        self.managers = []
+
+    def manager(self):
+        "Return a kernel-manager class whose instances are added to `managers`"
+        from jupyter_client import AsyncKernelManager
+
+        managers = self.managers
+
+        class RecordedManager(AsyncKernelManager):
+            def __init__(self, *args, **options):
+                super().__init__(*args, **options)
+                managers.append(self)
+
+        return RecordedManager
+
+    def end(self, number):
+        "Send SIGTERM to the kernels; exit where none runs yet"
+        processes = [m.provisioner.process for m in self.managers if getattr(m.provisioner, "process", None)]
+        if not processes:
+            raise SystemExit(128 + number)
+        for process in processes:
+            process.send_signal(signal.SIGTERM)

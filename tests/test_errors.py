@@ -2,13 +2,17 @@
 
 import os
 import re
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from macular.core import visible
+from macular.core import _anonymous, failure, visible
 from macular.data.readers import read_columns
 from macular.exceptions import (
     DataError,
@@ -27,7 +31,7 @@ from macular.jobs.engines import KilledError, attempt
 from macular.store import read_json
 from macular.train.config import Job, check, fill
 from macular.train.resolve import place
-from macular.train.run import _anonymous, failure, recorded
+from macular.train.run import recorded
 
 KINDS = (MacularError, ParameterError, DataError, SetupError, StorageError, NumericError)
 TEXT = st.text(st.characters(), max_size=300) | st.builds(
@@ -157,6 +161,34 @@ def test_the_cause_is_kept(tmp_path):
     with pytest.raises(DataError) as raised:
         read_columns(tmp_path / "x.tsv", ["a"])
     assert isinstance(raised.value.__cause__, UnicodeDecodeError)
+
+
+HANGING = """
+import ctypes, sys
+import macular.exceptions as exceptions
+exceptions._PATIENCE = 1.0
+with exceptions.ending(), exceptions.SignalNote():
+    print("begun", flush=True)
+    if sys.argv[1] == "hangs":
+        lib, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+        lib.pthread_mutex_lock(mutex), lib.pthread_mutex_lock(mutex)
+    import time
+    until = time.monotonic() + 2.5
+    while time.monotonic() < until:  # a step that takes longer, then saves
+        time.sleep(0.1)
+    print("saved")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what,code,said", [("hangs", 143, ""), ("works", 0, "saved")])
+def test_a_signal_ends_a_program_that_hangs_in_a_library_and_no_other(what, code, said):
+    process = subprocess.Popen([sys.executable, "-c", HANGING, what], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "begun\n"
+    time.sleep(0.2)
+    process.terminate()
+    out, _ = process.communicate(timeout=60)
+    assert (process.returncode, out.strip()) == (code, said)
 
 
 # the record of a failure

@@ -488,6 +488,31 @@ def test_a_report_whose_kernel_is_killed_is_tried_again(tmp_path):
     assert parameters_of(tmp_path / now["folder"])["max_train"] == 64
 
 
+SCRIPT = """
+import sys
+sys.path.insert(0, {tests!r})
+import fake_jobs
+from macular.jobs.engines import Processes, sweep
+from macular.jobs.plan import plan
+jobs = plan(dict(task="pawsx", method="finetune", preset="mini", seed=[0, 1], out={out!r}))
+{last}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("last", ["sweep(jobs, Processes(2), do=fake_jobs.wait)", "1 / (__name__ == '__main__')"])
+def test_a_script_without_a_guard_gets_that_sentence(tmp_path, last):
+    "Workers import the script again; they were not killed, and no job is noted as failed"
+    script = SCRIPT.format(tests=TESTS, out=str(tmp_path / "runs"), last=last)
+    guarded = "\nif __name__ == '__main__': sweep(jobs, Processes(2), do=fake_jobs.wait)\n"
+    (tmp_path / "script.py").write_text(script + guarded)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "script.py"], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1 and 'below `if __name__ == "__main__":`' in done.stderr.splitlines()[-1]
+    assert "killed" not in done.stderr and not list(tmp_path.glob("runs/*"))
+
+
 # Ray
 
 
@@ -566,6 +591,22 @@ def test_a_cluster_that_is_not_there_is_told_at_once(tmp_path):
     with pytest.raises(SetupError, match="cannot reach a Ray cluster"):
         sweep(many(tmp_path, 1), Ray(address="127.0.0.1:1"), do=fake_jobs.wait)
     assert time.monotonic() - started < 20
+
+
+def test_ray_that_does_not_start_in_time_is_told(tmp_path, monkeypatch):
+    "Ray raises a bare exception; what is advised can be done"
+    ray = pytest.importorskip("ray", reason="Ray is not installed: the extra `cluster`")
+
+    def init(*args, **options):
+        raise Exception("The current node timed out during startup.\nThe raylet failed to start.")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(SetupError, match="(?s)Ray did not start .* timed out during startup.*--engine processes"):
+        sweep(many(tmp_path, 1), Ray(), do=fake_jobs.wait)
+    with pytest.raises(SetupError, match="cannot reach a Ray cluster: The current node timed out"):
+        sweep(many(tmp_path, 1), Ray(address="auto"), do=fake_jobs.wait)
 
 
 def test_without_ray_the_command_for_it_is_told(tmp_path, monkeypatch):

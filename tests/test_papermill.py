@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import papermill
@@ -16,6 +17,7 @@ import yaml
 from conftest import copy_project
 from fake_hub import fill, serve
 
+from macular.core import _in_test
 from macular.exceptions import ParameterError
 from macular.train.config import Job, Preset
 
@@ -133,8 +135,19 @@ def test_a_test_of_the_notebook_trains_anew(monkeypatch):
     names = opened({})
     assert names["job"].out == names["scratch"].name and not list(Path(names["job"].out).iterdir())
     assert opened({"injected": {"out": "elsewhere"}})["job"].out == "elsewhere"
-    monkeypatch.delenv("IN_TEST")
+    kernel = SimpleNamespace(get_ipython=lambda: SimpleNamespace(kernel=None))
+    monkeypatch.setitem(sys.modules, "IPython", kernel)  # IN_TEST was left in the shell that started a kernel
+    assert _in_test() is False
+    monkeypatch.undo()
+    monkeypatch.delenv("IN_TEST", raising=False)
     assert opened({})["job"].out == "runs"
+
+
+def test_in_test_of_a_users_shell_loses_no_result(tmp_path):
+    done = shell(f"IN_TEST=1 papermill {ROOT}/nbs/train.ipynb report.ipynb {SMALL}", tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    [found] = results(tmp_path / "runs")
+    assert f"job       runs/{found.parent.name}" in printed(tmp_path / "report.ipynb")
 
 
 def test_the_command_line_prints_what_happens(tmp_path):

@@ -294,6 +294,55 @@ def test_the_precision_is_that_of_the_device_a_job_computes_on(monkeypatch):
     )
 
 
+LAUNCHED = [
+    {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29533"},
+    {"OMPI_COMM_WORLD_SIZE": "2"},
+    {"PMI_SIZE": "2", "PMI_RANK": "1"},
+    {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"},
+    {"ACCELERATE_MIXED_PRECISION": "bf16", "ACCELERATE_DYNAMO_BACKEND": "inductor"},
+    {"ACCELERATE_USE_DEEPSPEED": "true"},
+    {"FSDP_VERSION": "2", "ACCELERATE_USE_FSDP": "true"},
+]
+
+
+@pytest.mark.parametrize("names", LAUNCHED)
+def test_variables_of_launchers_are_ignored_with_a_note(names, monkeypatch):
+    "One process, one step per batch, the job's precision; afterwards the environment is as before"
+    from macular.train.run import _device
+
+    for name, value in names.items():
+        monkeypatch.setenv(name, value)
+    told = []
+    with _device(check(SMALL | {"precision": "fp32"}), lambda event, facts: told.append(facts["note"])) as accelerator:
+        assert not names.keys() & os.environ.keys()
+        assert accelerator.num_processes == 1 and accelerator.gradient_accumulation_steps == 1
+        assert accelerator.mixed_precision == "no" and accelerator.distributed_type.value == "NO"
+    assert len(told) == 1 and all(name in told[0] for name in names)
+    assert all(os.environ[name] == value for name, value in names.items())
+
+
+def test_other_variables_are_left_alone(monkeypatch):
+    from macular.core import _one_process
+
+    for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MPI_HOME", "RANKING", "SLURM_NTASKS", "MY_WORLD_SIZE"):
+        monkeypatch.setenv(name, "1")
+    before = dict(os.environ)
+    with _one_process(pytest.fail):
+        assert os.environ == before
+
+
+@pytest.mark.slow
+def test_launchers_change_no_byte_of_a_job(finished, tmp_path):
+    names = {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4", "WORLD_SIZE": "2", "MASTER_PORT": "1", "RANK": "0"}
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import test_run; test_run.run(sys.argv[2], method='macular')"
+    here = str(Path(__file__).parent)
+    path = os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-c", code, here, str(tmp_path)]
+    subprocess.run(command, check=True, timeout=300, env=os.environ | names | {"PYTHONPATH": path})
+    one, two = (record(p) for p in (finished.folder.parent, tmp_path))
+    assert two and {name: one.get(name) for name in two} == two
+
+
 @pytest.mark.slow
 def test_a_callers_accelerator_and_settings_survive_a_job():
     import torch

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core import Registry, key, resolve, table
+from ..core import Registry, _in_test, key, resolve, table
 from ..data.backbones import lacking
 from ..data.mini_world import backbone as mini_backbone
 from ..data.readers import a_file
@@ -390,7 +390,7 @@ def fill(
     gpu: bool = False,  # whether the machine has a GPU
 ) -> Job:
     "Set missing parameters of a job to its preset's values"
-    usual = "quick" if gpu and "IN_TEST" not in os.environ else "mini"
+    usual = "quick" if gpu and not _in_test() else "mini"
     preset = presets[job.preset if job.preset != "auto" else os.environ.get("MACULAR_PRESET", usual)]
     unset = [f.name for f in fields(preset) if hasattr(job, f.name) and getattr(job, f.name) in (None, "")]
     values, task = {name: getattr(preset, name) for name in unset}, find(job.task)

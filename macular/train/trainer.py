@@ -8,6 +8,7 @@ __all__ = ['Phase', 'Loop', 'fit']
 # %% ../../nbs/train/07_trainer.ipynb #3c2b7a46
 import math
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext, suppress
@@ -20,7 +21,7 @@ from accelerate.utils import send_to_device
 from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from ..core import mix
+from ..core import _one_process, mix
 from ..exceptions import NumericError, SetupError, SignalNote, Stopped, StorageError
 from ..store import write_bytes, write_json
 from .checkpoints import Checkpoints
@@ -319,7 +320,9 @@ def fit(
     on_step: Callable | None = None,  # called with each line of the history
 ) -> list[dict]:  # the record of each round
     "Alg. 1 and Alg. 2: in every round train each phase in turn, the others frozen"
-    accelerator = accelerator or Accelerator(cpu=True)
+    if accelerator is None:
+        with _one_process(warnings.warn):
+            accelerator = Accelerator(cpu=True)
     folder = Path(folder) if folder else None
     learners = [_Learner(phase, loop, accelerator) for phase in phases]
     session = _Session(folder, learners, loop, on_round, on_step)
