@@ -404,16 +404,16 @@ def test_what_a_table_says_counts(tmp_path):
         (GOOD, {"task": "xnli", "method": "m", "seed": "one"}, ParameterError, "whole number"),
         (GOOD.replace("prediction", "guess"), {"task": "xnli", "method": "m"}, DataError, "no column prediction"),
         (
-            GOOD.replace("sw,neutral,neutral", "sw,neutral,"),
+            GOOD.replace("2,sw,neutral", "2,sw,"),
             {"task": "xnli", "method": "m"},
             DataError,
             "line 5: unknown label of xnli ''",
         ),
         (
-            GOOD.replace("entailment,neutral", "entailment,1"),
+            "item,language,label,prediction\n1,en,neutral,0\n2,en,neutral,1\n",
             {"task": "xnli", "method": "m"},
             DataError,
-            "line 4: unknown label of xnli '1'",
+            "line 2: unknown label of xnli '0'.*In all 2 of 2",
         ),
         (GOOD + "1,en,entailment,neutral\n", {"task": "xnli", "method": "m"}, DataError, "there twice: 1"),
         ("item,language,label,prediction\n", {"task": "xnli", "method": "m"}, DataError, "0 rows"),
@@ -448,12 +448,12 @@ def test_xtreme_folders(tmp_path, gold):
     "text, said",
     [
         ("0\n1\n", "test-en.tsv: 2 lines for"),
-        (None, "test-en.tsv, line 3: unknown label of pawsx 'maybe'"),
         ("", "0 lines"),
+        ("maybe\n" * 500, "test-en.tsv, line 1: unknown label of pawsx 'maybe'"),
     ],
 )
 def test_bad_xtreme_folders(tmp_path, gold, text, said):
-    csv_of(tmp_path / "test-en.tsv", "0\n0\nmaybe\n" + "1\n" * (len(gold["en"]) - 3) if text is None else text)
+    csv_of(tmp_path / "test-en.tsv", text)
     with pytest.raises(DataError, match=said):
         read(tmp_path, gold, method="sub", task="pawsx")
     with pytest.raises(DataError, match="no examples were given for 'en'"):
@@ -527,4 +527,80 @@ def test_samples_of_other_rows_are_refused(tmp_path, gold):
 
 def test_what_nobody_knows_is_refused(tmp_path):
     with pytest.raises(DataError, match="is none of"):
-        read(csv_of(tmp_path / "notes.txt", "x"))
+        read(csv_of(tmp_path / "notes.docx", "x"))
+
+
+# a task of one's own
+
+
+OWN = """
+name = "qa"
+labels = ["no", "yes"]
+langs = ["en", "de"]
+
+[source]
+files = "{split}.{lang}.tsv"
+text_a = "question"
+text_b = "passage"
+label = "label"
+labels = {"0" = "no", "1" = "yes"}
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    "A record, test files of eight examples, and predictions: six of eight right in German, all in English"
+    monkeypatch.chdir(tmp_path)
+    csv_of(tmp_path / "qa.toml", OWN)
+    for lang in ("en", "de"):
+        rows = [f"{i}\tquestion {i} {lang}\tpassage\t{i % 2}" for i in range(8)]
+        csv_of(tmp_path / f"test.{lang}.tsv", "\n".join(["id\tquestion\tpassage\tlabel", *rows]) + "\n")
+    given = {(lang, i): (i + (lang == "de" and i < 2)) % 2 for lang in ("en", "de") for i in range(8)}
+    lines = [f"{i},{lang},{i % 2},{p}" for (lang, i), p in given.items()]
+    csv_of(tmp_path / "numbers.csv", "\n".join(["id,language,label,prediction", *lines]) + "\n")
+    names = ("no", "yes")
+    lines = [f"{i},{lang},{names[i % 2]},{names[p]}" for (lang, i), p in given.items()]
+    csv_of(tmp_path / "names.csv", "\n".join(["item,language,label,prediction", *lines]) + "\n")
+    csv_of(tmp_path / "de.txt", "".join(f"{names[given['de', i]]}\n" for i in range(8)))
+    return tmp_path
+
+
+@pytest.mark.parametrize("task", ["qa.toml", "qa"])
+@pytest.mark.parametrize("name", ["names", "numbers"])
+def test_predictions_for_a_task_of_ones_own(own, capsys, name, task):
+    from macular.cli import main
+
+    words = ["--where", f"task={task}"]
+    assert main(["table", f"{name}.csv", "--by", "languages", *words]) == 0
+    shown = capsys.readouterr().out
+    assert f"| {name} | 100.0 | 75.0 | 87.5 |" in shown.replace("**", "") and "selected" not in shown
+    assert main(["compare", f"{name}.csv", "names.csv", *words]) == 0
+    assert "+0.00 points" in capsys.readouterr().out
+
+
+def test_one_label_a_line(own, capsys):
+    from macular.cli import main
+
+    assert main(["table", "de.txt", "--by", "languages", "--where", "task=qa.toml"]) == 0
+    assert "| de | 75.0 | 75.0 |" in capsys.readouterr().out
+    (listed,), (table,) = read("de.txt", task="qa.toml", method="m"), read("names.csv", task="qa.toml", method="m")
+    assert (listed.correct["de"] == table.correct["de"]).all() and listed.items["de"] == table.items["de"]
+    with pytest.raises(DataError, match="ends in no language of qa"):
+        read(csv_of(own / "guesses.txt", "no\n"), task="qa.toml", method="m")
+
+
+def test_predictions_that_are_no_label_count_as_wrong_and_are_counted(own, capsys):
+    from macular.cli import main
+
+    text = (own / "names.csv").read_text().replace("0,en,no,no", "0,en,no,").replace("3,de,yes,yes", "3,de,yes,Both?")
+    csv_of(own / "chat.csv", text)
+    (found,) = read("chat.csv", task="qa", method="chat")
+    assert found.unlabelled == {"en": 1, "de": 1} and found.accuracy["en_dev"] == {"en": 87.5, "de": 62.5}
+    assert main(["table", "chat.csv", "--where", "task=qa"]) == 0
+    assert "empty or no label, which count as wrong: chat on qa: 2 of 16." in capsys.readouterr().out
+    assert from_dict(json.loads(json.dumps(found.as_dict()))) == found
+
+
+def test_an_unknown_task_of_predictions_says_how_to_name_ones_own(own):
+    with pytest.raises(ParameterError, match="Did you mean 'xnli'.*task=xnlj.toml"):
+        read("names.csv", task="xnlj", method="m")

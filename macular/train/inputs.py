@@ -91,6 +91,7 @@ class Data(_Words, _Backbone):
     used: dict = field(default_factory=dict)  # (task, split, language) -> hash of the examples used
     origins: list = field(default_factory=list)  # files that were read, with licences
     read: dict = field(default_factory=dict)  # (task, split, language) -> examples
+    pools: dict = field(default_factory=dict)  # task -> hash of its training examples before sampling
     trees: ChainMap = field(default_factory=ChainMap)  # text -> dependency tree
     odd: list = field(default_factory=list)  # warnings about unusual inputs
     teacher: object = None  # for distillation: a `macular.deploy.distill.Teacher`
@@ -135,6 +136,7 @@ class Data(_Words, _Backbone):
             return self.read[task.name, split, lang]
         examples, most = load(task, split, lang, self.source), self.job.max_train
         if split == "train" and most and len(examples) > most:
+            self.pools[task.name] = digest(examples)
             chosen = permutation(len(examples), "max_train", number(task.name))[:most]
             examples = examples.select(sorted(chosen))
         self.read[task.name, split, lang] = examples
