@@ -617,6 +617,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'macular/jobs/rerun.py'),
                                     'macular.jobs.rerun.RunComparison._repr_markdown_': ( 'jobs/rerun.html#runcomparison._repr_markdown_',
                                                                                           'macular/jobs/rerun.py'),
+                                    'macular.jobs.rerun._causes': ('jobs/rerun.html#_causes', 'macular/jobs/rerun.py'),
                                     'macular.jobs.rerun._changed_predictions': ( 'jobs/rerun.html#_changed_predictions',
                                                                                  'macular/jobs/rerun.py'),
                                     'macular.jobs.rerun._difference_table': ('jobs/rerun.html#_difference_table', 'macular/jobs/rerun.py'),

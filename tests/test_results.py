@@ -2,7 +2,9 @@
 read, or refused for people."""
 
 import json
+import os
 from dataclasses import FrozenInstanceError, replace
+from shutil import copytree
 
 import numpy as np
 import pandas as pd
@@ -10,12 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from macular.core import key
 from macular.data.mini_world import Mini
 from macular.data.tasks import load
 from macular.exceptions import DataError, ParameterError
 from macular.results.paper import _read_averages, _read_blocks, average, paper, published, recomputed, sources
 from macular.results.predictions import file_format, read, runs
 from macular.results.records import Record, from_dict, from_lines, located, marked, record, save
+from macular.results.statistics import same_design
+from macular.results.tables import TableOptions, overview
 from macular.store import append
 
 LANGS = {
@@ -338,6 +343,111 @@ def test_a_runs_name_below_runs_is_enough(job, tmp_path, monkeypatch, capsys):
 def test_what_is_said_of_our_own_records_counts(job):
     assert read(job.folder, method="renamed", dictionary="none")[0].method == "renamed"
     assert read(job.folder, method="renamed", dictionary="none")[0].get("dictionary") == "none"
+
+
+@pytest.mark.slow
+def test_a_run_holds_the_digests_of_its_inputs(job, tmp_path):
+    from macular.train.config import check
+    from macular.train.run import run
+
+    found = record(job.folder).digests
+    names = {f"{s} examples of qam in {x}" for s in ("dev", "test") for x in ("en", "de")}
+    others = {"training examples of qam", "drawn sample of qam", "task record of qam", "backbone files"}
+    assert set(found) == names | others, "this method uses no dictionary"
+    assert found["training examples of qam"] != found["drawn sample of qam"], "64 examples were drawn from the pool"
+    given = {"task": "qam", "preset": "mini", "max_train": 32, "rounds": 1, "langs": ["de"], "out": str(tmp_path)}
+    other = record(run(check(given | {"method": "cosda_ml"}), watch=lambda event, facts: None).folder).digests
+    assert other.keys() - found.keys() == {"dictionaries"}
+    assert {name for name in found if found[name] != other[name]} == {"drawn sample of qam"}
+
+
+@pytest.mark.slow
+def test_of_repeated_runs_the_last_one_counts(job, tmp_path):
+    "Data were changed and the command repeated; then changed back, and the first result was found again"
+    for name, digest in (("one", "old"), ("two", "new")):
+        copytree(job.folder, tmp_path / name)
+        result = json.loads((job.folder / "result.json").read_text())
+        result["digests"]["training examples of qam"] = digest
+        (tmp_path / name / "result.json").write_text(json.dumps(result))
+        os.utime(tmp_path / name / "result.json", (1000 + (name == "two"),) * 2)
+    (found,) = read(tmp_path)
+    assert found.folder.endswith("two") and "one (training examples of qam)" in found.replaced[0]
+    assert "two is current; left out: the earlier" in overview([found]).notes[0]
+    os.utime(tmp_path / "one" / "result.json", (1002, 1002))
+    (found,) = read(tmp_path)
+    assert found.folder.endswith("one")
+    both = [*read(tmp_path / "one"), *read(tmp_path / "two")]
+    with pytest.raises(ParameterError, match=r"different inputs \(training examples of qam\).*one \(seed 0\)"):
+        same_design(both)
+    assert [row[0] for row in overview(both).rows] == [f"Fine-tuning, inputs {key(r.inputs, length=4)}" for r in both]
+
+
+@pytest.mark.slow
+def test_a_result_that_is_found_again_becomes_the_newest(job):
+    from macular.train.config import check
+    from macular.train.run import run
+
+    os.utime(job.folder / "result.json", (1000, 1000))
+    given = {"task": "qam", "method": "finetune", "preset": "mini", "max_train": 64, "rounds": 2, "langs": ["de"]}
+    events = []
+    run(check(given | {"out": str(job.folder.parent)}), watch=lambda event, facts: events.append(event))
+    assert "already" in events and (job.folder / "result.json").stat().st_mtime > 2000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda r: None, "one of them was renamed; parameters, trainings and recorded inputs are the same"),
+        (lambda r: r["digests"].update({"training examples of qam": "b"}), "changed were training examples of qam"),
+        (lambda r: r["config"].update(rounds=5), "changed were parameter rounds"),
+        (lambda r: r.update(algorithm=7), "changed were algorithm"),
+        (lambda r: r.pop("digests"), "one of them was renamed"),
+    ],
+)
+def test_a_comparison_of_runs_names_the_true_cause(job, tmp_path, change, said):
+    from macular.jobs.rerun import compare_runs
+
+    result = json.loads((job.folder / "result.json").read_text())
+    change(result)
+    copytree(job.folder, tmp_path / "best")
+    (tmp_path / "best" / "result.json").write_text(json.dumps(result))
+    frame = job.predictions.assign(prediction="yes")
+    frame.to_parquet(tmp_path / "best" / "predictions.parquet")
+    assert f"Their folders are best and {job.folder.name}: {said}" in str(compare_runs(tmp_path / "best", job.folder))
+
+
+def with_inputs(seed, **digests):
+    return made(seed=seed, digests={name.replace("_", " "): value for name, value in digests.items()}, folder=f"r{seed}")
+
+
+@pytest.mark.parametrize("name", ["training_examples", "test_examples", "backbone_files", "dictionaries"])
+def test_runs_of_different_inputs_are_not_averaged(name):
+    inputs = {"training_examples": "a", "test_examples": "a", "backbone_files": "a", "dictionaries": "a"}
+    alike = [with_inputs(0, **inputs), with_inputs(1, **inputs, drawn_sample="x")]
+    other = with_inputs(2, **inputs | {name: "b"})
+    assert len(same_design(alike)) == 2 and len(overview(alike).rows) == 1
+    said = rf"different inputs \({name.replace('_', ' ')}\).*r0 \(seed 0\), r2"
+    with pytest.raises(ParameterError, match=said):
+        same_design([*alike, other])
+    table = overview([*alike, other])
+    assert [row[2] for row in table.rows] == ["2", "1"] and "r0 (seed 0), r1 (seed 1); inputs" in table.notes[0]
+
+
+def test_older_records_are_a_group_of_their_own():
+    records = [with_inputs(0, training_examples="a"), with_inputs(1, training_examples="a"), made(seed=2), made(seed=3)]
+    table = overview(records)
+    assert [row[0] for row in table.rows][1] == "Macular, inputs not recorded" and table.rows[1][2] == "2"
+    with pytest.raises(ParameterError, match="inputs not recorded by one of them"):
+        same_design(records)
+
+
+def test_rows_scored_on_different_examples_do_not_compare():
+    a = [with_inputs(s, test_examples="a") for s in (0, 1)]
+    b = [replace(with_inputs(s, test_examples="b"), method="finetune") for s in (0, 1)]
+    assert "xnli test: rows do not compare, as test examples differ: r0" in " ".join(overview([*a, *b]).notes)
+    with pytest.raises(DataError, match="different test examples"):
+        overview([*a, *b], TableOptions(against="finetune"))
 
 
 # others'

@@ -135,8 +135,9 @@ def compare(
     langs = common(a, b) if langs is None else tuple(langs)
     single = len(a) == len(b) == 1 and a[0].correct and b[0].correct
     effect = resampled(a[0], b[0], langs) if single else difference(a, b, langs)
+    inputs = {name: (a[0].inputs.get(name), b[0].inputs.get(name)) for name in a[0].other_inputs(b[0])}
     settings = diff(_made(a), _made(b))
-    names = _names(a[0], b[0], settings)
+    names, settings = _names(a[0], b[0], settings), settings | inputs
     found, test = _by_language(a, b, langs)
     told = f"{task_title(a[0].task)} {a[0].split}, percent; by language: {test}."
     return Comparison(

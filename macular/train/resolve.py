@@ -244,12 +244,12 @@ class ResolvedJob:
         found = {}
         for (task, split, lang), value in data.used.items():
             if split == "train":
-                found[f"training examples, {task}"] = data.pools.get(task, value)
-                found[f"drawn sample, {task}"] = value
+                found[f"training examples of {task}"] = data.pools.get(task, value)
+                found[f"drawn sample of {task}"] = value
             else:
-                found[f"{split} examples, {task} {lang}"] = value
+                found[f"{split} examples of {task} in {lang}"] = value
         for task in {task.name: task for stage in stages for task in stage.all_tasks}.values():
-            found[f"task record, {task.name}"] = key(task.labels, task.langs, task.max_length)
+            found[f"task record of {task.name}"] = key(task.labels, task.langs, task.max_length)
         found["backbone files"] = key(data.hashes)
         if any(stage.method.augment for stage in stages):
             found["dictionaries"] = data.lexicon.digest
