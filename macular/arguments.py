@@ -169,13 +169,17 @@ def engine(
 
 # %% ../nbs/98_arguments.ipynb #6535b17c
 def _meanings(text):
-    "Return the typed values that match a word of the command line"
+    "Return the values of a record that match a word of the command line, the word itself last"
+    if text.lower() in ("", "none"):
+        return [None, text]
     if text.lower() in ("true", "false"):
-        return [text, text.lower() == "true"]
+        return [text.lower() == "true", text]
+    parts = text.split(",")
+    several = [value for part in parts for value in _meanings(part)] if len(parts) > 1 else []
     try:
-        return [text, float(text)]
+        return [*several, float(text), text]
     except ValueError:
-        return [text]
+        return [*several, tuple(parts), text]
 
 
 def conditions(
@@ -204,18 +208,16 @@ def records_at(
     "Return the records at a path"
     path = located(path) or path
     what = file_format(path)
-    if what == "xtreme":
-        raise ParameterError(
-            f"{path} holds XTREME's predictions without their test examples, which a command cannot read. In Python: "
-            "macular.results.predictions.read(path, {lang: load(task, 'test', lang, source), …}, task=…)"
-        )
-    if what not in ("table", "harness"):
+    if what in ("runs", "records"):
         return read(path)
     about = {"method": Path(path).stem}
     for name, values in wanted.items():
         if name not in _COUNTED:
             about[name] = [value for value in values if isinstance(value, str)][-1]
-    return read(path, **about)
+    found = read(path, **about)
+    if "task" in wanted:  # the path of a record also matches the task's name
+        wanted["task"] += [record.task for record in found]
+    return found
 
 
 def _exists(path):

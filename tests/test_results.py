@@ -2,7 +2,9 @@
 read, or refused for people."""
 
 import json
+import os
 from dataclasses import FrozenInstanceError, replace
+from shutil import copytree
 
 import numpy as np
 import pandas as pd
@@ -10,12 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from macular.core import key
 from macular.data.mini_world import Mini
 from macular.data.tasks import load
 from macular.exceptions import DataError, ParameterError
 from macular.results.paper import _read_averages, _read_blocks, average, paper, published, recomputed, sources
 from macular.results.predictions import file_format, read, runs
 from macular.results.records import Record, from_dict, from_lines, located, marked, record, save
+from macular.results.statistics import same_design
+from macular.results.tables import TableOptions, overview
 from macular.store import append
 
 LANGS = {
@@ -340,6 +345,111 @@ def test_what_is_said_of_our_own_records_counts(job):
     assert read(job.folder, method="renamed", dictionary="none")[0].get("dictionary") == "none"
 
 
+@pytest.mark.slow
+def test_a_run_holds_the_digests_of_its_inputs(job, tmp_path):
+    from macular.train.config import check
+    from macular.train.run import run
+
+    found = record(job.folder).digests
+    names = {f"{s} examples of qam in {x}" for s in ("dev", "test") for x in ("en", "de")}
+    others = {"training examples of qam", "drawn sample of qam", "task record of qam", "backbone files"}
+    assert set(found) == names | others, "this method uses no dictionary"
+    assert found["training examples of qam"] != found["drawn sample of qam"], "64 examples were drawn from the pool"
+    given = {"task": "qam", "preset": "mini", "max_train": 32, "rounds": 1, "langs": ["de"], "out": str(tmp_path)}
+    other = record(run(check(given | {"method": "cosda_ml"}), watch=lambda event, facts: None).folder).digests
+    assert other.keys() - found.keys() == {"dictionaries"}
+    assert {name for name in found if found[name] != other[name]} == {"drawn sample of qam"}
+
+
+@pytest.mark.slow
+def test_of_repeated_runs_the_last_one_counts(job, tmp_path):
+    "Data were changed and the command repeated; then changed back, and the first result was found again"
+    for name, digest in (("one", "old"), ("two", "new")):
+        copytree(job.folder, tmp_path / name)
+        result = json.loads((job.folder / "result.json").read_text())
+        result["digests"]["training examples of qam"] = digest
+        (tmp_path / name / "result.json").write_text(json.dumps(result))
+        os.utime(tmp_path / name / "result.json", (1000 + (name == "two"),) * 2)
+    (found,) = read(tmp_path)
+    assert found.folder.endswith("two") and "one (training examples of qam)" in found.replaced[0]
+    assert "two is current; left out: the earlier" in overview([found]).notes[0]
+    os.utime(tmp_path / "one" / "result.json", (1002, 1002))
+    (found,) = read(tmp_path)
+    assert found.folder.endswith("one")
+    both = [*read(tmp_path / "one"), *read(tmp_path / "two")]
+    with pytest.raises(ParameterError, match=r"different inputs \(training examples of qam\).*one \(seed 0\)"):
+        same_design(both)
+    assert [row[0] for row in overview(both).rows] == [f"Fine-tuning, inputs {key(r.inputs, length=4)}" for r in both]
+
+
+@pytest.mark.slow
+def test_a_result_that_is_found_again_becomes_the_newest(job):
+    from macular.train.config import check
+    from macular.train.run import run
+
+    os.utime(job.folder / "result.json", (1000, 1000))
+    given = {"task": "qam", "method": "finetune", "preset": "mini", "max_train": 64, "rounds": 2, "langs": ["de"]}
+    events = []
+    run(check(given | {"out": str(job.folder.parent)}), watch=lambda event, facts: events.append(event))
+    assert "already" in events and (job.folder / "result.json").stat().st_mtime > 2000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda r: None, "one of them was renamed; parameters, trainings and recorded inputs are the same"),
+        (lambda r: r["digests"].update({"training examples of qam": "b"}), "changed were training examples of qam"),
+        (lambda r: r["config"].update(rounds=5), "changed were parameter rounds"),
+        (lambda r: r.update(algorithm=7), "changed were algorithm"),
+        (lambda r: r.pop("digests"), "one of them was renamed"),
+    ],
+)
+def test_a_comparison_of_runs_names_the_true_cause(job, tmp_path, change, said):
+    from macular.jobs.rerun import compare_runs
+
+    result = json.loads((job.folder / "result.json").read_text())
+    change(result)
+    copytree(job.folder, tmp_path / "best")
+    (tmp_path / "best" / "result.json").write_text(json.dumps(result))
+    frame = job.predictions.assign(prediction="yes")
+    frame.to_parquet(tmp_path / "best" / "predictions.parquet")
+    assert f"Their folders are best and {job.folder.name}: {said}" in str(compare_runs(tmp_path / "best", job.folder))
+
+
+def with_inputs(seed, **digests):
+    return made(seed=seed, digests={name.replace("_", " "): value for name, value in digests.items()}, folder=f"r{seed}")
+
+
+@pytest.mark.parametrize("name", ["training_examples", "test_examples", "backbone_files", "dictionaries"])
+def test_runs_of_different_inputs_are_not_averaged(name):
+    inputs = {"training_examples": "a", "test_examples": "a", "backbone_files": "a", "dictionaries": "a"}
+    alike = [with_inputs(0, **inputs), with_inputs(1, **inputs, drawn_sample="x")]
+    other = with_inputs(2, **inputs | {name: "b"})
+    assert len(same_design(alike)) == 2 and len(overview(alike).rows) == 1
+    said = rf"different inputs \({name.replace('_', ' ')}\).*r0 \(seed 0\), r2"
+    with pytest.raises(ParameterError, match=said):
+        same_design([*alike, other])
+    table = overview([*alike, other])
+    assert [row[2] for row in table.rows] == ["2", "1"] and "r0 (seed 0), r1 (seed 1); inputs" in table.notes[0]
+
+
+def test_older_records_are_a_group_of_their_own():
+    records = [with_inputs(0, training_examples="a"), with_inputs(1, training_examples="a"), made(seed=2), made(seed=3)]
+    table = overview(records)
+    assert [row[0] for row in table.rows][1] == "Macular, inputs not recorded" and table.rows[1][2] == "2"
+    with pytest.raises(ParameterError, match="inputs not recorded by one of them"):
+        same_design(records)
+
+
+def test_rows_scored_on_different_examples_do_not_compare():
+    a = [with_inputs(s, test_examples="a") for s in (0, 1)]
+    b = [replace(with_inputs(s, test_examples="b"), method="finetune") for s in (0, 1)]
+    assert "xnli test: rows do not compare, as test examples differ: r0" in " ".join(overview([*a, *b]).notes)
+    with pytest.raises(DataError, match="different test examples"):
+        overview([*a, *b], TableOptions(against="finetune"))
+
+
 # others'
 
 
@@ -404,16 +514,16 @@ def test_what_a_table_says_counts(tmp_path):
         (GOOD, {"task": "xnli", "method": "m", "seed": "one"}, ParameterError, "whole number"),
         (GOOD.replace("prediction", "guess"), {"task": "xnli", "method": "m"}, DataError, "no column prediction"),
         (
-            GOOD.replace("sw,neutral,neutral", "sw,neutral,"),
+            GOOD.replace("2,sw,neutral", "2,sw,"),
             {"task": "xnli", "method": "m"},
             DataError,
             "line 5: unknown label of xnli ''",
         ),
         (
-            GOOD.replace("entailment,neutral", "entailment,1"),
+            "item,language,label,prediction\n1,en,neutral,0\n2,en,neutral,1\n",
             {"task": "xnli", "method": "m"},
             DataError,
-            "line 4: unknown label of xnli '1'",
+            "line 2: unknown label of xnli '0'.*In all 2 of 2",
         ),
         (GOOD + "1,en,entailment,neutral\n", {"task": "xnli", "method": "m"}, DataError, "there twice: 1"),
         ("item,language,label,prediction\n", {"task": "xnli", "method": "m"}, DataError, "0 rows"),
@@ -448,12 +558,12 @@ def test_xtreme_folders(tmp_path, gold):
     "text, said",
     [
         ("0\n1\n", "test-en.tsv: 2 lines for"),
-        (None, "test-en.tsv, line 3: unknown label of pawsx 'maybe'"),
         ("", "0 lines"),
+        ("maybe\n" * 500, "test-en.tsv, line 1: unknown label of pawsx 'maybe'"),
     ],
 )
 def test_bad_xtreme_folders(tmp_path, gold, text, said):
-    csv_of(tmp_path / "test-en.tsv", "0\n0\nmaybe\n" + "1\n" * (len(gold["en"]) - 3) if text is None else text)
+    csv_of(tmp_path / "test-en.tsv", text)
     with pytest.raises(DataError, match=said):
         read(tmp_path, gold, method="sub", task="pawsx")
     with pytest.raises(DataError, match="no examples were given for 'en'"):
@@ -527,4 +637,80 @@ def test_samples_of_other_rows_are_refused(tmp_path, gold):
 
 def test_what_nobody_knows_is_refused(tmp_path):
     with pytest.raises(DataError, match="is none of"):
-        read(csv_of(tmp_path / "notes.txt", "x"))
+        read(csv_of(tmp_path / "notes.docx", "x"))
+
+
+# a task of one's own
+
+
+OWN = """
+name = "qa"
+labels = ["no", "yes"]
+langs = ["en", "de"]
+
+[source]
+files = "{split}.{lang}.tsv"
+text_a = "question"
+text_b = "passage"
+label = "label"
+labels = {"0" = "no", "1" = "yes"}
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    "A record, test files of eight examples, and predictions: six of eight right in German, all in English"
+    monkeypatch.chdir(tmp_path)
+    csv_of(tmp_path / "qa.toml", OWN)
+    for lang in ("en", "de"):
+        rows = [f"{i}\tquestion {i} {lang}\tpassage\t{i % 2}" for i in range(8)]
+        csv_of(tmp_path / f"test.{lang}.tsv", "\n".join(["id\tquestion\tpassage\tlabel", *rows]) + "\n")
+    given = {(lang, i): (i + (lang == "de" and i < 2)) % 2 for lang in ("en", "de") for i in range(8)}
+    lines = [f"{i},{lang},{i % 2},{p}" for (lang, i), p in given.items()]
+    csv_of(tmp_path / "numbers.csv", "\n".join(["id,language,label,prediction", *lines]) + "\n")
+    names = ("no", "yes")
+    lines = [f"{i},{lang},{names[i % 2]},{names[p]}" for (lang, i), p in given.items()]
+    csv_of(tmp_path / "names.csv", "\n".join(["item,language,label,prediction", *lines]) + "\n")
+    csv_of(tmp_path / "de.txt", "".join(f"{names[given['de', i]]}\n" for i in range(8)))
+    return tmp_path
+
+
+@pytest.mark.parametrize("task", ["qa.toml", "qa"])
+@pytest.mark.parametrize("name", ["names", "numbers"])
+def test_predictions_for_a_task_of_ones_own(own, capsys, name, task):
+    from macular.cli import main
+
+    words = ["--where", f"task={task}"]
+    assert main(["table", f"{name}.csv", "--by", "languages", *words]) == 0
+    shown = capsys.readouterr().out
+    assert f"| {name} | 100.0 | 75.0 | 87.5 |" in shown.replace("**", "") and "selected" not in shown
+    assert main(["compare", f"{name}.csv", "names.csv", *words]) == 0
+    assert "+0.00 points" in capsys.readouterr().out
+
+
+def test_one_label_a_line(own, capsys):
+    from macular.cli import main
+
+    assert main(["table", "de.txt", "--by", "languages", "--where", "task=qa.toml"]) == 0
+    assert "| de | 75.0 | 75.0 |" in capsys.readouterr().out
+    (listed,), (table,) = read("de.txt", task="qa.toml", method="m"), read("names.csv", task="qa.toml", method="m")
+    assert (listed.correct["de"] == table.correct["de"]).all() and listed.items["de"] == table.items["de"]
+    with pytest.raises(DataError, match="ends in no language of qa"):
+        read(csv_of(own / "guesses.txt", "no\n"), task="qa.toml", method="m")
+
+
+def test_predictions_that_are_no_label_count_as_wrong_and_are_counted(own, capsys):
+    from macular.cli import main
+
+    text = (own / "names.csv").read_text().replace("0,en,no,no", "0,en,no,").replace("3,de,yes,yes", "3,de,yes,Both?")
+    csv_of(own / "chat.csv", text)
+    (found,) = read("chat.csv", task="qa", method="chat")
+    assert found.unlabelled == {"en": 1, "de": 1} and found.accuracy["en_dev"] == {"en": 87.5, "de": 62.5}
+    assert main(["table", "chat.csv", "--where", "task=qa"]) == 0
+    assert "empty or no label, which count as wrong: chat on qa: 2 of 16." in capsys.readouterr().out
+    assert from_dict(json.loads(json.dumps(found.as_dict()))) == found
+
+
+def test_an_unknown_task_of_predictions_says_how_to_name_ones_own(own):
+    with pytest.raises(ParameterError, match="Did you mean 'xnli'.*task=xnlj.toml"):
+        read("names.csv", task="xnlj", method="m")

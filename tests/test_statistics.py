@@ -24,9 +24,11 @@ from macular.results.statistics import (
     item_differences,
     resampled,
     same_design,
+    seed_part,
     select,
     summary,
 )
+from macular.results.tables import TableOptions, languages, overview
 
 
 def runs(method, accuracies, task="xnli", **more):
@@ -443,3 +445,43 @@ def test_simulated_studies_repeat_and_have_their_truth():
     ).std(ddof=1) / np.sqrt(300)
     wide = [_expected("macular", f"t{i}", levels) for i in range(200)]
     assert abs(np.mean(wide) - 72.5) < 0.4 and all(r.get("simulated") for r in a)
+
+
+# a spread that is rounding noise
+
+
+def equal_gaps(method, base):
+    "Records whose differences are all 0.1 but for the last bits of a float"
+    levels = (66.1, 70.3, 58.7, 61.9)
+    return [
+        Record(method, "qam", {"en_dev": {"en": level + base, "de": level / 3 + base}}, seed)
+        for seed, level in enumerate(levels)
+    ]
+
+
+def test_differences_that_are_all_equal_have_no_interval():
+    a, b = equal_gaps("macular", 0.1), equal_gaps("finetune", 0.0)
+    gaps = by_seed(a) - by_seed(b)
+    assert 0 < np.ptp(gaps) < 1e-12, "else this tests nothing"
+    assert seed_part(gaps) == (0.0, 3)
+    found = difference(a, b)
+    assert np.isnan([found.low, found.high, found.p]).all() and found.verdict == "no interval"
+    assert np.isclose(found.points, 0.1)
+    table = languages([*a, *b], TableOptions(against="finetune"))
+    assert [c.mark for row in table.rows for c in row[1:4]] == [""] * 6
+
+
+def test_seeds_that_differ_by_rounding_have_no_spread():
+    same = [Record("m", "qam", {"en_dev": {"en": 50.0 + s * 1e-13}}, s) for s in range(3)]
+    found = summary(same)
+    assert found.sd == 0 and np.isnan(found.half) and deviation([same]) == 0
+    assert "±" not in overview(same).rows[0][1].text()
+
+
+def test_two_runs_that_differ_alike_on_every_item_have_no_interval():
+    a, b = (
+        Record(m, "qam", {"en_dev": {"en": level}}, 0, correct={"en": np.full(9, level > 0)}, items={"en": "x"})
+        for m, level in (("a", 100.0), ("b", 0.0))
+    )
+    found = resampled(a, b)
+    assert found.points == 100 and np.isnan([found.low, found.p]).all()

@@ -146,7 +146,8 @@ def test_selections_stand_side_by_side(three):
 
 
 def test_paper_ours_difference(control):
-    found = beside_paper(control)
+    real = [replace(r, notes=("read from files",)) for r in control]
+    found = beside_paper(real)
     cells = {(row[0], row[1]): row for row in found.rows}
     theirs = np.mean([v for x, v in published("cosda_ml", "xnli").items() if x != "avg"])
     ours = np.mean(
@@ -158,10 +159,23 @@ def test_paper_ours_difference(control):
         and row[3].note == ""
         and cells["Fine-tuning", "qam"][3].note == "xglue"
     )
-    by = beside_paper(select(control, task="qam"), by="language")
+    by = beside_paper(select(real, task="qam"), by="language")
     assert [row[2] for row in by.rows[:3]] == ["en", "de", "fr"] and by.rows[0][3].value == 67.5
     with pytest.raises(ParameterError, match="unknown by"):
         beside_paper(control, by="tasks")
+
+
+def test_the_mini_world_stands_beside_differences_not_levels(control):
+    found = beside_paper(control)
+    rows = {(row[0], row[1]): row for row in found.rows}
+    assert rows["Fine-tuning", "xnli"][3:] == ["reference", "reference", ""]
+    theirs = published("cosda_ml", "xnli"), published("finetune", "xnli")
+    gap = np.mean([theirs[0][x] - theirs[1][x] for x in theirs[0] if x != "avg"])
+    ours = difference(*(select(control, method=m, task="xnli") for m in ("cosda_ml", "finetune")))
+    cells = rows["CoSDA-ML", "xnli"][3:]
+    assert np.allclose([c.value for c in cells], [gap, ours.points, ours.points - gap])
+    assert "differences from Fine-tuning" in found.caption and "no evidence about real languages" in found.caption
+    assert "no evidence about real languages" in overview(control).caption
 
 
 def test_printed_averages_stand_for_whole_tasks_only():
@@ -239,6 +253,12 @@ def test_what_cannot_be_tabled_is_refused(three, make, said):
 def test_one_seed_has_neither_spread_nor_mark(three):
     found = languages(select(three, seed=0), TableOptions(against="finetune"))
     assert all(c.mark == "" and "±" not in c.text() for row in found.rows for c in row[1:5])
+    assert "No difference from Fine-tuning was tested over seeds" in found.caption
+    assert "one run each (0)" in found.caption
+    assert "not significant" not in found.caption
+    some = [r for r in three if r.method != "macular" or r.seed == 0]
+    said = languages(some, TableOptions(against="finetune")).caption
+    assert "without a mark: not significant; not tested, with one seed a side: Macular" in said
 
 
 def test_the_caption_says_seeds_test_languages_selection_and_simulation():
@@ -246,11 +266,14 @@ def test_the_caption_says_seeds_test_languages_selection_and_simulation():
     for said in (
         "seeds (0, 1, 2)",
         "XNLI test, 2 languages (en, de)",
-        "Round selected on source-language dev",
-        "difference from Macular significant at 95 %, Holm over",
         "Simulated records, no runs",
     ):
         assert said in text, said
+    assert "selected" not in text, "nobody said how"
+    trained = [replace(r, trainings={"macular": "a"}) for r in simulate("macular", "xnli", {"en": 80.0}, 3)]
+    assert "Round selected on source-language dev" in caption(rows_of(trained), TableOptions())
+    both = [*trained, *simulate("gpt", "xnli", {"en": 80.0}, 3)]
+    assert "Round selected on source-language dev (gpt: not said)" in caption(rows_of(both), TableOptions())
 
 
 # costs and the checklist
@@ -548,12 +571,32 @@ def test_a_value_is_found_as_a_message_prints_it(three, tmp_path, capsys, parame
     ]
 
 
-def test_xtremes_folders_need_python(tmp_path, capsys):
+def test_xtremes_folders_need_their_examples(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "test-de.tsv").write_text("0\n1\n")
-    assert (
-        main(["table", str(tmp_path), "--where", "task=pawsx"]) == 2
-        and "In Python: macular.results.predictions.read(path, {lang: load(task" in capsys.readouterr().err
-    )
+    assert main(["table", str(tmp_path), "--where", "task=pawsx"]) == 3
+    assert "Unpack the archives in the folder data, or in Python: read(path" in capsys.readouterr().err
+
+
+def test_advice_can_be_typed(tmp_path, capsys):
+    "What the message names: a list, nothing, a number"
+    three = [
+        Record("macular", "qam", {"en_dev": {"en": 50.0 + s}}, s, parameters={"langs": list(langs), "word_rate": rate})
+        for s, (langs, rate) in enumerate([(("de", "fr"), None), ((), None), ((), 0.5)])
+    ]
+    save(tmp_path / "all.jsonl", three)
+
+    def said(*where):
+        code = main(["table", str(tmp_path / "all.jsonl"), *(word for w in where for word in ("--where", w))])
+        out = capsys.readouterr()
+        return out.err if code else out.out
+
+    assert "--where langs=de,fr or langs=" in said()
+    assert "| Macular | 50.0 |" in said("langs=de,fr")
+    assert "--where word_rate= or word_rate=0.5" in said("langs=")
+    assert "| Macular | 51.0 |" in said("langs=", "word_rate=") == said("langs=None", "word_rate=None")
+    assert "| Macular | 52.0 |" in said("word_rate=0.5")
+    assert "langs=de,fr" in said("seed=0,1") and "no records" in said("langs=de")
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ class RunComparison:
     equal: bool  # predictions with probabilities, byte for byte, and all values of the result
     result: Difference  # of result.json
     machine: Difference  # of environment.json without times
+    causes: str = ""  # why the folders' names differ
 
     def _repr_markdown_(self):
         return escape_markdown(self)
@@ -43,8 +44,7 @@ class RunComparison:
             return f"**Equal**, byte for byte: {total:,} predictions and all of `result.json`."
         said = f"**Different**: {differing:,} of {total:,} predictions."
         if self.folders[0] != self.folders[1]:
-            causes = "parameters, data, dictionaries, backbone or algorithm changed"
-            said += f" Their keys differ ({' and '.join(self.folders)}): {causes}."
+            said += f" Their folders are {' and '.join(self.folders)}: {self.causes}."
         tables = [_difference_table(name, getattr(self, name)) for name in ("result", "machine") if getattr(self, name)]
         return "\n\n".join([said, *tables])
 
@@ -70,6 +70,9 @@ def compare_runs(
         for name in ("started", "seconds to score", "out"):  # differ between any two runs
             machine.pop(name, None)
     first, second = [(folder / "predictions.parquet").read_bytes() for folder in folders]
+    for name in ("digests",):  # an older run did not record them
+        if name not in results[0]:
+            results[1].pop(name, None)
     result = diff(*results)
     return RunComparison(
         folders=(folders[0].name, folders[1].name),
@@ -77,7 +80,21 @@ def compare_runs(
         equal=first == second and not result,
         result=result,
         machine=diff(*machines),
+        causes=_causes(*results),
     )
+
+
+def _causes(before, now):
+    "Say why two runs have different folders, from what their results record"
+    found = [f"parameter {name}" for name in diff(before["config"], now["config"])]
+    found += [name for name in ("algorithm",) if before.get(name) != now.get(name)]
+    inputs = diff(before.get("digests", {}), now.get("digests", {}))
+    found += [name for name in inputs if not name.startswith("drawn")]
+    if found:
+        return f"changed were {', '.join(found)}"
+    if [stage["key"] for stage in stages_of(before)] == [stage["key"] for stage in stages_of(now)]:
+        return "one of them was renamed; parameters, trainings and recorded inputs are the same"
+    return "data, dictionaries, backbone or extensions changed; the older run did not record which"
 
 
 def _changed_predictions(before, now):

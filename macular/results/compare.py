@@ -15,7 +15,7 @@ import numpy as np
 
 from ..core import diff, escape_markdown, root, table
 from ..data.tasks import tasks
-from .formats import Cell, Table
+from .formats import SELECTED, Cell, Table, caption, duration, listed, task_title, title
 from .paper import published
 from .records import Record, from_lines
 from .simulate import detectable
@@ -31,11 +31,12 @@ from macular.results.statistics import (
     resampled,
     same_design,
     same_task,
+    seed_part,
     select,
     summary,
     verdict,
 )
-from .tables import SELECTED, TableOptions, caption, duration, listed, rows_of, task_title, title
+from .tables import TableOptions, rows_of
 
 # %% ../../nbs/results/09_compare.ipynb #7dc832b2
 @dataclass(frozen=True)
@@ -134,8 +135,9 @@ def compare(
     langs = common(a, b) if langs is None else tuple(langs)
     single = len(a) == len(b) == 1 and a[0].correct and b[0].correct
     effect = resampled(a[0], b[0], langs) if single else difference(a, b, langs)
+    inputs = {name: (a[0].inputs.get(name), b[0].inputs.get(name)) for name in a[0].other_inputs(b[0])}
     settings = diff(_made(a), _made(b))
-    names = _names(a[0], b[0], settings)
+    names, settings = _names(a[0], b[0], settings), settings | inputs
     found, test = _by_language(a, b, langs)
     told = f"{task_title(a[0].task)} {a[0].split}, percent; by language: {test}."
     return Comparison(
@@ -356,7 +358,7 @@ def _sentence(a, b, found):
 def _power(found):
     "Return a sentence on the minimum detectable difference, at the deviation pooled over the comparisons"
     gaps = [by_seed(c.a, c.langs) - by_seed(c.b, c.langs) for c in found.values() if len(c.a) > 1]
-    sd = np.sqrt(np.mean([g.var(ddof=1) for g in gaps])) if gaps else 0
+    sd = np.sqrt(np.mean([seed_part(g)[0] * len(g) for g in gaps])) if gaps else 0
     if not sd > 0:
         return []
     seeds = min(map(len, gaps))

@@ -8,37 +8,82 @@ __all__ = ['finished', 'file_format', 'runs', 'read']
 # %% ../../nbs/results/04_predictions.ipynb #61c9d887
 import json
 import re
+import tomllib
+from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
+from unicodedata import normalize
 
-from ..core import resolve
-from ..data.sources import archives
-from ..data.tasks import find, tasks
+from ..core import resolve, root
+from ..data.sources import Folder, archives
+from ..data.tasks import Task, find, load, tasks
 from ..exceptions import DataError, ParameterError, unknown
 from .records import Record, from_lines, marked, record
+from ..store import read_json
 
 # %% ../../nbs/results/04_predictions.ipynb #e3a7ba1a
 def _spellings(
     task,  # a `Task`
 ) -> dict:  # spelling -> label name
-    "Spellings of a task's labels in the published files"
-    found = {name: name for name in task.labels}
-    for layout in archives.get(task.name, ()):
-        found |= layout.labels or {}
-    return found
+    "Spellings of a task's labels in the published files, or in its own"
+    found = {}
+    for layout in (*archives.get(task.name, ()), task.source):
+        found |= getattr(layout, "labels", None) or {}
+    found |= {name: name for name in task.labels}
+    return {normalize("NFC", str(spelled)): name for spelled, name in found.items() if name in task.labels}
+
+
+def _spelled(value):
+    "Return a cell of a table as a text; numbers of a column with gaps are read as 1.0"
+    if value is None or value != value:  # NaN
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return normalize("NFC", str(value)).strip()
 
 # %% ../../nbs/results/04_predictions.ipynb #8307b1cd
-def _named(labels, task, where):
-    "Labels by name; `where` gives the file and line of the n-th, for `DataError`"
-    known = _spellings(task)
+def _named(labels, task, where, gold=True):
+    "Labels by name, an unknown prediction as ''; `where` gives the file and line of the n-th, for `DataError`"
+    known, labels = _spellings(task), [_spelled(label) for label in labels]
     odd = [(i, label) for i, label in enumerate(labels) if label not in known]
-    if odd:
+    if odd and (gold or len(odd) == len(labels)):
         i, label = odd[0]
         raise DataError(
             f"{where(i)}: {unknown(f'label of {task.name}', label, known)} "
             f"In all {len(odd)} of {len(labels)} are unknown."
         )
-    return [known[label] for label in labels]
+    return [known.get(label, "") for label in labels]
+
+# %% ../../nbs/results/04_predictions.ipynb #53665f0d
+def _own_record(name, folders):
+    "Return the path of a task record by the task's name, in some folders or as finished runs name it; None without one"
+    paths = [path for folder in folders for path in sorted(folder.glob("*.toml"))]
+    for file in resolve("runs").glob("*/environment.json"):
+        paths.append(resolve(str(read_json(file).get("task"))))
+    for path in paths:
+        with suppress(OSError, ValueError):
+            if path.suffix == ".toml" and tomllib.loads(path.read_text("utf-8")).get("name") == name:
+                return path
+    return None
+
+
+def _task_of(
+    about: dict,
+    path,  # of the predictions
+) -> Task:
+    "Return the task of predictions: a registered one, or a record of one's own by its path or name"
+    given = _needed(about, "task", path.name)
+    if isinstance(given, Task) or given in tasks:
+        return find(given)
+    folders = dict.fromkeys((Path.cwd(), root(), path.parent))
+    if str(given).endswith(".toml"):
+        return find(next((p for p in (folder / given for folder in folders) if p.is_file()), given))
+    own = _own_record(given, folders)
+    if own:
+        return find(own)
+    raise ParameterError(f"{unknown('task', given, tasks)} A task of your own is named by its file: task={given}.toml")
 
 # %% ../../nbs/results/04_predictions.ipynb #9f869b73
 _COLUMNS = ("item", "language", "label", "prediction")
@@ -62,6 +107,8 @@ def _from_table(
         frame = _read_frame(path)
     except (OSError, ValueError) as e:
         raise DataError(f"{path.name} is no table: {e}") from e
+    if "item" not in frame:
+        frame = frame.rename(columns={"id": "item"})
     absent = [c for c in _COLUMNS if c not in frame]
     if absent or not len(frame):
         raise DataError(
@@ -74,26 +121,36 @@ def _from_table(
     found = []
     for values, part in parts:
         there = {k: v for k, v in zip(columns, values, strict=True) if v == v and v not in (None, "")}  # no NaN
-        found.append(_run(part, path.name, about | there))
+        found.append(_run(part, path, about | there))
     return found
 
 # %% ../../nbs/results/04_predictions.ipynb #2bf9a445
-def _run(frame, name, about):
-    "Make a record from lines of predictions; an unknown label or an empty prediction raises `DataError`"
-    task = find(_needed(about, "task", name))
+def _run(frame, path, about):
+    "Make a record from lines of predictions; an unknown label raises `DataError`"
+    task = _task_of(about, path)
     rows = frame.reset_index()
 
     def where(i):
-        return f"{name}, line {rows['index'][i] + 2}"
+        return f"{path.name}, line {rows['index'][i] + 2}"
 
-    named = {c: _named(list(rows[c].astype(str)), task, where) for c in ("label", "prediction")}
-    return finished(marked(rows.assign(**named)), about, name)
+    named = {
+        "label": _named(rows["label"], task, where),
+        "prediction": _named(rows["prediction"], task, where, gold=False),
+    }
+    return finished(_marked(rows.assign(**named)), about | {"task": task}, path.name)
+
+
+def _marked(rows):
+    "Mark predictions, and count those that are no label"
+    return marked(rows) | {"unlabelled": dict(Counter(rows["language"][rows["prediction"] == ""]))}
 
 # %% ../../nbs/results/04_predictions.ipynb #3f607541
 def _needed(about, what, name):
     if about.get(what):
         return about[what]
-    raise ParameterError(f"{name} does not say which {what} it is of; say it: read(path, {what}=…)")
+    raise ParameterError(
+        f"{name} does not say which {what} it is of; say it: read(path, {what}=…), on the command line --where {what}=…"
+    )
 
 # %% ../../nbs/results/04_predictions.ipynb #746ff737
 def finished(
@@ -112,17 +169,39 @@ def finished(
     return Record(**found, **values | {"tags": tags | values.get("tags", {})})
 
 # %% ../../nbs/results/04_predictions.ipynb #306b33d2
+def _language(path, task):
+    "Return the language at the end of a file's name"
+    for lang in sorted((task.source_lang, *task.langs), key=len, reverse=True):
+        if re.search(rf"(^|[._-]){re.escape(lang)}$", path.stem):
+            return lang
+    raise DataError(
+        f"{path.name}: the name ends in no language of {task.name} ({', '.join(task.langs)}); rename it, as in "
+        f"test-{task.langs[0]}.tsv"
+    )
+
+
+def _examples(path, lang, task, gold):
+    "Return the examples of which a file holds the predictions: those given, else those on this machine"
+    if gold is None and (task.source or resolve("data").is_dir()):
+        return load(task, "test", lang, Folder("data"))
+    if lang not in (gold or {}):
+        raise DataError(
+            f"{path.name}: no examples were given for '{lang}', only for {', '.join(gold or ()) or 'nothing'}. "
+            f"Unpack the archives in the folder data, or in Python: read(path, "
+            f"gold={{'{lang}': load('{task.name}', 'test', '{lang}', source), …}}, …)"
+        )
+    return gold[lang]
+
+
 def _answers(path, task, gold):
-    "Read one of XTREME's files as a data frame"
+    "Read a file of one label a line as a data frame"
     import pandas as pd
 
-    lang, answers = path.stem[5:], [line.strip() for line in path.read_text("utf-8").splitlines()]
-    if lang not in gold:
-        raise DataError(
-            f"{path.name}: no examples were given for '{lang}', only for {', '.join(gold) or 'nothing'}. "
-            f"Give gold={{'{lang}': load('{task.name}', 'test', '{lang}', source), …}}"
-        )
-    examples = gold[lang]
+    lang = _language(path, task)
+    answers = [line.strip().strip('"') for line in path.read_text("utf-8-sig").splitlines()]
+    examples = _examples(path, lang, task, gold)
+    if len(answers) == len(examples["label"]) + 1 and answers[0].lower() in ("label", "prediction"):
+        del answers[0]
     if len(answers) != len(examples["label"]):
         raise DataError(
             f"{path.name}: {len(answers)} lines for {len(examples['label'])} test examples; line n is for example n"
@@ -131,22 +210,24 @@ def _answers(path, task, gold):
         "item": examples["id"][:],
         "language": lang,
         "label": [task.labels[y] for y in examples["label"][:]],
-        "prediction": _named(answers, task, lambda i: f"{path.name}, line {i + 1}"),
+        "prediction": _named(answers, task, lambda i: f"{path.name}, line {i + 1}", gold=False),
     }
     return pd.DataFrame(columns)
 
 # %% ../../nbs/results/04_predictions.ipynb #d68e329f
-def _from_xtreme(
-    folder,  # of `test-{lang}.tsv`
-    gold: Mapping,  # language -> examples with `id` and `label`, from `load`
+def _from_lists(
+    path,  # a file of one label a line, or XTREME's folder of `test-{lang}.tsv`
+    gold: Mapping | None,  # language -> examples with `id` and `label`, from `load`
     about: dict,
 ) -> Record:
-    "Read a run from XTREME's prediction files"
+    "Read a run from files of one label a line"
     import pandas as pd
 
-    task = find(_needed(about, "task", folder.name))
-    paths = sorted(folder.glob("test-*.tsv"), key=lambda p: (p.stem[5:] != task.source_lang, p.stem))
-    return finished(marked(pd.concat([_answers(path, task, gold) for path in paths])), about, folder.name)
+    task = _task_of(about, path)
+    paths = sorted(path.glob("test-*.tsv")) if path.is_dir() else [path]
+    frames = {_language(file, task): _answers(file, task, gold) for file in paths}
+    in_order = sorted(frames, key=lambda x: (x != task.source_lang, x))
+    return finished(_marked(pd.concat([frames[x] for x in in_order])), about | {"task": task}, path.name)
 
 # %% ../../nbs/results/04_predictions.ipynb #5c57229d
 _TASK_NAMES = {"paws": "pawsx"}  # in the harness -> here
@@ -210,27 +291,27 @@ def _from_harness(
     "Read runs from the samples of lm-evaluation-harness"
     import pandas as pd
 
-    frames = {}
+    frames, tasks_of = {}, {}
     for path in paths:
         name = re.fullmatch(r"samples_(.+)_([a-z]{2,3})_\d{4}-.*", path.stem)
         if not name:
             raise DataError(f"{path.name}: the task's name does not end in a language, as xnli_de does")
         named, lang = _TASK_NAMES.get(name[1], name[1]), name[2]
-        task = find(named if named in tasks else about.get("task") or named)
+        task = find(named) if named in tasks else _task_of({"task": named} | about, path)
         if lang in frames.setdefault(task.name, {}):
             raise DataError(f"{path.parent.name} has several files of {name[1]}_{lang}; keep one")
-        frames[task.name][lang] = _frame(path, lang, task, gold)
+        frames[task.name][lang], tasks_of[task.name] = _frame(path, lang, task, gold), task
     found = []
     for task, by_lang in frames.items():
         in_order = sorted(by_lang, key=lambda x: (x != "en", x))
         answers = marked(pd.concat([by_lang[x] for x in in_order])) | {"collapsed": ()}
-        found.append(finished(answers, about | {"task": task}, f"samples of {task}"))
+        found.append(finished(answers, about | {"task": tasks_of[task]}, f"samples of {task}"))
     return found
 
 # %% ../../nbs/results/04_predictions.ipynb #cf83d2a2
 def file_format(
     path,
-) -> str:  # "runs", "records", "table", "xtreme" or "harness"
+) -> str:  # "runs", "records", "table", "list" of labels, "xtreme" or "harness"
     "Return the format of a file or folder; `DataError` where there is none or it is unknown"
     path = resolve(path)
     if not path.exists():
@@ -244,12 +325,21 @@ def file_format(
         return "records" if only_records else "runs"
     if path.suffix == ".jsonl":
         return "harness" if path.name.startswith("samples_") else "records"
+    if path.suffix == ".txt" or path.suffix in (".csv", ".tsv") and _one_column(path):
+        return "list"
     if path.suffix in (".csv", ".tsv", ".parquet"):
         return "table"
     raise DataError(
         f"{path.name} is none of: a run's folder, records (.jsonl), a table of predictions (.csv, .tsv, .parquet), "
-        "a folder of test-{lang}.tsv, samples_*.jsonl"
+        "one label a line (.txt), a folder of test-{lang}.tsv, samples_*.jsonl"
     )
+
+
+def _one_column(path):
+    "Return whether the first line of a text file holds no separator"
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        first = file.readline().strip()
+    return bool(first) and not {",", ";", "\t"} & set(first)
 
 # %% ../../nbs/results/04_predictions.ipynb #4f6a9b24
 def runs(
@@ -260,7 +350,20 @@ def runs(
     done = [folder] if (folder / "result.json").exists() else sorted(p.parent for p in folder.glob("*/result.json"))
     if not done:
         raise DataError(f"there is no finished run in {folder}: neither result.json nor */result.json")
-    return [record(path) for path in done]
+    return _current([(path, record(path)) for path in done])
+
+
+def _current(found):
+    "Return the newest of the runs with the same settings and seed: data were changed and the command was repeated"
+    newest = {}
+    for _, r in sorted(found, key=lambda pair: (pair[0] / "result.json").stat().st_mtime_ns):
+        settings = r.method, r.task, r.seed, r.backbone, r.preset, r.split, r.algorithm, str((r.parameters, r.tags))
+        newest.setdefault(settings, []).append(r)
+    chosen = {}
+    for *earlier, r in newest.values():
+        left = [f"left out: the earlier {e.folder} ({', '.join(e.other_inputs(r)) or 'equal inputs'})" for e in earlier]
+        chosen[r.folder] = replace(r, replaced=tuple(left))
+    return [chosen[r.folder] for _, r in found if r.folder in chosen]
 
 # %% ../../nbs/results/04_predictions.ipynb #eb99ca4f
 def read(
@@ -273,8 +376,8 @@ def read(
     path, what = resolve(path), file_format(path)
     if what == "harness":
         return _from_harness([path] if path.is_file() else sorted(path.glob("samples_*.jsonl")), about, gold)
-    if what == "xtreme":
-        return [_from_xtreme(path, gold or {}, about)]
+    if what in ("list", "xtreme"):
+        return [_from_lists(path, gold, about)]
     if what == "table":
         return _from_table(path, about)
     if what == "runs":

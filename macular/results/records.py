@@ -50,6 +50,10 @@ class Record:
     cost: dict = field(default_factory=dict)
     notes: tuple = ()
     tags: dict = field(default_factory=dict)  # other differences between records: dictionary="shuffled"
+    digests: dict = field(default_factory=dict)  # input -> hash of what was read; empty for older records
+    folder: str = ""  # of the run; a written record keeps its name
+    replaced: tuple = ()  # earlier runs with the same settings and seed, which this one replaces
+    unlabelled: dict = field(default_factory=dict)  # language -> predictions that are no label; they count as wrong
 
     def __post_init__(self):
         _check_record(self)
@@ -68,6 +72,28 @@ class Record:
     def has_collapsed(self) -> bool:
         return self.langs[0] in self.collapsed
 
+    @property
+    def label(self) -> str:
+        "Folder and seed, for messages"
+        return f"{self.folder or 'a record'} (seed {self.seed})"
+
+    @property
+    def inputs(self) -> dict:
+        "Digests of the inputs that are equal for all seeds; the drawn sample need not be"
+        return {name: value for name, value in self.digests.items() if not name.startswith("drawn")}
+
+    def other_inputs(self, other) -> list[str]:
+        "Names of inputs that differ from another record's, among those that both read"
+        if bool(self.inputs) != bool(other.inputs):
+            return ["inputs not recorded by one of them"]
+        return [name for name, value in self.inputs.items() if other.inputs.get(name, value) != value]
+
+    @property
+    def of_mini_world(self) -> bool:
+        if self.notes:
+            return any(note.startswith("the mini world") for note in self.notes)
+        return self.backbone.startswith("mini-")  # older records hold no notes
+
     def get(self, name: str):
         "Return a field, a parameter or a tag; None where there is none"
         if name in self.__dataclass_fields__:
@@ -77,7 +103,7 @@ class Record:
     def as_dict(self) -> dict:
         "Return the record as JSON can hold it; empty fields are left out"
         packed = _pack(self.correct, self.items) if self.correct else {"correct": None, "items": self.items}
-        values = {f.name: getattr(self, f.name) for f in fields(self)} | packed
+        values = {f.name: getattr(self, f.name) for f in fields(self)} | packed | {"folder": Path(self.folder).name}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if v not in (None, "", (), {})}
 
     def _repr_markdown_(self):
@@ -230,6 +256,8 @@ def record(folder, **tags) -> Record:
         cost=_cost(folder, result),
         notes=tuple(result["notes"]),
         tags=tags,
+        digests=result.get("digests", {}),
+        folder=str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder),
     )
 
 # %% ../../nbs/results/03_records.ipynb #531612e9

@@ -15,7 +15,7 @@ import numpy as np
 from ..core import key, mix, number, uniform
 from ..exceptions import DataError, ParameterError
 from .records import Record
-from .statistics import LEVEL, by_seed
+from .statistics import LEVEL, by_seed, seed_part
 
 # %% ../../nbs/results/06_simulate.ipynb #1f362c42
 def deviation(
@@ -24,10 +24,11 @@ def deviation(
 ) -> float:  # points
     "Standard deviation over seeds, pooled over groups; `DataError` where no group has two seeds"
     found = [by_seed(g, langs) for g in groups]
-    degrees = sum(len(x) - 1 for x in found)
+    several = [x for x in found if len(x) > 1]
+    degrees = sum(len(x) - 1 for x in several)
     if not degrees:
         raise DataError("no group has two seeds; a deviation over seeds needs them")
-    return float(np.sqrt(sum(((x - x.mean()) ** 2).sum() for x in found) / degrees))
+    return float(np.sqrt(sum(seed_part(x)[0] * len(x) * (len(x) - 1) for x in several) / degrees))
 
 # %% ../../nbs/results/06_simulate.ipynb #e4be9f06
 def detectable(

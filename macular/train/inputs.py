@@ -103,6 +103,7 @@ class Data(_Words, _Backbone):
     used: dict = field(default_factory=dict)  # (task, split, language) -> hash of the examples used
     origins: list = field(default_factory=list)  # files that were read, with licences
     read: dict = field(default_factory=dict)  # (task, split, language) -> examples
+    pools: dict = field(default_factory=dict)  # task -> hash of its training examples before sampling
     trees: ChainMap = field(default_factory=ChainMap)  # text -> dependency tree
     odd: list = field(default_factory=list)  # warnings about unusual inputs
     sizes: dict = field(default_factory=dict)  # task -> number of its training examples, before `max_train`
@@ -150,6 +151,7 @@ class Data(_Words, _Backbone):
         if split == "train":
             self.sizes[task.name] = len(examples)
         if split == "train" and most and len(examples) > most:
+            self.pools[task.name] = digest(examples)
             examples = examples.select(_sample(examples["label"][:], most, "max_train", number(task.name)))
         self.read[task.name, split, lang] = examples
         return examples

@@ -211,6 +211,8 @@ def carry_out(
         folder = resolve(resolved.job.out) / key
         if not there(folder / "result.json", watch, lambda: _record(resolved, trainings, folder, watch)):
             watch("already", {"folder": folder})
+            with suppress(OSError):
+                os.utime(folder / "result.json")  # tables take the run that was asked for last
     return Result(folder, read_json(folder / "result.json"))
 
 
@@ -243,6 +245,7 @@ def _record(resolved: ResolvedJob, trainings: list[Training], folder: Path, watc
         **as_recorded(trainings),
         "backbone": backbone_origin(job.backbone, data.backbone) | {"sha256": data.hashes},
         "origins": data.origins,
+        "digests": resolved.input_digests(),
     }
     write_json(folder / "result.json", result | (data.teacher.result if data.teacher else {}) | scores)
     watch("done", {"folder": folder})

@@ -16,14 +16,14 @@ from markupsafe import Markup
 from ..exceptions import ParameterError, unknown
 from ..results.compare import Comparison, compare
 from ..results.figures import label
-from ..results.formats import Cell, Table, as_csv
+from ..results.formats import SPREADS, Cell, Table, as_csv, task_title
+from ..results.formats import title as name_of
 from ..results.predictions import read
 from ..results.records import SELECTIONS, Record
 from ..results.statistics import by_seed, common, design, select
-from ..results.tables import SPREADS, beside_paper, languages, overview, rows_of, task_title
 from ..results.tables import TableOptions as Choice
+from ..results.tables import beside_paper, languages, overview, rows_of
 from ..results.tables import selections as by_selection
-from ..results.tables import title as name_of
 from .views import View, grid, picture, safe
 
 # %% ../../nbs/ui/03_board.ipynb #a3c37eba
@@ -113,10 +113,6 @@ _TABLES = {
     "beside paper": lambda records, task, choice: beside_paper(records, choice),
     "selections": lambda records, task, choice: by_selection(records, choice),
 }
-_MINI = Markup(
-    "<p><small>The mini world: a positive control, no evidence about real languages; "
-    "the paper's numbers are of real data.</small></p>"
-)
 
 
 def _dropdowns(view, options):
@@ -138,7 +134,7 @@ def board(
 ) -> View:
     "Show a table of methods, with controls to sort, filter and export"
     records = _records_of(records)
-    rows, mini = _varying(records), any(r.backbone.startswith("mini-") for r in records)
+    rows = _varying(records)
     there, named = dict.fromkeys(r.task for r in records), dict.fromkeys(r.method for r in records)
     langs = dict.fromkeys(lang for r in records for lang in r.langs)
 
@@ -148,7 +144,7 @@ def board(
         choice = Choice(values["against"], values["spread"], values["selection"], rows=rows)
         found = _TABLES[values["show"]](records, values["task"], choice)
         sort = values["sort"] if values["sort"] in found.columns else ""
-        return _table_page(_ordered(found, sort, values["contains"])) + _MINI * mini
+        return _table_page(_ordered(found, sort, values["contains"]))
 
     options = {
         "show": [*_TABLES],
