@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from macular.arguments import from_notebook
 from macular.exceptions import DataError, MacularError, ParameterError, SetupError, shown
-from macular.train.config import check, from_notebook
+from macular.train.config import check
 
 A, W = "accepted", "accepted, and said"
 HEAD = "id\ta\tb\tlabel\n"
@@ -848,7 +849,7 @@ def pointer(path):
 
 
 def test_a_pointer_in_place_of_the_weights(tmp_path):
-    from macular.data.backbones import count_parameters
+    from macular.data.backbones import _count_parameters
     from macular.data.mini_world import backbone
     from macular.model.modules import load_encoder
 
@@ -857,14 +858,14 @@ def test_a_pointer_in_place_of_the_weights(tmp_path):
         SetupError,
         match=r"net/model.safetensors \(13\d bytes\) is no safetensors file; is it a Git LFS pointer\? Fetch it with git lfs pull",  # noqa: E501
     ):
-        count_parameters(tmp_path / "net")
+        _count_parameters(tmp_path / "net")
     with pytest.raises(SetupError, match="cannot load the backbone"):
         load_encoder(tmp_path / "net", 0)
     for head in (b"", b"\x02", (2).to_bytes(8, "little") + b"[]", (2).to_bytes(8, "little") + b"{x"):
         (tmp_path / "net" / "model.safetensors").write_bytes(head)
         with pytest.raises(SetupError, match="is no safetensors file"):
-            count_parameters(tmp_path / "net")
-    assert count_parameters(backbone("mini-bert")) > 1_000_000
+            _count_parameters(tmp_path / "net")
+    assert _count_parameters(backbone("mini-bert")) > 1_000_000
 
 
 @pytest.mark.parametrize(

@@ -290,7 +290,8 @@ def test_a_sweep_and_a_job_tell_the_same(job):
 def test_a_real_job_leaves_it_however_it_is_started(tmp_path):
     from macular.cli import main
 
-    words = ["task=pawsx", "method=finetune", "preset=mini", f"data_dir={tmp_path}/none", f"out={tmp_path}"]
+    words = ["task=pawsx", "method=finetune", "preset=mini", "backbone=mini-xlmr"]
+    words += [f"data_dir={tmp_path}/none", f"out={tmp_path}"]
     assert main(["sweep", "run", *words]) == 3
     [found] = tmp_path.glob("jobs/*/error.json")
     assert (

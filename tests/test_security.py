@@ -19,10 +19,11 @@ from test_layers import MODULES, module, offences, parse
 from test_notebooks import NOTEBOOKS, cells, named, of_all
 from xss_payloads import HIDDEN, PAYLOADS, reprs
 
+from macular.arguments import from_notebook
 from macular.core import escape_markdown, table
 from macular.exceptions import DataError, MacularError, ParameterError, SetupError, StorageError
 from macular.store import read_json, verify
-from macular.train.config import check, from_notebook
+from macular.train.config import check
 
 # code that runs nothing of others
 
@@ -306,7 +307,7 @@ def test_names_come_from_closed_sets(parameter, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     passed, long = [], []
     for name in PATHS:
-        if name == "" and parameter in ("langs", "precision"):
+        if name == "" and parameter in ("method", "langs", "precision"):
             continue  # the default
         if parameter in ("langs", "stage1") and name.strip() == "xnli":
             continue  # blanks around names of a list are taken off

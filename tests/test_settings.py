@@ -5,9 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from macular.arguments import from_notebook
 from macular.data.tasks import tasks
 from macular.exceptions import ParameterError
-from macular.train.config import _SOURCES, Job, check, fill, from_notebook, presets
+from macular.train.config import _SOURCES, Job, check, fill, presets
 from macular.train.methods import methods
 from macular.train.resolve import method_of, training_key
 
@@ -47,7 +48,6 @@ from macular.train.resolve import method_of, training_key
         ({"langs": 3}, "a list of names"),
         ({"deterministic": "yes"}, "say true or false"),
         ({"task": ""}, "task is empty"),
-        ({"method": ""}, "or say one of finetune"),
         ({"preset": ""}, "auto, mini, quick, paper"),
         ({"out": ""}, "leave it out for 'runs'"),
         ({"task": "xnil"}, "Did you mean 'xnli'"),
@@ -130,7 +130,7 @@ def test_a_filled_job_passes_its_own_check():
 def test_a_task_file_of_ones_own(tmp_path):
     path = tmp_path / "weather.toml"
     path.write_text('name = "weather"\nlabels = ["dry", "wet"]\nlangs = ["nl"]\nsource_lang = "de"\n')
-    assert check({"task": str(path), "langs": "de,nl", "stage1": "weather,xnli"}).task == str(path)
+    assert check({"task": str(path), "method": "macular", "langs": "de,nl", "stage1": "weather,xnli"}).task == str(path)
     with pytest.raises(ParameterError, match="There is: de, nl"):
         check({"task": str(path), "langs": "en"})
 

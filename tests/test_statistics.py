@@ -11,10 +11,10 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from macular.exceptions import DataError, ParameterError
+from macular.results.formats import Effect
 from macular.results.records import Record, from_lines
 from macular.results.simulate import Noise, _expected, detectable, deviation, seeds_needed, simulate
 from macular.results.statistics import (
-    Effect,
     _randomisation,
     by_language,
     by_seed,

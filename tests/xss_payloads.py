@@ -176,8 +176,7 @@ def reprs() -> dict:
     from macular.jobs.plan import plan
     from macular.jobs.search import Search
     from macular.results import compare, figures
-    from macular.results.formats import Cell, Table
-    from macular.results.statistics import Effect
+    from macular.results.formats import Cell, Effect, Table
     from macular.text.code_switch import CodeSwitch, Place
     from macular.train.config import Job, presets
     from macular.train.methods import macular
@@ -202,7 +201,7 @@ def reprs() -> dict:
         check.DataReport(rows, rows, list(PAYLOADS), list(PAYLOADS)),
         lexicon.CoverageReport(rows),
         lexicon.Lexicon({"de": {"dog": PLAIN}}),
-        plan([parameters | {"preset": "mini", "task": "xnli", "method": m} for m in ("finetune", "syn")]),
+        plan([parameters | {"backbone": "mini-bert", "task": "xnli", "method": m} for m in ("finetune", "syn")]),
         replace(macular, title=" ".join(PAYLOADS)),
         progress,
         compare.Comparison((one, other), Effect(1.0, 0.5, 1.5, 0.01, " ".join(PAYLOADS)), table, every, PAYLOADS),

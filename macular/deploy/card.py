@@ -19,8 +19,9 @@ from ..core import table
 from ..data.sources import archives, hub_layouts
 from ..data.tasks import Task, find
 from ..exceptions import DataError, ParameterError, unknown
+from ..results.formats import LEVEL
 from ..results.records import located, record, stages_of
-from ..results.statistics import LEVEL, summary
+from ..results.statistics import summary
 from ..store import read_json, verify
 from ..train.evaluate import averaged
 from ..train.run import Result

@@ -15,13 +15,23 @@ import numpy as np
 
 from ..core import diff, escape_markdown, root, table
 from ..data.tasks import tasks
-from .formats import SELECTED, Cell, Table, caption, duration, listed, task_title, title
+from macular.results.formats import (
+    LEVEL,
+    SELECTED,
+    Cell,
+    Effect,
+    Table,
+    caption,
+    duration,
+    listed,
+    task_title,
+    title,
+    verdict,
+)
 from .paper import published
 from .records import Record, from_lines
 from .simulate import detectable
 from macular.results.statistics import (
-    LEVEL,
-    Effect,
     by_language,
     by_seed,
     common,
@@ -34,7 +44,6 @@ from macular.results.statistics import (
     seed_part,
     select,
     summary,
-    verdict,
 )
 from .tables import TableOptions, rows_of
 

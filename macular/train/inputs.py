@@ -24,12 +24,12 @@ from ..data.mini_world import Mini
 from ..data.mini_world import lexicon as mini_lexicon
 from ..data.mini_world import neighbours as mini_neighbours
 from ..data.readers import texts_of
-from ..data.sources import Folder, Hub
+from ..data.sources import Folder, Hub, hub_layouts
 from ..data.tasks import PAPER, Task, find, load, tasks
 from ..exceptions import DataError
 from ..store import sha256
-from .config import Job, extend, presets
-from .methods import Method
+from .config import Job, presets
+from .methods import Method, extend
 
 # %% ../../nbs/train/03_inputs.ipynb #22ae2579
 def digest(
@@ -117,7 +117,9 @@ class Data(_Words, _Backbone):
     def _named_source(self):
         if self.job.data_dir:
             return Folder(self.job.data_dir)
-        return Mini() if presets[self.job.preset].source == "mini" else Hub()
+        if presets[self.job.preset].source == "mini" and self.target.name in PAPER:
+            return Mini()
+        return Hub() if self.target.name in hub_layouts or self.target.source else Folder("data")
 
     @cached_property
     def target(self) -> Task:

@@ -17,9 +17,9 @@ from ..core import key, resolve
 from ..data.tasks import Task
 from ..exceptions import ParameterError
 from ..store import sha256
-from .config import BETAS, Job, check, extend, fill, presets, weights_without_loss
+from .config import BETAS, Job, check, fill, presets, weights_without_loss
 from .inputs import Data, digest, digests, has_trees, load_trees, trained_on
-from .methods import ADVERSARIES, Method, methods
+from .methods import ADVERSARIES, Method, extend, methods
 
 # %% ../../nbs/train/04_resolve.ipynb #cb6239d2
 def method_of(
