@@ -196,12 +196,13 @@ def reprs() -> dict:
     )
     [switched] = CodeSwitch(("de",), word=1.0)([" dog ".join(PAYLOADS)], ["1"], {"de": {"dog": (one, other)}}, Place())
     parameters = dict.fromkeys(("data_dir", "lexicon_dir", "synonyms", "tree_dir"), other)
+    here = parameters | {"preset": "mini", "backbone": "mini-bert", "task": "xnli"}
     shown = [
         diff(dict(zip("abcdefghijkl", PAYLOADS)), dict(zip("abcdefghijkl", PAYLOADS[::-1]))),
         check.DataReport(rows, rows, list(PAYLOADS), list(PAYLOADS)),
         lexicon.CoverageReport(rows),
         lexicon.Lexicon({"de": {"dog": PLAIN}}),
-        plan([parameters | {"backbone": "mini-bert", "task": "xnli", "method": m} for m in ("finetune", "syn")]),
+        plan([here | {"method": m} for m in ("finetune", "syn")]),
         replace(macular, title=" ".join(PAYLOADS)),
         progress,
         compare.Comparison((one, other), Effect(1.0, 0.5, 1.5, 0.01, " ".join(PAYLOADS)), table, every, PAYLOADS),

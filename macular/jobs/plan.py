@@ -265,15 +265,17 @@ def plan(
     "Check a table of jobs; the `ParameterError` lists all problems, and equal rows become one job"
     given, jobs, problems = rows(table), {}, []
     for n, values in enumerate(given, 1):
-        if values.get("preset") in (None, "auto"):
-            problem = f"preset is auto, which depends on the machine; a plan names it: {', '.join(presets)}"
-            problems.append((n, problem))
         try:
             job = check(values)
         except ParameterError as e:
             problems += [(n, line) for line in str(e).splitlines()]
-        else:
-            jobs.setdefault(identity(job), job)
+            continue
+        preset = fill(job).preset
+        if job.preset == "auto" and fill(job, gpu=True).preset != preset:
+            problem = f"preset is auto, which depends on the machine; a plan names it: {', '.join(presets)}"
+            problems.append((n, problem))
+        job = replace(job, preset=preset)
+        jobs.setdefault(identity(job), job)
     if problems:
         raise ParameterError(_problem_list(_grouped(problems), len(given)))
     if not jobs:
