@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from macular.core import key, mix, number, pick, uniform, visible
-from macular.data.lexicon import CHUNK, Lexicon, split
+from macular.core import CHUNK, key, mix, number, pick, split, uniform, visible
+from macular.data.lexicon import Lexicon
 from macular.exceptions import DataError, ParameterError
 from macular.text.code_switch import CodeSwitch, Draws, Place, Synonyms, _exchange, draw, item_numbers, rates, tally
 

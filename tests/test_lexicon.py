@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from macular.data.lexicon import CHUNK, MUSE_LICENCE, Lexicon, count_words, read_file, read_pairs, split
+from macular.core import CHUNK, count_words, split
+from macular.data.lexicon import MUSE_LICENCE, Lexicon, read_file, read_pairs
 from macular.exceptions import DataError, ParameterError, SetupError
 
 ROOT = Path(__file__).parents[1]

@@ -14,8 +14,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 from transformers import AutoTokenizer, BertTokenizer, DebertaV2Tokenizer, PreTrainedTokenizerFast, XLMRobertaTokenizer
 
 import macular.text.encode
-from macular.core import mix, pick, uniform
-from macular.data.lexicon import CHUNK, Lexicon, split
+from macular.core import CHUNK, mix, pick, split, uniform
+from macular.data.lexicon import Lexicon
 from macular.data.mini_world import Mini, backbone, lexicon, text
 from macular.data.tasks import load, tasks
 from macular.text.batches import tokenize
