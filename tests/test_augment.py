@@ -249,6 +249,22 @@ def test_case_signs_and_spacing():
     assert out.text == "  “faible\tprix”\u00a0(travailler)…\n\nlow-work low's  "
 
 
+@pytest.mark.parametrize(
+    "source, words, text, switched",
+    [
+        ("tr", {"ılık": "lukewarm", "ilik": "marrow", "iyi": "good"}, "ILIK İyi ilik", "lukewarm good marrow"),
+        ("fr", {"aujourd'hui": "today", "c'est": "it is"}, "“Aujourd’hui”, c'est C’EST", "“today”, it is it is"),
+        ("en", {"caf\u00e9": "Kaffee", "don't": "nicht"}, "Cafe\u0301 don’t", "Kaffee nicht"),
+        ("fr", {"e\u0301te\u0301": "\u00e9t\u00e9"}, "E\u0301te\u0301 \u00e9t\u00e9", "E\u0301te\u0301 \u00e9t\u00e9"),
+    ],
+    ids=["Turkish", "apostrophes", "Unicode forms", "its own translation"],
+)
+def test_words_are_found_in_every_spelling(source, words, text, switched):
+    lexicon = Lexicon({"xx": words}, source=source)
+    (out,) = CodeSwitch(("xx",), word=1.0)([text], ["i"], lexicon)
+    assert out.text == switched and out.found == out.words == len(text.split())
+
+
 def test_phrases_stay_one_exchange():
     out = CodeSwitch(("de",), word=1.0)(["Free!"], ["i"], Lexicon({"de": {"free": "frei von Kosten"}}))[0]
     assert out.text == "frei von Kosten!" and out.changed == 1 and out.rate == 1.0

@@ -418,6 +418,19 @@ def test_every_chunk_becomes_what_the_text_form_makes_of_it():
         assert counts == tally(alone)
 
 
+@pytest.mark.parametrize("source", ["tr", "en"])
+def test_spellings_of_a_word_are_found_as_in_the_text(source):
+    words = {"ılık": "warm", "ilik": "marrow", "c'est": "it is", "caf\u00e9": "coffee", "don't": "not", "i": "me"}
+    lexicon = Lexicon({"de": words, "fr": {w: w.upper() for w in words}}, source=source)
+    texts = ["ILIK İlik I c’est C'EST", "cafe\u0301 Caf\u00e9 Don’t don't i"]
+    switch, items = CodeSwitch(("de", "fr"), word=1.0), np.arange(2).astype(np.uint64)
+    for name in ("mini-bert", "mini-xlmr"):
+        found, tallied = Chunked(mini(name), [texts, texts], items, switch, lexicon).switched(Place(3), 64)
+        switched, counts = by_text([texts, texts], items, Place(3), switch, lexicon)
+        assert mismatches(found, tokenize(mini(name), *switched, 64)) == 0 and tallied == counts
+        assert counts["found"] == 18  # all but `I` in Turkish, all but `İlik` in English
+
+
 def test_near_synonyms_by_stay():
     words = Lexicon({"en": {"dog": ("hound", "puppy"), "cat": "kitten"}})
     texts, place = ["The dog, a cat and no dog."] * 500, Place(2, "rsda", 0, 1)

@@ -77,7 +77,7 @@ _FRONT = re.compile(rf"(?:{_ARROW}|[:=|•·*]|[-–—](?=\s))\s*")
 _BRACKET = re.compile(r"[][(){}<>]")
 _SIGN = re.compile(r"""[][(){}<>（）【】,;:/|.!?…=~→⇒➔⟶•·*#$€£%&+@\\^_"“”„«»，；：／｜、。！？।؟،؛]|^\W|[-–—]$|\s$""")
 _MARKS = frozenset(["m", "f", "n", "pl", "sg", "mf", "adj", "adv", "v", "vi", "vt"])
-_PLACEHOLDERS = frozenset(["n/a", "#n/a", "n.a.", "NA", "N/A", "NULL", "NaN", "None", "TODO", "TBD", "<unk>", "<NA>"])
+_PLACEHOLDERS = frozenset(["n/a", "#N/A", "n.a.", "NA", "N/A", "NULL", "NaN", "None", "TODO", "TBD", "<unk>", "<NA>"])
 _HEADS = re.compile(
     "words?|source|src|term|lemma|translations?|target|tgt|trg|meaning|gloss|english|german|french|spanish|italian|"
     "portuguese|dutch|russian|greek|turkish|arabic|hindi|urdu|swahili|thai|vietnamese|chinese|japanese|deutsch|français"
