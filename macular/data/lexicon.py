@@ -26,10 +26,8 @@ _MAYBE = re.compile("[>→⇒➔⟶:=|]")  # in a line to which the next pattern
 _BETWEEN = re.compile(rf"\s*{_ARROW}\s*|\s+(?:::?|[=|])\s+|(?<=\w):\s+")
 
 
-def _columns(
-    line: str,  # a line of a dictionary file
-) -> tuple[str, str]:  # the word, the translation
-    "Split a line into its two columns"
+def _columns(line):
+    "Split a line into its two columns: word and translation"
     word, tab, target = line.partition("\t")
     if not tab:
         line = line.strip()
@@ -160,6 +158,8 @@ def _read(path, source):
     if HIDDEN.search(text.replace("\n", "")) or any(not (w and t) or "\t" in t for w, t in pairs):
         raise DataError(_faults(name, lines))
     cleaned, left_out, found = Counter(), Counter(), []
+    between = [line for line in lines if "\t" not in line and _MAYBE.search(line) and _BETWEEN.search(line)]
+    cleaned["signs between the columns"] = len(between)
     if _is_header(*pairs[0], name):
         left_out["header line"] += 1
         del pairs[0]
@@ -172,7 +172,7 @@ def _read(path, source):
             found.append((word_form(word, source), target))
     words = _group(_without_placeholders(found, left_out))
     counts = {"lines": len(lines), "merged": len(found) - len(set(found))}
-    counts |= {kind: dict(n) for kind, n in (("cleaned", +cleaned), ("left_out", +left_out)) if n}
+    counts |= {kind: dict(+n) for kind, n in (("cleaned", cleaned), ("left_out", left_out)) if +n}
     if not words:
         kinds = ", ".join(f"{n:,} {kind}" for kind, n in left_out.items() if n)
         raise DataError(f"{name}: none of its {len(lines):,} lines can be used: {kinds}.\n{_PAIR}")

@@ -321,9 +321,11 @@ def refuse(resolved: ResolvedJob):
         resources(data, stage.method)
     from_files = isinstance(target.source, File)
     if not resolved.available["dev"] and not resolved.available["test"]:
-        unread = _unread(data, [target.name], ["dev", "test"])
-        message = "; ".join([f"there are no dev and no test examples of '{target.name}' to score", *unread])
-        if from_files:
+        message = f"there are no dev and no test examples of '{target.name}' to score"
+        unread = "; ".join(_unread(data, [target.name], ["dev", "test"]))
+        if unread:
+            message = f"no dev and no test example of '{target.name}' is read: {unread}. Write the record's codes there"
+        elif from_files:
             message += ". In its record, held_out = 0.1 below [source] holds out a tenth of the training examples"
         raise DataError(message)
     if from_files:  # a mistake in a test file is reported now, not after the training
