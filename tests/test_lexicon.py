@@ -268,6 +268,8 @@ def test_a_line_is_cleaned_or_left_out(tmp_path, line, pairs):
         ("word\ttranslation", "x.txt", True),
         ("English\tGerman", "x.txt", True),
         ("source target", "x.txt", True),
+        ("eng\tdeu", "x.txt", True),
+        ("English word\tGerman_translation", "x.txt", True),
         ("en\tde", "en-de.txt", True),
         ("en\tde", "x.txt", False),
         ("word\tWort", "en-de.txt", False),

@@ -244,6 +244,13 @@ def test_malformed_quotes_in_csv_are_refused_with_their_line(tmp_path, text, pla
     assert place in str(raised.value) and words in str(raised.value) and limits(raised)
 
 
+def test_another_separator_is_named_before_its_quotes(tmp_path):
+    text = 'a;b;label\n"x, y";"say ""z""";1\n'
+    with pytest.raises(DataError, match='separator = ";"'):
+        read(tmp_path, text, "x.csv")
+    assert read(tmp_path, text, "x.csv", replace(LAYOUT, separator=";"))["text_b"][:] == ['say "z"']
+
+
 def test_quotes_that_are_in_order(tmp_path):
     text = 'a,b,label\n5" disk,"a ""b"" c",1\n"C:\\dir\\","ends \\""x""",0\n"",""" ",1\n'
     rows = read(tmp_path, text, "x.csv", layout=replace(LAYOUT, published=True))

@@ -77,8 +77,9 @@ _SIGN = re.compile(r"""[][(){}<>（）【】,;:/|.!?…=~→⇒➔⟶•·*#$€
 _MARKS = frozenset(["m", "f", "n", "pl", "sg", "mf", "adj", "adv", "v", "vi", "vt"])
 _PLACEHOLDERS = frozenset(["n/a", "#N/A", "n.a.", "NA", "N/A", "NULL", "NaN", "None", "TODO", "TBD", "<unk>", "<NA>"])
 _HEADS = re.compile(
-    "words?|source|src|term|lemma|translations?|target|tgt|trg|meaning|gloss|english|german|french|spanish|italian|"
-    "portuguese|dutch|russian|greek|turkish|arabic|hindi|urdu|swahili|thai|vietnamese|chinese|japanese|deutsch|français"
+    "(?:words?|source|src|term|lemma|translations?|target|tgt|trg|meaning|gloss|english|german|french|spanish|italian|"
+    "portuguese|dutch|russian|greek|turkish|arabic|hindi|urdu|swahili|thai|vietnamese|chinese|japanese|deutsch|français|"
+    r"englisch|anglais|lang(?:uage)?|l?[12]|eng|deu|ger|fra|spa|[\s_-])+"
 )
 
 

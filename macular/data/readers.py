@@ -80,7 +80,12 @@ def _refuse_ragged(name, header, ragged, sep, hint):
 # %% ../../nbs/data/01_readers.ipynb #bb3d0b43
 def _quoted(data, name, wanted, columns, sep):
     "Read columns of text with CSV quoting; raise `DataError` if the quoting is malformed"
-    rows, lines = csv_rows(data, name, sep)
+    try:
+        rows, lines = csv_rows(data, name, sep)
+    except DataError:
+        if not columns:  # another separator is the likelier reason
+            _check_columns(name, wanted, [c.strip('" ') for c in data.decode().splitlines()[0].split(sep)])
+        raise
     header = list(columns) if columns else _header(rows.pop(0), name)
     lines = lines[not columns :]
     ragged = [(line, len(row)) for line, row in zip(lines, rows, strict=True) if len(row) != len(header)]
