@@ -33,12 +33,12 @@ from macular.arguments import (
     side_of,
     write_table,
 )
-from .core import _one_process, key, root, table
+from .core import key, root, table
 from .data.check import check_data
 from .data.download import fetch as fetch_data
 from .data.readers import read_texts
 from .data.tasks import tasks
-from .exceptions import MacularError, ParameterError, ending, unknown
+from .exceptions import MacularError, ParameterError, _one_process, ending, unknown
 from .jobs.engines import compute, run_as_notebook, run_notebook, sweep
 from .jobs.rerun import rerun
 from .jobs.search import read_search

@@ -4,17 +4,26 @@
 
 # %% auto #0
 __all__ = ['shown', 'brief', 'first_line', 'MacularError', 'ParameterError', 'DataError', 'SetupError', 'StorageError',
-           'NumericError', 'Stopped', 'KilledError', 'error_class', 'unknown', 'SignalNote', 'ending']
+           'NumericError', 'Stopped', 'KilledError', 'error_class', 'unknown', 'odd_languages', 'SignalNote', 'ending',
+           'failure']
 
 # %% ../nbs/00_exceptions.ipynb #9d2dbe91
 import os
+import re
 import signal
 import sys
 import threading
 import time
+import tomllib
+import traceback
+from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager
 from difflib import get_close_matches
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from unicodedata import normalize
 
 # %% ../nbs/00_exceptions.ipynb #2bed6373
 def _printable(text):
@@ -150,6 +159,42 @@ def unknown(
     more = f", and {len(names) - 40} more" if len(names) > 40 else ""
     return f"unknown {kind} {shown(str(name))}.{hint} There is: {', '.join(names[:40]) or 'none'}{more}."
 
+# %% ../nbs/00_exceptions.ipynb #c13841bd
+@cache
+def _language_names():
+    "Return a table of names and three-letter codes: name -> code"
+    names = {}
+    for code, known in tomllib.loads(files("macular").joinpath("assets", "languages.toml").read_text("utf-8")).items():
+        names |= dict.fromkeys(known.split(), code)
+    return names
+
+
+def _nearest_language(value, langs):
+    "Return the language of `langs` that a value most likely means, or None"
+    parts = [normalize("NFC", part) for part in re.split(r"[-_\s(,;]+", str(value or "").strip().lower()) if part]
+    known = {}
+    for lang in reversed(langs):
+        known[lang.split("-")[0].lower()] = lang
+        known[lang.lower()] = lang
+    meant = ["-".join(parts), *parts[:1], *(_language_names().get(part, "") for part in parts)]
+    return next((known[code] for code in meant if code in known), None)
+
+
+def odd_languages(
+    values,  # of a language column
+    langs,  # the codes that are read
+    what="row",  # what has the values
+) -> str:  # empty if every value is read
+    "Count the values of a language column that are not read, each with the nearest language"
+    counts = Counter(value for value in values if value not in langs)
+    said = []
+    for value, n in counts.most_common(5):
+        near = _nearest_language(value, langs)
+        meant = f"; did you mean '{near}'?" if near else ""
+        said.append(f"{shown(str(value or ''))} ({n:,} {what}{'s' * (n > 1)}{meant})")
+    more = len(counts) - len(said)
+    return ", ".join(said) + (f" and {more} other values" if more else "")
+
 # %% ../nbs/00_exceptions.ipynb #74ca955f
 def _wanted() -> list:
     "Return the signals to handle: none outside the main thread, no SIGINT in a notebook, no ignored signal"
@@ -262,3 +307,75 @@ class _Kernels:
             raise SystemExit(128 + number)
         for process in processes:
             process.send_signal(signal.SIGTERM)
+
+# %% ../nbs/00_exceptions.ipynb #85c012f2
+_SECRET = re.compile(r"TOKEN|_SECRET|PASSW|CREDENTIAL|API_?KEY|ACCESS_?KEY", re.I)
+
+
+def _project_folder():
+    "Return the nearest folder, from the working directory up, that holds settings.ini; else the working directory"
+    here = Path.cwd()
+    return next((p for p in [here, *here.parents] if (p / "settings.ini").is_file()), here)
+
+
+def _anonymous(
+    text: str,
+) -> str:
+    "Replace home paths, tokens and the values of secret environment variables in a text"
+    for name, value in os.environ.items():
+        if _SECRET.search(name) and len(value) >= 6:
+            text = text.replace(value, "***")
+    text = re.sub(r"hf_\w{8,}|(?<=://)[^/\s@]+(?=@)", "***", text)
+    for path, short in ((_project_folder(), "."), (Path.home(), "~")):
+        if len(str(path)) > 1:
+            text = re.sub(re.escape(str(path)) + r"(?=/|\W|$)", short, text)
+    return text
+
+# %% ../nbs/00_exceptions.ipynb #fd965ec3
+def failure(
+    error: Exception,
+) -> dict:  # error, message, exit_code, hint; and traceback, for an error of another library
+    "Return an error as a record"
+    message = _anonymous(brief(str(error)))
+    found = {
+        "error": type(error).__name__,
+        "message": message,
+        "exit_code": getattr(error, "exit_code", 1),
+        "hint": _hint(error, message),
+    }
+    if isinstance(error, MacularError):
+        return found
+    lines = "".join(traceback.format_exception(error))[-4000:].encode("utf-8", "replace").decode()
+    return found | {"traceback": _anonymous(lines)}
+
+
+def _hint(error, message):
+    "Return the last line or sentence of a message, or the hint of the error's class"
+    sentences = re.split(r"\n|(?<=[.?]) (?=[A-Z])", message)
+    if len(sentences) > 1:
+        return sentences[-1]
+    return getattr(error, "hint", "This is an error of the program; the traceback says where.")
+
+# %% ../nbs/00_exceptions.ipynb #a7d84fe9
+_LAUNCHED = re.compile(
+    r"(ACCELERATE|FSDP|MEGATRON_LM|PARALLELISM_CONFIG|OMPI_COMM_WORLD|MV2_COMM_WORLD)_.*|PMI_(SIZE|RANK)|MPI_LOCAL\w+"
+    r"|((LOCAL|GROUP|NODE|ROLE)_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)|XLA_(USE|DOWNCAST)_BF16|FORK_LAUNCHED"
+)
+
+
+@contextmanager
+def _one_process(
+    say: Callable,  # receives a note on the removed variables, if there are any
+):
+    "Remove the variables of launchers of several processes from the environment; restore them afterwards"
+    removed = {name: os.environ.pop(name) for name in sorted(os.environ) if _LAUNCHED.fullmatch(name)}
+    if removed:
+        more = f" and {len(removed) - 4} more" if len(removed) > 4 else ""
+        say(
+            f"ignored in the environment: {', '.join(list(removed)[:4])}{more}; "
+            "a job is one process, set by its parameters alone"
+        )
+    try:
+        yield
+    finally:
+        os.environ.update(removed)

@@ -12,7 +12,7 @@ from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from macular.core import _anonymous, failure, visible
+from macular.core import visible
 from macular.data.readers import read_columns
 from macular.exceptions import (
     DataError,
@@ -21,8 +21,10 @@ from macular.exceptions import (
     ParameterError,
     SetupError,
     StorageError,
+    _anonymous,
     brief,
     error_class,
+    failure,
     first_line,
     shown,
     unknown,

@@ -14,9 +14,9 @@ from ..core import escape_markdown, resolve, table
 from .download import downloads, licence_label, licensed
 from .lexicon import Lexicon
 from .readers import texts_of
-from .sources import Folder, archives, pick_layout, splits
-from .tasks import PAPER, facts, find, load, tasks
-from ..exceptions import MacularError
+from .sources import Folder, archives, splits
+from .tasks import PAPER, facts, find, load, not_read, tasks
+from ..exceptions import DataError, MacularError
 
 # %% ../../nbs/data/09_check.ipynb #8355ee5c
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class _Split:
     row: dict  # of the table: task, split, languages, rows, odd, licence
     error: str = ""  # the reason if it is unusable
     lang: str = None  # the language of the faulty file, if it is a single file
+    notes: tuple = ()  # what is there and is not read
 
     @property
     def state(self):
@@ -40,6 +41,9 @@ def _read_split(task, split, source, train):
     try:
         langs = source.langs(task, split)
         row["languages"] = _coverage(langs, (task.source_lang,) if split == "train" else task.langs)
+        notes = tuple(not_read(task, split, source)) if task.source or not langs else ()
+        if not langs and notes:
+            raise DataError("; ".join(notes))
         if not langs:
             return _Split(row | {"rows": "missing", "odd": "", "licence": ""})
         for lang in langs:
@@ -54,7 +58,7 @@ def _read_split(task, split, source, train):
     row["rows"] = _size(sizes, layout.size(split))
     row["odd"] = ", ".join(f"{n:,} {name}" for name, n in odd.items())
     row["licence"] = licence_label(layout.licence, layout.noncommercial)
-    return _Split(row)
+    return _Split(row, notes=notes)
 
 # %% ../../nbs/data/09_check.ipynb #c1b6c743
 _ODD = ("untranslated", "empty", "repeated", "contradictory", "in training")  # reported facts
@@ -121,7 +125,12 @@ def _read_dictionaries(wanted, folder, texts, word):
         origin = origins.get(row["language"])
         if origin:
             switched = {f"switched at {word}": round(word * row["changed"], 3)} if "changed" in row else {}
-            rows.append(row | switched | {"licence": licence_label(origin["licence"], origin["noncommercial"])})
+            odd = {}
+            for kind in ("cleaned", "left_out"):
+                counts = origin.get(kind, {}).items()
+                odd |= {kind.replace("_", " "): ", ".join(f"{n:,} {name}" for name, n in counts)} if counts else {}
+            licence = licence_label(origin["licence"], origin["noncommercial"])
+            rows.append(row | switched | odd | {"licence": licence})
     return _Dictionaries(rows, list(lexicon.missing))
 
 # %% ../../nbs/data/09_check.ipynb #713cbb51
@@ -182,7 +191,7 @@ def _todo_published(wanted, data, missing, data_dir, lexicon_dir):
     for task in wanted:
         absent = data.missing(task.name)
         if absent and task.name not in downloads:
-            layout = pick_layout(archives, task, absent[0], "an archive folder")
+            layout = Folder(str(data_dir)).layout(task, absent[0])
             todo.append(
                 f"{task.name} is not in {data_dir}: {', '.join(absent)}. It has no download; make the tables "
                 f"{layout.files[absent[0]]} from the release of {layout.origin}."
@@ -230,7 +239,8 @@ def check_data(
     if dictionaries.error:
         problems.append(dictionaries.error)
     if own:
-        todo = _todo_own(own, data, dictionaries.missing, lexicon_dir)
+        todo = [f"{split.row['split']}: {note}." for split in data.splits for note in split.notes]
+        todo += _todo_own(own, data, dictionaries.missing, lexicon_dir)
     else:
         todo = _todo_published(wanted, data, dictionaries.missing, data_dir, lexicon_dir)
         if dictionaries.rows and not data.texts:

@@ -22,7 +22,7 @@ from signal import SIG_IGN, SIGINT, signal
 from socket import create_connection
 from threading import Thread
 
-from ..core import failure, root
+from ..core import root
 from macular.exceptions import (
     KilledError,
     MacularError,
@@ -32,6 +32,7 @@ from macular.exceptions import (
     StorageError,
     _Kernels,
     error_class,
+    failure,
     first_line,
 )
 from .plan import Plan, format_duration, last_state, state

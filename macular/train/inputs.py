@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import number, permutation, resolve
+from ..core import key, number, permutation, resolve
 from ..data.backbones import backbone_folder, hashes
 from ..data.download import licensed
 from ..data.lexicon import Lexicon, read_file
@@ -219,7 +219,8 @@ def read_neighbours(
 ) -> Lexicon:  # of one language
     "Read the near-synonyms for RS-DA"
     path = _synonym_file(data)
-    return mini_neighbours() if path is None else read_file(path, data.target.source_lang)
+    lang = data.target.source_lang
+    return mini_neighbours() if path is None else read_file(path, lang, source=lang)
 
 # %% ../../nbs/train/03_inputs.ipynb #f1c01510
 def _tree_file(
@@ -315,6 +316,13 @@ def _row_digest(
     return data.used[task.name, split, task.source_lang]
 
 
+def _words_digest(data, words, learned, path):
+    "Hash a word list; where words or examples come from files, together with the number of the rules of look-up"
+    sources = [task.source or data.source for task in learned]
+    made = path is None and all(isinstance(getattr(source, "source", source), Mini) for source in sources)
+    return words.digest if made else key([words.digest, words.source, words.rules])
+
+
 def digests(
     data: Data,
     method: Method,
@@ -327,11 +335,11 @@ def digests(
     found = {
         "backbone": data.hashes,
         "rows": rows,
-        "lexicon": data.lexicon.digest if method.augment else None,
+        "lexicon": _words_digest(data, data.lexicon, learned, dictionaries(data)) if method.augment else None,
         "extensions": extend(data.job.extensions),
     }
     if method.synonyms:
-        found["synonyms"] = data.neighbours.digest
+        found["synonyms"] = _words_digest(data, data.neighbours, learned, _synonym_file(data))
     if data.teacher:
         found["teacher"] = data.teacher.key
     if method.encoder == "syntax":
@@ -349,7 +357,8 @@ def _stage1_tasks(
 ) -> list[Task]:  # in a fixed order
     "Return the tasks that a method with `tasks='all'` trains on"
     asked, target = data.job.stage1, data.target.name
-    names = PAPER if asked in ("paper", "available") else sorted(asked, key=_paper_first)
+    names = [n for n in PAPER if asked in ("paper", "available") or n in asked]
+    names += sorted(set(() if isinstance(asked, str) else asked) - set(PAPER))
     names = [n for n in names if n not in method.without]
     missing = [n for n in names if not data.langs(data.task(n), "train")]
     if missing and asked == "available":
@@ -363,10 +372,6 @@ def _stage1_tasks(
     if target not in names and target not in method.without:
         names.append(target)
     return [data.task(n) for n in names]
-
-
-def _paper_first(name):
-    return (PAPER.index(name) if name in PAPER else len(PAPER), name)
 
 
 def trained_on(

@@ -20,12 +20,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
-from ..core import _one_process, failure, resolve
+from ..core import resolve
 from ..data.backbones import backbone_origin, local_backbone
 from ..data.mini_world import Mini
 from ..data.sources import File
 from ..data.tasks import PAPER
-from ..exceptions import MacularError, ParameterError, SetupError, Stopped
+from ..exceptions import MacularError, ParameterError, SetupError, Stopped, _one_process, failure
 from ..store import clear, read_json, write_bytes, write_json
 from .build import Hyperparameters, available_losses
 from .checks import check_inputs, refuse

@@ -21,8 +21,8 @@ from accelerate.utils import send_to_device
 from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from ..core import _one_process, mix
-from ..exceptions import NumericError, SetupError, SignalNote, Stopped, StorageError
+from ..core import mix
+from ..exceptions import NumericError, SetupError, SignalNote, Stopped, StorageError, _one_process
 from ..store import write_bytes, write_json
 from .checkpoints import Checkpoints
 
