@@ -394,7 +394,7 @@ def _about(taken):
     labels = ", ".join(f"`{label}`" for label in task.labels)
     needs = "It is a stock class of transformers and needs no other package."
     if taken.frozen:
-        needs = f"Its class, `MacularForSequenceClassification`, needs the package `macular` (here version {version('macular')})."
+        needs = f"Its class, `MacularForSequenceClassification`, needs the package `macular` ({version('macular')})."
     kind = "pair of texts" if task.fields[1:] else "text"
     asked = f"Classifies a {kind} ({', '.join(task.fields)}) as one of {labels}."
     return f"{asked} Labels were learned in `{task.source_lang}` alone; it is meant for {langs}. {needs}"
