@@ -12,16 +12,18 @@ import json
 import os
 import re
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 
 import numpy as np
 
 # %% ../nbs/01_core.ipynb #5fbdb6e8
-from .exceptions import MacularError, ParameterError, brief, unknown
+from .exceptions import MacularError, ParameterError, SetupError, StorageError, brief, unknown
 
 # %% ../nbs/01_core.ipynb #7f2f9900
 class Registry(Mapping):
@@ -215,6 +217,23 @@ def resolve(
     return path if path.is_absolute() else root() / path
 
 
+def _check_report(
+    output: Path,  # the notebook to write
+    notebook: Path,  # the one that papermill runs
+):
+    "Create the folder of a report; raise an error if it cannot be written"
+    if not notebook.exists():
+        raise SetupError(f"there is no {notebook}; run this inside a clone of the repository")
+    if output.resolve() == notebook.resolve():
+        raise ParameterError(f"the report would replace {notebook.name} itself. Give it another path, as runs/a.ipynb")
+    if output.is_dir():
+        raise ParameterError(f"{output} is a folder; give the report a name in it, such as {output / 'report.ipynb'}")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise StorageError(f"cannot make the folder of {output}: {e.strerror}. Give the report another path.") from e
+
+
 def _in_test() -> bool:
     "Return whether nbdev runs a notebook as a test; in a Jupyter kernel, IN_TEST is a leftover of the user's shell"
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
@@ -285,3 +304,94 @@ def _one_process(
         yield
     finally:
         os.environ.update(removed)
+
+# %% ../nbs/01_core.ipynb #02a644a0
+def _terminal():
+    "Return the terminal that this process was started from, as a file; None if there is none, or for JupyterLab"
+    with suppress(AttributeError, OSError, ValueError):
+        number = sys.stderr.fileno()
+        if os.isatty(number) and "JPY_SESSION_NAME" not in os.environ:
+            return os.fdopen(os.dup(number), "w", encoding="utf-8", errors="replace")
+
+
+class _ProgressLines:
+    "Lines by name: redrawn in a terminal, elsewhere printed now and then"
+
+    def __init__(self, first: float = 10.0):  # seconds until a line is printed outside of a terminal
+        self.terminal, self.first, self.begun = _terminal(), first, time.monotonic()
+        self.bars, self.drawn = {}, {}  # by name: tqdm's bar; when it was drawn or printed
+
+    def show(self, name: str, text: str):
+        "Draw or print a line, unless it was drawn a moment ago"
+        now = time.monotonic()
+        pause = 0.2 if self.terminal else max(self.first, (now - self.begun) / 5)
+        if now - self.drawn.setdefault(name, 0.0 if self.terminal else now) < pause:
+            return
+        self.drawn[name] = now
+        if self.terminal is None:
+            if "JPY_SESSION_NAME" not in os.environ:
+                print(f"{name}: {text}", flush=True)
+            return
+        if name not in self.bars:
+            from tqdm import tqdm
+
+            columns = os.get_terminal_size(self.terminal.fileno()).columns or 100
+            self.bars[name] = tqdm(file=self.terminal, bar_format="{desc}", leave=False, ncols=columns - 1)
+        self.bars[name].set_description_str(f"{name}: {text}")
+
+    def clear(self):
+        "Make room for other output; the lines are drawn again later"
+        for name, bar in self.bars.items():
+            bar.clear()
+            self.drawn[name] = time.monotonic() + 0.8  # a kernel's output takes a moment to arrive
+
+    def drop(self, *names: str):
+        "Remove lines"
+        for name in names:
+            self.drawn.pop(name, None)
+            if name in self.bars:
+                self.bars.pop(name).close()
+
+    def close(self):
+        self.drop(*self.drawn)
+
+# %% ../nbs/01_core.ipynb #1ac98e76
+def _read_progress(path, since):
+    "Return the record in a job's progress.json; an empty one if it is older, or not there"
+    with suppress(OSError, ValueError):
+        return json.loads(path.read_bytes()) if path.stat().st_mtime >= since else {}
+    return {}
+
+
+@contextmanager
+def _following(
+    files: Callable,  # () -> name of a running job -> its progress.json
+    summary: Callable,  # name -> record -> a text on all jobs
+    say: Callable,  # receives a line for each job that is still running at the end
+):
+    "Show the progress of running jobs; at the end, say at which step they are saved"
+    since, lines, ended = time.time() - 1, _ProgressLines(first=60.0), threading.Event()
+
+    def draw():
+        while not ended.wait(0.5):
+            now = files()
+            found = {name: record for name, path in now.items() if (record := _read_progress(path, since))}
+            for name, record in found.items():
+                told = f", {record['told']}" if record["told"] else ""
+                lines.show(name, f"{record['line']}{told}")
+            if found:
+                lines.show("sweep", summary(found))
+            lines.drop(*(lines.bars.keys() - {"sweep", *now}))
+
+    thread = threading.Thread(target=draw, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        lines.close()
+        for name, path in files().items():
+            told = _read_progress(path, since).get("told", "")
+            if told.startswith("saved"):
+                say(f"{name}: {told}")

@@ -115,6 +115,10 @@ class Stopped(MacularError):
 
     hint = "Its state is saved; the same command resumes from there."
 
+    def _render_traceback_(self):
+        "Return what IPython shows for this error: the message alone"
+        return [str(self)]
+
 
 class KilledError(SetupError):
     "Error of a job whose process or kernel was killed"
@@ -151,12 +155,16 @@ def unknown(
     return f"unknown {kind} {shown(str(name))}.{hint} There is: {', '.join(names[:40]) or 'none'}{more}."
 
 # %% ../nbs/00_exceptions.ipynb #74ca955f
-def _wanted() -> list:
+def _in_notebook() -> bool:
+    "Return whether this process is a kernel, or another shell of IPython"
+    return bool(sys.modules.get("IPython") and sys.modules["IPython"].get_ipython())
+
+
+def _wanted(interrupt: bool = False) -> list:  # interrupt: SIGINT in a notebook, too
     "Return the signals to handle: none outside the main thread, no SIGINT in a notebook, no ignored signal"
     if threading.current_thread() is not threading.main_thread():
         return []
-    notebook = sys.modules.get("IPython") and sys.modules["IPython"].get_ipython()
-    signals = [signal.SIGTERM] if notebook else [signal.SIGTERM, signal.SIGINT]
+    signals = [signal.SIGTERM] if _in_notebook() and not interrupt else [signal.SIGTERM, signal.SIGINT]
     return [s for s in signals if signal.getsignal(s) not in (signal.SIG_IGN, None)]
 
 
@@ -165,13 +173,17 @@ class SignalNote:
 
     seen = 0  # signals that handlers of this class have seen in this process
 
-    def __init__(self, then: Callable | None = None):  # called with the signal's number when it arrives
-        self.then = then
+    def __init__(
+        self,
+        then: Callable | None = None,  # called with the signal's number when it arrives
+        interrupt: bool = False,  # record an interrupt in a notebook, too
+    ):
+        self.then, self.interrupt = then, interrupt
         self.number = None
         self.before = {}  # signal -> its handler outside the `with`
 
     def __enter__(self):
-        self.before = {s: signal.signal(s, self._note) for s in _wanted()}
+        self.before = {s: signal.signal(s, self._note) for s in _wanted(self.interrupt)}
         return self
 
     def __exit__(self, *_):
