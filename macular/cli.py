@@ -38,10 +38,11 @@ from .data.check import check_data
 from .data.download import fetch as fetch_data
 from .data.readers import read_texts
 from .data.tasks import tasks
-from .exceptions import MacularError, ParameterError, _one_process, ending, unknown
+from .exceptions import MacularError, ParameterError, unknown
 from .jobs.engines import compute, run_as_notebook, run_notebook, sweep
 from .jobs.rerun import rerun
 from .jobs.search import read_search
+from .process import _one_process, ending
 from .results.compare import checklist, compare
 from .results.formats import Table, as_csv
 from .results.records import SELECTIONS

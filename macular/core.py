@@ -16,7 +16,6 @@ import json
 import os
 import re
 import stat
-import sys
 import zlib
 from collections import Counter
 from collections.abc import Mapping
@@ -28,7 +27,7 @@ from unicodedata import category, normalize
 import numpy as np
 
 # %% ../nbs/01_core.ipynb #5fbdb6e8
-from .exceptions import DataError, ParameterError, _project_folder, unknown
+from .exceptions import DataError, ParameterError, unknown
 
 # %% ../nbs/01_core.ipynb #7f2f9900
 class Registry(Mapping):
@@ -210,7 +209,8 @@ def permutation(
 # %% ../nbs/01_core.ipynb #62b8116f
 def root() -> Path:  # the nearest folder, from the working directory up, that holds settings.ini
     "Return the base folder of relative paths"
-    return _project_folder()
+    here = Path.cwd()
+    return next((p for p in [here, *here.parents] if (p / "settings.ini").is_file()), here)
 
 
 def resolve(
@@ -219,12 +219,6 @@ def resolve(
     "Return an absolute path; a relative path starts at `root()`"
     path = Path(path).expanduser()
     return path if path.is_absolute() else root() / path
-
-
-def _in_test() -> bool:
-    "Return whether nbdev runs a notebook as a test; in a Jupyter kernel, IN_TEST is a leftover of the user's shell"
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    return "IN_TEST" in os.environ and not hasattr(shell, "kernel")
 
 # %% ../nbs/01_core.ipynb #471a35f5
 _KINDS = {

@@ -4,25 +4,15 @@
 
 # %% auto #0
 __all__ = ['shown', 'brief', 'first_line', 'MacularError', 'ParameterError', 'DataError', 'SetupError', 'StorageError',
-           'NumericError', 'Stopped', 'KilledError', 'error_class', 'unknown', 'odd_languages', 'SignalNote', 'ending',
-           'failure']
+           'NumericError', 'Stopped', 'KilledError', 'error_class', 'unknown', 'odd_languages']
 
 # %% ../nbs/00_exceptions.ipynb #9d2dbe91
-import os
 import re
-import signal
-import sys
-import threading
-import time
 import tomllib
-import traceback
 from collections import Counter
-from collections.abc import Callable
-from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
-from pathlib import Path
 from unicodedata import normalize
 
 # %% ../nbs/00_exceptions.ipynb #2bed6373
@@ -124,6 +114,10 @@ class Stopped(MacularError):
 
     hint = "Its state is saved; the same command resumes from there."
 
+    def _render_traceback_(self):
+        "Return what IPython shows for this error: the message alone"
+        return [str(self)]
+
 
 class KilledError(SetupError):
     "Error of a job whose process or kernel was killed"
@@ -194,188 +188,3 @@ def odd_languages(
         said.append(f"{shown(str(value or ''))} ({n:,} {what}{'s' * (n > 1)}{meant})")
     more = len(counts) - len(said)
     return ", ".join(said) + (f" and {more} other values" if more else "")
-
-# %% ../nbs/00_exceptions.ipynb #74ca955f
-def _wanted() -> list:
-    "Return the signals to handle: none outside the main thread, no SIGINT in a notebook, no ignored signal"
-    if threading.current_thread() is not threading.main_thread():
-        return []
-    notebook = sys.modules.get("IPython") and sys.modules["IPython"].get_ipython()
-    signals = [signal.SIGTERM] if notebook else [signal.SIGTERM, signal.SIGINT]
-    return [s for s in signals if signal.getsignal(s) not in (signal.SIG_IGN, None)]
-
-
-class SignalNote:
-    "`with SignalNote() as heard:` record the first signal in `heard.number`; a second signal acts as usual"
-
-    seen = 0  # signals that handlers of this class have seen in this process
-
-    def __init__(self, then: Callable | None = None):  # called with the signal's number when it arrives
-        self.then = then
-        self.number = None
-        self.before = {}  # signal -> its handler outside the `with`
-
-    def __enter__(self):
-        self.before = {s: signal.signal(s, self._note) for s in _wanted()}
-        return self
-
-    def __exit__(self, *_):
-        self._stop()
-
-    def _stop(self):
-        "Restore the handlers"
-        while self.before:
-            signal.signal(*self.before.popitem())
-
-    def _note(self, number, frame):
-        "Handle the first signal"
-        self.number = number
-        SignalNote.seen += 1
-        self._stop()
-        if self.then:
-            self.then(number)
-
-    def act(self):
-        "Raise the recorded signal again, with its usual effect"
-        self._stop()
-        signal.raise_signal(self.number)
-
-# %% ../nbs/00_exceptions.ipynb #6eabc874
-_PATIENCE = 30.0  # seconds until a signal that no handler has seen ends the process
-
-
-@contextmanager
-def ending():
-    "`with ending():` turn SIGTERM or SIGINT into `SystemExit` with exit code 143 or 130"
-
-    def leave(number):
-        raise SystemExit(128 + number)
-
-    with SignalNote(leave) as heard, _insisting(set(heard.before)):
-        yield heard
-
-
-@contextmanager
-def _insisting(signals):
-    "End the process if one of the signals arrives and its handler does not run within `_PATIENCE` seconds"
-    if not signals:
-        yield
-        return
-    arrived, wakeup = os.pipe()
-    os.set_blocking(wakeup, False)
-
-    def insist(due=SignalNote.seen):
-        while number := os.read(arrived, 1):
-            if number[0] in signals:
-                due += 1
-                time.sleep(_PATIENCE)
-                if SignalNote.seen < due:
-                    os._exit(128 + number[0])
-
-    threading.Thread(target=insist, daemon=True).start()
-    before = signal.set_wakeup_fd(wakeup)
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(before)
-        os.close(wakeup)
-
-# %% ../nbs/00_exceptions.ipynb #6dc4900d
-class _Kernels:
-    "Kernels that papermill starts"
-
-    def __init__(self):
-        self.managers = []
-
-    def manager(self):
-        "Return a kernel-manager class whose instances are added to `managers`"
-        from jupyter_client import AsyncKernelManager
-
-        managers = self.managers
-
-        class RecordedManager(AsyncKernelManager):
-            def __init__(self, *args, **options):
-                super().__init__(*args, **options)
-                managers.append(self)
-
-        return RecordedManager
-
-    def end(self, number):
-        "Send SIGTERM to the kernels; exit where none runs yet"
-        processes = [m.provisioner.process for m in self.managers if getattr(m.provisioner, "process", None)]
-        if not processes:
-            raise SystemExit(128 + number)
-        for process in processes:
-            process.send_signal(signal.SIGTERM)
-
-# %% ../nbs/00_exceptions.ipynb #85c012f2
-_SECRET = re.compile(r"TOKEN|_SECRET|PASSW|CREDENTIAL|API_?KEY|ACCESS_?KEY", re.I)
-
-
-def _project_folder():
-    "Return the nearest folder, from the working directory up, that holds settings.ini; else the working directory"
-    here = Path.cwd()
-    return next((p for p in [here, *here.parents] if (p / "settings.ini").is_file()), here)
-
-
-def _anonymous(
-    text: str,
-) -> str:
-    "Replace home paths, tokens and the values of secret environment variables in a text"
-    for name, value in os.environ.items():
-        if _SECRET.search(name) and len(value) >= 6:
-            text = text.replace(value, "***")
-    text = re.sub(r"hf_\w{8,}|(?<=://)[^/\s@]+(?=@)", "***", text)
-    for path, short in ((_project_folder(), "."), (Path.home(), "~")):
-        if len(str(path)) > 1:
-            text = re.sub(re.escape(str(path)) + r"(?=/|\W|$)", short, text)
-    return text
-
-# %% ../nbs/00_exceptions.ipynb #fd965ec3
-def failure(
-    error: Exception,
-) -> dict:  # error, message, exit_code, hint; and traceback, for an error of another library
-    "Return an error as a record"
-    message = _anonymous(brief(str(error)))
-    found = {
-        "error": type(error).__name__,
-        "message": message,
-        "exit_code": getattr(error, "exit_code", 1),
-        "hint": _hint(error, message),
-    }
-    if isinstance(error, MacularError):
-        return found
-    lines = "".join(traceback.format_exception(error))[-4000:].encode("utf-8", "replace").decode()
-    return found | {"traceback": _anonymous(lines)}
-
-
-def _hint(error, message):
-    "Return the last line or sentence of a message, or the hint of the error's class"
-    sentences = re.split(r"\n|(?<=[.?]) (?=[A-Z])", message)
-    if len(sentences) > 1:
-        return sentences[-1]
-    return getattr(error, "hint", "This is an error of the program; the traceback says where.")
-
-# %% ../nbs/00_exceptions.ipynb #a7d84fe9
-_LAUNCHED = re.compile(
-    r"(ACCELERATE|FSDP|MEGATRON_LM|PARALLELISM_CONFIG|OMPI_COMM_WORLD|MV2_COMM_WORLD)_.*|PMI_(SIZE|RANK)|MPI_LOCAL\w+"
-    r"|((LOCAL|GROUP|NODE|ROLE)_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)|XLA_(USE|DOWNCAST)_BF16|FORK_LAUNCHED"
-)
-
-
-@contextmanager
-def _one_process(
-    say: Callable,  # receives a note on the removed variables, if there are any
-):
-    "Remove the variables of launchers of several processes from the environment; restore them afterwards"
-    removed = {name: os.environ.pop(name) for name in sorted(os.environ) if _LAUNCHED.fullmatch(name)}
-    if removed:
-        more = f" and {len(removed) - 4} more" if len(removed) > 4 else ""
-        say(
-            f"ignored in the environment: {', '.join(list(removed)[:4])}{more}; "
-            "a job is one process, set by its parameters alone"
-        )
-    try:
-        yield
-    finally:
-        os.environ.update(removed)

@@ -21,15 +21,14 @@ from macular.exceptions import (
     ParameterError,
     SetupError,
     StorageError,
-    _anonymous,
     brief,
     error_class,
-    failure,
     first_line,
     shown,
     unknown,
 )
 from macular.jobs.engines import KilledError, attempt
+from macular.process import _anonymous, failure
 from macular.store import read_json
 from macular.train.config import Job, check, fill
 from macular.train.resolve import place

@@ -17,8 +17,8 @@ import yaml
 from conftest import copy_project
 from fake_hub import fill, serve
 
-from macular.core import _in_test
 from macular.exceptions import ParameterError
+from macular.process import _in_test
 from macular.train.config import Job, Preset
 
 pytestmark = pytest.mark.slow

@@ -322,7 +322,7 @@ def test_variables_of_launchers_are_ignored_with_a_note(names, monkeypatch):
 
 
 def test_other_variables_are_left_alone(monkeypatch):
-    from macular.exceptions import _one_process
+    from macular.process import _one_process
 
     for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MPI_HOME", "RANKING", "SLURM_NTASKS", "MY_WORLD_SIZE"):
         monkeypatch.setenv(name, "1")

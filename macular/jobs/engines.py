@@ -23,19 +23,9 @@ from socket import create_connection
 from threading import Thread
 
 from ..core import root
-from macular.exceptions import (
-    KilledError,
-    MacularError,
-    ParameterError,
-    SetupError,
-    SignalNote,
-    StorageError,
-    _Kernels,
-    error_class,
-    failure,
-    first_line,
-)
-from .plan import Plan, format_duration, last_state, state
+from ..exceptions import KilledError, MacularError, ParameterError, SetupError, Stopped, error_class, first_line
+from .plan import Plan, count, format_duration, last_state, state
+from ..process import SignalNote, _check_report, _following, _Kernels, failure
 from ..results.records import folder_of
 from ..store import append_text, lock, write_bytes, write_json
 from ..train.config import Job
@@ -68,15 +58,16 @@ def run_notebook(
 ):
     "Run a job as `train.ipynb` through papermill and raise its errors; on SIGTERM the kernel saves a checkpoint"
     notebook = root() / "nbs" / "train.ipynb"
-    _check_output(notebook, Path(output), job)
+    _check_report(Path(output), notebook)
     import papermill
 
     kernels = _Kernels()
     options = {"cwd": root(), "stdout_file": to, "progress_bar": False, "kernel_manager_class": kernels.manager()}
+    options["extra_arguments"] = ["--IPKernelApp.log_level=ERROR"]  # no warning that a local kernel uses TCP
     try:
         with SignalNote(kernels.end) as heard:
             try:
-                papermill.execute_notebook(notebook, output, changed(job), **options)
+                done = papermill.execute_notebook(notebook, output, changed(job), **options)
             finally:
                 if heard.number:
                     raise SystemExit(128 + heard.number)
@@ -85,23 +76,10 @@ def run_notebook(
     except RuntimeError as e:
         if "Kernel died" not in str(e):
             raise
-        raise KilledError(
-            "the kernel was killed, often for lack of memory; the same command resumes from the last checkpoint"
-        ) from e
-
-
-def _check_output(notebook, output, job):
-    if not notebook.exists():
-        raise SetupError(f"there is no {notebook}; run this inside a clone of the repository")
-    if output.resolve() == notebook.resolve():
-        advice = f"Give it another path, such as runs/{job.task}.ipynb."
-        raise ParameterError(f"the report would replace {notebook.name} itself. {advice}")
-    if output.is_dir():
-        raise ParameterError(f"{output} is a folder; give the report a name in it, such as {output / 'report.ipynb'}")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise StorageError(f"cannot make the folder of {output}: {e.strerror}. Give the report another path.") from e
+        reason = "the kernel was killed, often for lack of memory"
+        raise KilledError(f"{reason}; the same command resumes from the last checkpoint") from e
+    if done.metadata.papermill.exception:  # the notebook ended itself, which papermill calls no error
+        raise Stopped(f"a state is saved; the same command resumes. The report so far: {output}")
 
 # %% ../../nbs/jobs/02_engines.ipynb #9631ca79
 def run_as_notebook(job: Job) -> Path:  # the result's folder
@@ -186,7 +164,6 @@ class _WorkerPool:
     def __init__(self, work):
         self.work, self.processes = work, {}  # connection -> process
         self.idle, self.busy = [], {}  # connections; connection -> job
-        self.ready = set()  # connections of workers that have started
 
     def spawn(self):
         context = get_context("spawn")
@@ -209,28 +186,24 @@ class _WorkerPool:
 
     def ended(self):
         for connection in wait(list(self.busy)):
-            outcome = None
-            with suppress(EOFError, OSError):  # the worker was killed
+            job, outcome = self.busy.pop(connection), None
+            with suppress(EOFError, OSError):  # the worker was killed, or never started
                 outcome = connection.recv()
-            if outcome == _READY:
-                self.ready.add(connection)
-                continue
+                self.idle.append(connection)
             if isinstance(outcome, MacularError):
                 raise outcome  # the state could not be written
-            if outcome is not None:
-                self.idle.append(connection)
-            elif connection not in self.ready:
+            if outcome is None:
                 _check_start(self.processes[connection])
-            yield self.busy.pop(connection), outcome
+            yield job, outcome
 
 # %% ../../nbs/jobs/02_engines.ipynb #96ae2410
-_WORKER, _READY, _UNGUARDED = "macular-worker", "ready", 75  # a process's name, its first message, an exit code
+_WORKER, _UNGUARDED = "macular-worker", 75  # the name of a process, and its exit code
 
 
 def _check_start(process):
-    "Raise `SetupError` if a worker ended before it was ready for a job, unless it was killed"
+    "Raise `SetupError` if a worker ended by itself, before it took a job; a killed one has a negative exit code"
     process.join(10)
-    if process.exitcode is not None and process.exitcode > 0:
+    if process.exitcode in (1, _UNGUARDED):
         found = "which failed, see above" if process.exitcode != _UNGUARDED else "which calls sweep when it is imported"
         raise SetupError(
             f"every worker process imports the script that started it, {found}. Put the call of sweep below "
@@ -240,7 +213,6 @@ def _check_start(process):
 
 def _serve(connection, work):
     "Run jobs that come through a pipe, and send back their states"
-    connection.send(_READY)
     signal(SIGINT, SIG_IGN)  # the parent ends its workers
     Thread(target=_exit_with_parent, daemon=True).start()
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -337,8 +309,7 @@ class _RayTasks:
 
 def _run_in_folder(job, work, folder):
     if not Path(folder).is_dir():
-        advice = "all machines must see the project in one place"
-        raise SetupError(f"{platform.node()} has no folder {folder}; {advice}")
+        raise SetupError(f"{platform.node()} has no folder {folder}; all machines must see the project in one place")
     os.chdir(folder)
     return work(job)
 
@@ -356,14 +327,20 @@ def sweep(
         sys.exit(_UNGUARDED)  # a worker imports the script that started it; see `_check_start`
     todo = deque(job for job in plan if again or state(job)["state"] != "done")
     done_before, started, deaths = len(plan) - len(todo), time.monotonic(), Counter()
-    busy = ended = 0
-    with engine.crew(partial(attempt, do=do, again=again)) as crew:
+    busy, durations, ended = [], [], 0
+
+    def summary(found):
+        left = format_duration(_seconds_left(found, durations, len(todo), engine.slots))
+        return f"{done_before + ended} of {count(len(plan), 'job')} done, about {left} left"
+
+    work = partial(attempt, do=do, again=again)
+    with _following(partial(_progress_files, busy), summary, say), engine.crew(work) as crew:
         while todo or busy:
-            while todo and busy < engine.slots:
-                crew.start(todo.popleft())
-                busy += 1
+            while todo and len(busy) < engine.slots:
+                busy.append(todo.popleft())
+                crew.start(busy[-1])
             for job, outcome in crew.ended():
-                busy -= 1
+                busy.remove(job)
                 if outcome is None or outcome["state"] == "died":
                     deaths[job] += 1
                     if deaths[job] <= retries:
@@ -371,12 +348,28 @@ def sweep(
                         continue
                     outcome = _give_up(job, deaths[job])
                 ended += 1
+                durations += [outcome["seconds"]] * (outcome["state"] == "done")
                 number = done_before + ended
                 left = (time.monotonic() - started) / ended * (len(plan) - number)
                 say(_progress_line(job, outcome, number, len(plan), left))
     return plan
 
 # %% ../../nbs/jobs/02_engines.ipynb #1d85b501
+def _progress_files(jobs):
+    return {_name(job): place(job) / "progress.json" for job in list(jobs)}
+
+
+def _seconds_left(found, durations, waiting, slots):
+    "Estimate the seconds left: running jobs, and waiting ones at the mean duration of a job"
+    left = [record["left"] for record in found.values()]
+    mean = sum(durations) / len(durations) if durations else max(left)
+    return max(max(left), (sum(left) + waiting * mean) / max(1, min(slots, len(left) + waiting)))
+
+
+def _name(job):
+    return f"{job.method} on {job.task}, seed {job.seed}"
+
+
 def _give_up(job, times):
     "Record a job as failed whose process was killed on every attempt"
     error = KilledError(
@@ -390,10 +383,10 @@ def _give_up(job, times):
 
 
 def _progress_line(job, outcome, number, total, left):
-    "Format the outcome of a job and the seconds left"
+    "Format a job's outcome and the seconds left"
     if outcome["state"] == "done":
         result = f"in {format_duration(outcome['seconds'])}"
     else:
         result = f"{outcome['error']}: {outcome['message'].splitlines()[0][:160]}"
     more = f"; about {format_duration(left)} left" if number < total else ""
-    return f"[{number}/{total}] {job.method} on {job.task}, seed {job.seed}: {outcome['state']}, {result}{more}"
+    return f"[{number}/{total}] {_name(job)}: {outcome['state']}, {result}{more}"

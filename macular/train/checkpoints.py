@@ -9,7 +9,9 @@ __all__ = ['load_weights', 'training_seconds', 'resume_notes', 'Checkpoints']
 import shutil
 import time
 import warnings
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -250,3 +252,65 @@ def _check_room(checkpoints: Checkpoints, rounds: int):
             f"this training needs {need / 1e6:,.0f} MB for weights and states; on the disk of {folder} there are "
             f"{free / 1e6:,.0f} MB. Nothing was started; free some space, or set another out."
         )
+
+# %% ../../nbs/train/06_checkpoints.ipynb #72beb4ca
+class _JobProgress:
+    "Step, time left and last dev accuracy of a job, from its events"
+
+    def __init__(self, path: Path | None = None):  # where they are written, every two seconds
+        self.path, self.written = path, 0.0
+        self.title, self.step, self.of, self.dev, self.told = "", 0, 0, "", ""
+        self.phases, self.later = {}, []  # steps of each phase: a round of this training; each later training
+        self.seconds, self.taken = Counter(), Counter()  # of each phase, as seen here
+        self.notes, self.last = set(), time.monotonic()
+
+    def take(self, event: str, facts: dict):
+        "Take an event of `run`"
+        now = time.monotonic()
+        if event == "data":
+            self.later = list(facts["steps"])
+        if event in ("start", "found"):
+            self.later = self.later[1:]
+        if event == "start":
+            self.title, self.step, self.of = facts["method"].title, 0, facts["steps"]
+            self.phases, self.dev, self.told = dict(facts["phases"]), "", ""
+        if event in ("resume", "saved", "step"):
+            self.step = facts["step"]
+        if event in ("resume", "saved"):
+            words = {"resume": "resumed at step {step:,}", "saved": "saved at step {step:,}; the same command resumes"}
+            self.told = words[event].format(**facts)
+        if event == "step" and facts.get("batch") != 1:  # the first step of a pass waits for its batches
+            self.seconds[facts["phase"]] += now - self.last
+            self.taken[facts["phase"]] += 1
+        if event == "round" and facts["dev"]:
+            several = f", mean of {len(facts['dev'])} tasks" if len(facts["dev"]) > 1 else ""
+            self.dev = f", dev {sum(facts['dev'].values()) / len(facts['dev']):.1f} %{several}"
+        self.last = now
+        if self.path and (now - self.written > 2 or event == "saved"):
+            self.written = now
+            with suppress(OSError):  # a full disk does not end the training
+                write_json(self.path, {"line": str(self), "told": self.told, "left": self.left()})
+
+    def left(self) -> float:
+        "Return the seconds left: the steps of each phase at its mean pace so far, at the overall mean for a new phase"
+        todo = Counter()
+        for phases in self.later:
+            todo.update(phases)
+        rounds, within = divmod(self.step, sum(self.phases.values()) or 1)
+        for name, steps in self.phases.items():
+            todo[name] += (self.of // sum(self.phases.values()) - rounds) * steps - min(max(0, within), steps)
+            within -= steps
+        mean = self.seconds.total() / max(1, self.taken.total())
+        return sum(n * (self.seconds[p] / self.taken[p] if self.taken[p] else mean) for p, n in todo.items())
+
+    def without_known_notes(self, facts: dict) -> dict:
+        "Return the facts of a start without the notes that an earlier training had"
+        new = [note for note in facts["notes"] if note not in self.notes]
+        self.notes.update(new)
+        return facts | {"notes": new}
+
+    def __str__(self):
+        from tqdm import tqdm
+
+        left = f", {tqdm.format_interval(self.left())} left" if self.taken.total() >= 5 else ""
+        return f"{self.title}: step {self.step:,} of {self.of:,}{left}{self.dev}"

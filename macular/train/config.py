@@ -14,12 +14,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core import Registry, _in_test, resolve, table
+from ..core import Registry, resolve, table
 from ..data.backbones import lacking
 from ..data.mini_world import backbone as mini_backbone
 from ..data.sources import Folder, Hub, hub_layouts
 from ..data.tasks import PAPER, find, load, tasks
 from ..exceptions import MacularError, ParameterError, shown, unknown
+from ..process import _in_test
 from .methods import ADVERSARIES, Method, extend, methods
 
 # %% ../../nbs/train/02_config.ipynb #b4ef512f

@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -203,7 +203,7 @@ def _make(training: Training, dev: dict, watch: Callable):
     write_json(environment_file, before)
     rounds = fit(
         built.phases,
-        loop_of(training.recipe),
+        replace(loop_of(training.recipe), tell=lambda event, n: watch(event, {"method": training.method, "step": n})),
         training.material.accelerator,
         training.folder,
         _dev_scores(training, dev, built.net, watch),
@@ -231,8 +231,16 @@ def _start(training: Training, built: Built, steps: int) -> dict:
         "steps": steps,
         "rows": {name: len(examples) for name, examples in training.material.rows.items()},
         "phases": [(p.name, p.steps * p.passes) for p in built.phases],
+        "rate": partial(_rate, {p.name: p for p in built.phases}, training.recipe.rounds),
         "notes": built.notes,
     }
+
+
+def _rate(phases: dict, rounds: int, line: dict) -> float:
+    "Return the learning rate of a step of the history"
+    phase = phases[line["phase"]]
+    done = ((line["round"] - 1) * phase.passes + line["pass"] - 1) * phase.steps + line["batch"] - 1
+    return phase.rate(done, rounds)
 
 
 def _dev_scores(training: Training, dev: dict, net, watch: Callable) -> Callable:

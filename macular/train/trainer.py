@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from signal import SIGINT
 
 import torch
 from accelerate import Accelerator
@@ -22,7 +23,8 @@ from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ..core import mix
-from ..exceptions import NumericError, SetupError, SignalNote, Stopped, StorageError, _one_process
+from ..exceptions import NumericError, SetupError, Stopped, StorageError
+from ..process import SignalNote, _in_notebook, _one_process
 from ..store import write_bytes, write_json
 from .checkpoints import Checkpoints
 
@@ -41,6 +43,10 @@ class Phase:
     decay: bool = False  # linear decay of the learning rate to zero over all steps
     measure: Callable | None = None  # batches -> metrics to record at the end of the phase
 
+    def rate(self, done: int, rounds: int) -> float:
+        "Return the learning rate of the step after `done` steps of this phase"
+        return self.lr * (max(0.0, 1 - done / max(1, rounds * self.passes * self.steps)) if self.decay else 1.0)
+
 
 @dataclass(frozen=True)
 class Loop:
@@ -51,6 +57,7 @@ class Loop:
     clip: float = 1.0  # maximum gradient norm
     every: float = 600.0  # seconds between two checkpoints; 0: a checkpoint after every step
     exact: bool = True  # resume only if the steps are bit-identical to an uninterrupted run
+    tell: Callable | None = None  # called with "resume" or "saved", and the step
 
 # %% ../../nbs/train/07_trainer.ipynb #ddd0844e
 class _NotFinite(ArithmeticError):
@@ -65,14 +72,14 @@ class _Learner:
         self.params = {name: p for name, p in phase.trains.named_parameters() if p.requires_grad}
         self.optimizer = torch.optim.AdamW(self.params.values(), phase.lr, weight_decay=0.0, fused=True)
         self.prepared = accelerator.prepare(self.optimizer)
-        self.total = max(1, loop.rounds * phase.passes * phase.steps)
-        self.done = 0  # number of steps taken, of `total`
+        self.rounds = loop.rounds
+        self.done = 0  # number of steps taken
 
     def step(self, batch, *place) -> dict:  # the values of the loss and of its parts
         "Take one step on a batch, or on a list of (share of the batch, portion); `place` seeds the dropout"
         torch.manual_seed(int(mix(*place) >> 1))
         for group in self.optimizer.param_groups:
-            group["lr"] = self._rate()
+            group["lr"] = self.phase.rate(self.done, self.rounds)
         portions = batch if isinstance(batch, list) else [(1.0, batch)]
         values = Counter()
         for share, portion in portions:
@@ -83,10 +90,6 @@ class _Learner:
         self.prepared.zero_grad()
         self.done += 1
         return dict(values)
-
-    def _rate(self) -> float:
-        "Return the learning rate of the next step"
-        return self.phase.lr * (max(0.0, 1 - self.done / self.total) if self.phase.decay else 1.0)
 
     def _backward(self, share: float, portion) -> dict:
         "Add a portion's gradient, weighted by its share; return its values with the same weight"
@@ -189,7 +192,8 @@ class _Session:
         self.step = 0  # number of steps taken
         self.rounds = []  # the records of the finished rounds
         self.record = {}  # of the current round
-        self.signals = SignalNote(self._on_signal)
+        self.signals = SignalNote(self._on_signal, interrupt=True)
+        self.tell = loop.tell or (lambda event, step: None)
         self.may_end = False  # whether a signal ends the training at once
 
     def restore(self):
@@ -197,6 +201,8 @@ class _Session:
         if self.checkpoints:
             self._forget_pause()
             self.step, self.rounds, self.record = self.checkpoints.restore()
+            if 0 < self.step < self.steps_a_round * self.checkpoints.loop.rounds:
+                self.tell("resume", self.step)
 
     def save(self):
         "Save a state"
@@ -224,7 +230,14 @@ class _Session:
     def _on_signal(self, number=None):
         if self.may_end:
             self.save()
-            self.signals.act()
+            self._end()
+
+    def _end(self):
+        "End with the received signal, after a state is saved; in a notebook an interrupt raises `Stopped`"
+        if self.signals.number == SIGINT and _in_notebook():
+                        raise Stopped(f"saved at step {self.step}; the same command resumes")
+        self.tell("saved", self.step)
+        self.signals.act()
 
     def log(self, line: dict):
         "Record a step"
@@ -252,7 +265,7 @@ class _Session:
             self.checkpoints.log({"step": self.step, **found})
             self.save()
             if self.signals.number:
-                self.signals.act()
+                self._end()
 
     def stop_requested(self, learner: _Learner) -> bool:
         "Follow the file `control`; return whether to stop, after the end of a pause"
@@ -283,9 +296,10 @@ class _Session:
         self.save()
         self._forget_pause()
         if self.signals.number:
-            self.signals.act()
-        where = f"round {place['round']}, phase '{place['phase']}', step {place['step']}"
-        raise Stopped(f"stopped in {where}; the same job resumes from there")
+            self._end()
+        raise Stopped(
+            f"saved at step {place['step']} (round {place['round']}, {place['phase']}); the same command resumes"
+        )
 
     def _words(self) -> list[bytes]:
         "Return the request in the file `control`; an empty list if it is not a known one"
