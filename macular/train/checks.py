@@ -15,7 +15,6 @@ from itertools import chain, islice
 from pathlib import Path
 
 from ..data.lexicon import count_words
-from ..data.mini_world import Mini
 from ..data.readers import SEEN
 from ..data.sources import File, splits
 from ..data.tasks import load
@@ -340,7 +339,7 @@ def check_inputs(
         found += _odd_dictionaries(data, _training_texts(read))
     if any(m.synonyms for m in methods):
         data.found(read_neighbours)
-    found += _odd_tokens(data, read) + _odd_numbers(resolved, read)
+    found += _odd_tokens(data, read) + _odd_numbers(resolved, read) + resolved.left_out(read)
     data.odd[:] = found
     return found
 
@@ -377,19 +376,8 @@ def _check_languages(resolved):
         )
 
 
-def _left_out(resolved):
-    "Say how many training examples a preset leaves out"
-    job, data, found = resolved.job, resolved.data, []
-    if not resolved.origins["max_train"].startswith("preset"):
-        return found
-    for name, n in data.sizes.items():
-        if job.max_train and n > job.max_train and not isinstance(data.task(name).source or data.source, Mini):
-            found.append(f"max_train of preset {job.preset}: {job.max_train:,} of {n:,} training examples of {name}")
-    return found
-
-
 def _odd_numbers(resolved, read):
-    job, found = resolved.job, _left_out(resolved)
+    job, found = resolved.job, []
     n = sum(len(examples) for (_, split, _), examples in read.items() if split == "train")
     if job.batch_size > n:
         found.append(f"a batch of {job.batch_size} is larger than the {n} training examples: one step per round")
