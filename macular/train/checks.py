@@ -306,8 +306,11 @@ def refuse(resolved: ResolvedJob):
     "Raise errors that can be detected before examples and backbone are read"
     data, target = resolved.data, resolved.target
     for stage in reversed(resolved.members[0]):
+        outputs = stage.method.outputs(stage.neighbour is not None, data.teacher is not None)
         for name in stage.method.terms:
-            terms[name]  # raises for an unknown name
+            term = terms[name]  # raises for an unknown name
+            if name in stage.method.active() and (stage.neighbour or name != "consistency"):  # else it is left out
+                term.check(outputs, stage.method.name)
         if stage.method.augment or stage.method.synonyms:
             one_source(stage.all_tasks)
         resources(data, stage.method)
