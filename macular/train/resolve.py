@@ -94,9 +94,10 @@ def identity(
     job: Job,  # with a preset
 ) -> str:  # 16 hexadecimal digits
     "Return the name of a job, a hash of its parameters and the files they name"
+    extensions = extend(job.extensions)  # may define the task
     parameters = {name: value for name, value in asdict(fill(job)).items() if name != "out"}
     task_file = sha256(resolve(job.task)) if job.task.endswith(".toml") else None
-    return key("planned", ALGORITHM, parameters, task_file, extend(job.extensions))
+    return key("planned", ALGORITHM, parameters, task_file, extensions)
 
 
 def place(
