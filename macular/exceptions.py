@@ -4,14 +4,20 @@
 
 # %% auto #0
 __all__ = ['shown', 'brief', 'first_line', 'MacularError', 'ParameterError', 'DataError', 'SetupError', 'StorageError',
-           'NumericError', 'Stopped', 'error_class', 'unknown', 'SignalNote', 'ending']
+           'NumericError', 'Stopped', 'error_class', 'unknown', 'odd_languages', 'SignalNote', 'ending']
 
 # %% ../nbs/00_exceptions.ipynb #9d2dbe91
+import re
 import signal
 import sys
 import threading
+import tomllib
+from collections import Counter
 from collections.abc import Callable
 from difflib import get_close_matches
+from functools import cache
+from importlib.resources import files
+from unicodedata import normalize
 
 # %% ../nbs/00_exceptions.ipynb #2bed6373
 def _printable(text):
@@ -142,6 +148,42 @@ def unknown(
     hint = f" Did you mean '{near[0]}'?" if near else ""
     more = f", and {len(names) - 40} more" if len(names) > 40 else ""
     return f"unknown {kind} {shown(str(name))}.{hint} There is: {', '.join(names[:40]) or 'none'}{more}."
+
+# %% ../nbs/00_exceptions.ipynb #c13841bd
+@cache
+def _language_names():
+    "Return a table of names and three-letter codes: name -> code"
+    names = {}
+    for code, known in tomllib.loads(files("macular").joinpath("assets", "languages.toml").read_text("utf-8")).items():
+        names |= dict.fromkeys(known.split(), code)
+    return names
+
+
+def _nearest_language(value, langs):
+    "Return the language of `langs` that a value most likely means, or None"
+    parts = [normalize("NFC", part) for part in re.split(r"[-_\s(,;]+", str(value or "").strip().lower()) if part]
+    known = {}
+    for lang in reversed(langs):
+        known[lang.split("-")[0].lower()] = lang
+        known[lang.lower()] = lang
+    meant = ["-".join(parts), *parts[:1], *(_language_names().get(part, "") for part in parts)]
+    return next((known[code] for code in meant if code in known), None)
+
+
+def odd_languages(
+    values,  # of a language column
+    langs,  # the codes that are read
+    what="row",  # what has the values
+) -> str:  # empty if every value is read
+    "Count the values of a language column that are not read, each with the nearest language"
+    counts = Counter(value for value in values if value not in langs)
+    said = []
+    for value, n in counts.most_common(5):
+        near = _nearest_language(value, langs)
+        meant = f"; did you mean '{near}'?" if near else ""
+        said.append(f"{shown(str(value or ''))} ({n:,} {what}{'s' * (n > 1)}{meant})")
+    more = len(counts) - len(said)
+    return ", ".join(said) + (f" and {more} other values" if more else "")
 
 # %% ../nbs/00_exceptions.ipynb #74ca955f
 def _wanted() -> list:

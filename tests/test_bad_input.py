@@ -11,6 +11,7 @@ import os
 import stat
 import time
 from pathlib import Path
+from unicodedata import normalize
 
 import pytest
 
@@ -40,6 +41,12 @@ def table(*rows, n=8, head=HEAD, start=0):
     "A file in order, and these rows behind it"
     good = [f"{i}\tthe dog sees house {i}\tthe cat reads book {i}\t{i % 2}" for i in range(start, start + n)]
     return head + "\n".join([*good, *rows]) + "\n"
+
+
+def spoken(lang, start=0):
+    "The same with a column for the language"
+    head, *rows = table(start=start).splitlines()
+    return "\n".join([f"lang\t{head}", *(f"{lang}\t{row}" for row in rows)]) + "\n"
 
 
 def dictionary(*lines):
@@ -426,6 +433,24 @@ DATA = [
         ("1 of 66 texts contain marks that change the writing direction",),
     ),
     ("thousands of accents", odd("e" + "\u0301" * 900), A, ()),
+    (
+        "rows in a language that is spelled otherwise",
+        {
+            "own.toml": TOML.replace('id = "id"', 'id = "id"\nlang = "lang"'),
+            "train.en.tsv": spoken("en"),
+            "dev.en.tsv": spoken("en", start=100),
+            "test.en.tsv": spoken("en", start=200),
+            "test.de.tsv": spoken("de-AT", start=300),
+        },
+        W,
+        ("test.de.tsv: 8 of 8 rows are not read; their lang is 'de-AT' (8 rows; did you mean 'de'?)",),
+    ),
+    (
+        "letters with separate accents in a second text",
+        {"test.de.tsv": table("8\tder Hund\t" + normalize("NFD", "어두운 집") + "\t1", start=300)},
+        W,
+        ("letters with separate accents (NFD) are unknown to the backbone: own test in de 1 of 9 texts in text_b",),
+    ),
     ("emoji of several characters", odd("a 👩‍👩‍👧 and 𝒜"), A, ()),
     (
         "one text in two Unicode forms",
@@ -655,7 +680,30 @@ DICTIONARIES = [
         DataError,
         ("de: no word of the training examples is in it",),
     ),
-    ("signs and digits", {"words/en-de.txt": dictionary("7 sieben", "% Prozent")}, A, ()),
+    (
+        "signs and digits",
+        {"words/en-de.txt": dictionary("7 sieben", "% Prozent")},
+        W,
+        ("1 dictionary entries left out: 1 word with a sign at its edge",),
+    ),
+    (
+        "notes, alternatives, arrows and placeholders",
+        {"words/en-de.txt": dictionary("wine\tWein {m}", "old\talt, betagt", "new -> neu", "red\t-> rot", "x\t-")},
+        W,
+        (
+            "3 dictionary entries cleaned",
+            "1 notes in brackets",
+            "1 several alternatives",
+            "1 punctuation at the edges",
+            "1 dictionary entries left out: 1 translation without a letter",
+        ),
+    ),
+    (
+        "placeholders alone",
+        {"words/en-de.txt": "dog\t-\ncat\t?\nhouse\tN/A\n"},
+        DataError,
+        ("none of its 3 lines can be used", "2 translation without a letter", "1 placeholder"),
+    ),
     ("phrases", {"words/en-de.txt": dictionary("wine\tein Glas Wein")}, A, ()),
     ("an empty translation", {"words/en-de.txt": dictionary("wine\t")}, DataError, ("line 8 holds one column",)),
     (
@@ -664,7 +712,12 @@ DICTIONARIES = [
         DataError,
         ("line 8 holds a hidden character",),
     ),
-    ("a special token, HTML", {"words/en-de.txt": dictionary("wine [SEP]", "water <b>Wasser</b>")}, A, ()),
+    (
+        "a special token, HTML",
+        {"words/en-de.txt": dictionary("wine [SEP]", "water <b>Wasser</b>")},
+        W,
+        ("2 dictionary entries cleaned: 2 notes in brackets", "1 dictionary entries left out"),
+    ),
     (
         "Latin-1",
         {"words/en-de.txt": dictionary("over über").encode("latin-1")},
@@ -1108,13 +1161,13 @@ def test_what_is_odd_is_kept_with_the_result(tmp_path):
 
 
 def test_a_file_nobody_may_read(tmp_path, monkeypatch):
-    from macular.data import readers
+    from macular import core
 
     path = tmp_path / "own.tsv"
     path.write_text("x")
     monkeypatch.setattr(
-        readers.os, "access", lambda p, mode: not (Path(p) == path and mode == os.R_OK)
+        core.os, "access", lambda p, mode: not (Path(p) == path and mode == os.R_OK)
     )  # root may read everything
     with pytest.raises(DataError, match="may not be read by you"):
-        readers.content(path)
+        core.content(path)
     assert stat.S_ISREG(path.stat().st_mode)

@@ -14,8 +14,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 from transformers import AutoTokenizer, BertTokenizer, DebertaV2Tokenizer, PreTrainedTokenizerFast, XLMRobertaTokenizer
 
 import macular.text.encode
-from macular.core import mix, pick, uniform
-from macular.data.lexicon import CHUNK, Lexicon, split
+from macular.core import CHUNK, mix, pick, split, uniform
+from macular.data.lexicon import Lexicon
 from macular.data.mini_world import Mini, backbone, lexicon, text
 from macular.data.tasks import load, tasks
 from macular.text.batches import tokenize
@@ -416,6 +416,19 @@ def test_every_chunk_becomes_what_the_text_form_makes_of_it():
             table.surfaces.lengths[chosen], wanted.lengths
         )
         assert counts == tally(alone)
+
+
+@pytest.mark.parametrize("source", ["tr", "en"])
+def test_spellings_of_a_word_are_found_as_in_the_text(source):
+    words = {"ılık": "warm", "ilik": "marrow", "c'est": "it is", "caf\u00e9": "coffee", "don't": "not", "i": "me"}
+    lexicon = Lexicon({"de": words, "fr": {w: w.upper() for w in words}}, source=source)
+    texts = ["ILIK İlik I c’est C'EST", "cafe\u0301 Caf\u00e9 Don’t don't i"]
+    switch, items = CodeSwitch(("de", "fr"), word=1.0), np.arange(2).astype(np.uint64)
+    for name in ("mini-bert", "mini-xlmr"):
+        found, tallied = Chunked(mini(name), [texts, texts], items, switch, lexicon).switched(Place(3), 64)
+        switched, counts = by_text([texts, texts], items, Place(3), switch, lexicon)
+        assert mismatches(found, tokenize(mini(name), *switched, 64)) == 0 and tallied == counts
+        assert counts["found"] == 18  # all but `I` in Turkish, all but `İlik` in English
 
 
 def test_near_synonyms_by_stay():

@@ -169,7 +169,7 @@ def reprs() -> dict:
 
     from macular.core import Difference, diff
     from macular.data import check, lexicon
-    from macular.data.tasks import Facts, Task
+    from macular.data.tasks import Task, _Facts
     from macular.deploy import distill
     from macular.exceptions import DataError
     from macular.jobs import rerun
@@ -200,7 +200,7 @@ def reprs() -> dict:
     shown = [
         diff(dict(zip("abcdefghijkl", PAYLOADS)), dict(zip("abcdefghijkl", PAYLOADS[::-1]))),
         check.DataReport(rows, rows, list(PAYLOADS), list(PAYLOADS)),
-        lexicon.CoverageReport(rows),
+        lexicon._CoverageReport(rows),
         lexicon.Lexicon({"de": {"dog": PLAIN}}),
         plan([parameters | {"preset": "mini", "task": "xnli", "method": m} for m in ("finetune", "syn")]),
         replace(macular, title=" ".join(PAYLOADS)),
@@ -212,7 +212,7 @@ def reprs() -> dict:
         Job(**parameters),
         replace(presets["mini"], backbone=" ".join(PAYLOADS)),
         table,
-        Facts(dict(zip(PAYLOADS, PAYLOADS))),
+        _Facts(dict(zip(PAYLOADS, PAYLOADS))),
         Task("odd", PAYLOADS, ("de",), title=" ".join(PAYLOADS), fields=(one, other)),
         switched,
         Picture(refuse),

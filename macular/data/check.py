@@ -13,8 +13,8 @@ from ..core import escape_markdown, resolve, table
 from .download import downloads, licence_label, licensed
 from .lexicon import Lexicon
 from .sources import Folder, archives, splits
-from .tasks import facts, find, load, tasks
-from ..exceptions import MacularError
+from .tasks import facts, find, load, not_read, tasks
+from ..exceptions import DataError, MacularError
 
 # %% ../../nbs/data/09_check.ipynb #8355ee5c
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class _Split:
     row: dict  # of the table: task, split, languages, rows, odd, licence
     error: str = ""  # the reason if it is unusable
     lang: str = None  # the language of the faulty file, if it is a single file
+    notes: tuple = ()  # what is there and is not read
 
     @property
     def state(self):
@@ -38,6 +39,9 @@ def _read_split(task, split, source, train):
     try:
         langs = source.langs(task, split)
         row["languages"] = _coverage(langs, (task.source_lang,) if split == "train" else task.langs)
+        notes = tuple(not_read(task, split, source)) if task.source or not langs else ()
+        if not langs and notes:
+            raise DataError("; ".join(notes))
         if not langs:
             return _Split(row | {"rows": "missing", "odd": "", "licence": ""})
         for lang in langs:
@@ -52,7 +56,7 @@ def _read_split(task, split, source, train):
     row["rows"] = _size(sizes, layout.size(split))
     row["odd"] = ", ".join(f"{n:,} {name}" for name, n in odd.items())
     row["licence"] = licence_label(layout.licence, layout.noncommercial)
-    return _Split(row)
+    return _Split(row, notes=notes)
 
 # %% ../../nbs/data/09_check.ipynb #c1b6c743
 _ODD = ("untranslated", "empty", "repeated", "contradictory", "in training")  # reported facts
@@ -119,7 +123,12 @@ def _read_dictionaries(wanted, folder, texts, word):
         origin = origins.get(row["language"])
         if origin:
             switched = {f"switched at {word}": round(word * row["changed"], 3)} if "changed" in row else {}
-            rows.append(row | switched | {"licence": licence_label(origin["licence"], origin["noncommercial"])})
+            odd = {}
+            for kind in ("cleaned", "left_out"):
+                counts = origin.get(kind, {}).items()
+                odd |= {kind.replace("_", " "): ", ".join(f"{n:,} {name}" for name, n in counts)} if counts else {}
+            licence = licence_label(origin["licence"], origin["noncommercial"])
+            rows.append(row | switched | odd | {"licence": licence})
     return _Dictionaries(rows, list(lexicon.missing))
 
 # %% ../../nbs/data/09_check.ipynb #713cbb51
@@ -215,7 +224,8 @@ def check_data(
     if dictionaries.error:
         problems.append(dictionaries.error)
     if own:
-        todo = _todo_own(own, data, dictionaries.missing, lexicon_dir)
+        todo = [f"{split.row['split']}: {note}." for split in data.splits for note in split.notes]
+        todo += _todo_own(own, data, dictionaries.missing, lexicon_dir)
     else:
         todo = _todo_published(wanted, data, dictionaries.missing, data_dir, lexicon_dir)
         if dictionaries.rows and not data.texts:

@@ -14,8 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core import pick
-from ..data.lexicon import split
+from ..core import pick, split, word_form
 from .chunks import Ragged, cutting, encode_strings, frame, ranges
 from .code_switch import CodeSwitch, Draws, Place, Synonyms, draw, item_numbers, tally
 
@@ -37,23 +36,23 @@ class _Table:
 def _tabulate(
     chunks: Sequence[str],  # different ones
     whole: Sequence[str],  # texts that stay whole, numbered after the chunks
-    lexicon,  # language -> lower-case word -> translations
+    lexicon,  # a `Lexicon`, or language -> word -> translations
     langs: Sequence[str],
     tokenizer,
 ) -> _Table:
     "Look up every chunk in every language, and tokenise all surface forms"
     parts = [split(chunk) for chunk in chunks]
-    dictionaries = [lexicon[lang] for lang in langs]
+    dictionaries, form = [lexicon[lang] for lang in langs], getattr(lexicon, "form", word_form)
     # surface form -> its number; the numbers after the chunks' own belong to `whole`
     number = {chunk: i for i, chunk in enumerate(chunks)}
     options, lengths = [], []  # surface forms of all rows, concatenated, and the number per row
     for chunk, (prefix, word, suffix) in zip(chunks, parts, strict=True):
-        lower = word.lower()
+        sought = form(word)
         for dictionary in dictionaries:
-            translations = dictionary.get(lower, ()) if word else ()
+            translations = dictionary.get(sought, ()) if word else ()
             lengths.append(len(translations))
             for translation in translations:
-                surface = chunk if translation.lower() == lower else prefix + translation + suffix
+                surface = chunk if form(translation) == sought else prefix + translation + suffix
                 options.append(number.setdefault(surface, len(number) + len(whole)))
     strings = list(number)
     surfaces = encode_strings(tokenizer, [*strings[: len(chunks)], *whole, *strings[len(chunks) :]])

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..data.lexicon import CHUNK
+from ..core import CHUNK
 from .code_switch import reserved
 
 # %% ../../nbs/text/03_chunks.ipynb #814faaf1

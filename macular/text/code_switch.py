@@ -14,8 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core import mix, number, pick, uniform, visible
-from ..data.lexicon import CHUNK, split
+from ..core import CHUNK, mix, number, pick, split, uniform, visible, word_form
 from ..exceptions import DataError, ParameterError
 
 # %% ../../nbs/text/01_code_switch.ipynb #e4d16c25
@@ -190,23 +189,24 @@ class _Drawn(NamedTuple):
 
 def _exchange(
     texts,  # list of str
-    lexicon,  # language -> lower-case word -> translations
+    lexicon,  # a `Lexicon`, or language -> word -> translations
     langs,  # the languages, in the order of `draws.lang`
     draws: Draws,  # for every chunk of the texts
     stay: int = 0,  # number of extra options for the word itself, beside its translations
 ) -> list[Switched]:
     "Replace the drawn words of texts"
-    dictionaries = [lexicon[lang] for lang in langs]
+    dictionaries, form = [lexicon[lang] for lang in langs], getattr(lexicon, "form", word_form)
     chunks = [list(CHUNK.finditer(text)) for text in texts]
     parts = [split(chunk[0]) for own in chunks for chunk in own]  # (n,) prefix, word, suffix
     tried = np.flatnonzero(draws.tried)  # (tried,) numbers of chunks
     drawn = list(zip(tried.tolist(), draws.lang[tried].tolist(), strict=True))
-    options = [dictionaries[lang].get(parts[i][1].lower(), ()) for i, lang in drawn]  # (tried,) translations
+    options = [dictionaries[lang].get(form(parts[i][1]), ()) for i, lang in drawn]  # (tried,) translations
     sizes = np.array([len(found) + stay for found in options], np.int64)
     chosen = pick(draws.bits[tried], sizes) - stay  # (tried,) number of a translation; negative: unchanged
     new = {}
     for (i, lang), found, k in zip(drawn, options, chosen.tolist(), strict=True):
-        new[i] = _Drawn(langs[lang], bool(found), found[k] if found and k >= 0 else None)
+        after = found[k] if found and k >= 0 and form(found[k]) != form(parts[i][1]) else None
+        new[i] = _Drawn(langs[lang], bool(found), after)
     switched, first = [], 0
     for text, own in zip(texts, chunks, strict=True):
         numbers = range(first, first + len(own))
@@ -234,7 +234,7 @@ def _switched(
     new = {i: drawn for i, drawn in new.items() if parts[i][1]}
     for i, drawn in new.items():
         prefix, word, _ = parts[i]
-        if drawn.after is None or drawn.after.lower() == word.lower():
+        if drawn.after is None:
             continue
         start = chunks[i].start() + len(prefix)
         if start > done:

@@ -13,8 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core import resolve
-from ..data.lexicon import CHUNK
+from ..core import CHUNK, resolve
 from ..data.readers import content
 from ..data.tasks import Task
 from ..exceptions import DataError, SetupError

@@ -11,13 +11,13 @@ import re
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain, islice, product
 from pathlib import Path
 
 from ..data.lexicon import count_words
 from ..data.readers import SEEN
 from ..data.sources import File, splits
-from ..data.tasks import load
+from ..data.tasks import load, not_read
 from ..exceptions import DataError, SetupError, first_line, shown
 from ..model.losses import terms
 from .inputs import Data, dictionaries, one_source, read_lexicon, read_neighbours, resources
@@ -57,11 +57,8 @@ def _odd_texts(
                     if is_odd(text):
                         found[kind].append((place, examples["id"][i] if i < len(examples) else i))
     total = 2 * sum(map(len, read.values()))
-    return [
-        f"{len(hits):,} of {total:,} texts {kind}; the first: {_where(*hits[0])}"
-        for kind, hits in found.items()
-        if hits
-    ]
+    hits = {kind: places for kind, places in found.items() if places}
+    return [f"{len(p):,} of {total:,} texts {kind}; the first: {_where(*p[0])}" for kind, p in hits.items()]
 
 
 def _where(place, item=None):
@@ -148,12 +145,8 @@ def _told(kind, counts):
 
 # %% ../../nbs/train/05_checks.ipynb #6aa016cc
 _SCRIPTS = {
-    "ar": "ARABIC",
-    "ur": "ARABIC",
-    "fa": "ARABIC",
-    "bg": "CYRILLIC",
-    "ru": "CYRILLIC",
-    "uk": "CYRILLIC",
+    **dict.fromkeys(["ar", "fa", "ur"], "ARABIC"),
+    **dict.fromkeys(["bg", "ru", "uk"], "CYRILLIC"),
     "el": "GREEK",
     "he": "HEBREW",
     "hi": "DEVANAGARI",
@@ -192,46 +185,46 @@ def _odd_dictionaries(
     texts,  # training texts
 ) -> list[str]:  # sentences
     "Describe unusual dictionaries; raise `DataError` for those that cannot be right"
-    words = count_words(texts)
     found = data.found(read_lexicon)
+    words = count_words(texts, found.source)
     wrong, few = [], []
     for lang in found:
-        known, problem = _coverage(found[lang], lang, words)
+        known, problem = _coverage(found, lang, words)
         if problem:
             wrong.append(problem)
         elif known < 0.1:
             few.append(f"{lang} {known:.1%}")
     _refuse_dictionaries(data, found, wrong)
+    same = [f"{row['language']} {row['identity']:.0%}" for row in found.report() if row.get("identity", 0) > 0.5]
     told = {
         "dictionaries that know few of the training words": few,
-        "dictionaries that mostly translate a word to itself": [
-            f"{line['language']} {line['identity']:.0%}" for line in found.report() if line.get("identity", 0) > 0.5
-        ],
+        "dictionaries that mostly translate a word to itself": same,
         "dictionaries that give one translation to many words": _one_for_many(found),
     }
     sentences = [f"{kind}: {', '.join(which[:8])}" for kind, which in told.items() if which]
     merged = sum(o.get("merged", 0) for o in found.provenance)
     if merged:
         sentences.append(f"{merged:,} pairs occur twice in a dictionary and count once")
+    for kind in ("cleaned", "left_out"):
+        if counts := sum((Counter(o.get(kind)) for o in found.provenance), Counter()):
+            kinds = ", ".join(f"{n:,} {name}" for name, n in counts.most_common())
+            sentences.append(f"{counts.total():,} dictionary entries {kind.replace('_', ' ')}: {kinds}")
     return sentences
 
 # %% ../../nbs/train/05_checks.ipynb #4ce5cfb9
-def _coverage(dictionary, lang, words):
+def _coverage(found, lang, words):
     "Return the share of the training words in the first column, and the problem of a wrong dictionary"
-    translations = {t.lower() for ts in dictionary.values() for t in ts}
+    dictionary = found[lang]
+    translations = {found.form(t) for ts in dictionary.values() for t in ts}
     total = max(1, sum(words.values()))
     there = sum(n for word, n in words.items() if word in dictionary) / total
     back = sum(n for word, n in words.items() if word in translations) / total
     problem = ""
     if _written(dictionary, lang) < 0.01:
-        problem = (
-            "the translations are not in its script; is this another language's file, or are the columns reversed?"
-        )
+        problem = "the translations are not in its script; is this another language's file, or are columns reversed?"
     elif back > 0.1 and back > 2 * there:
-        problem = (
-            f"the second column has {back:.0%} of the training words, the first {there:.0%}; "
-            "are the columns reversed?"
-        )
+        which = f"the second column has {back:.0%} of the training words, the first {there:.0%}"
+        problem = f"{which}; are the columns reversed?"
     elif not there:
         problem = "no word of the training examples is in it; is it for another language or another alphabet?"
     return there, f"{lang}: {problem}" if problem else ""
@@ -262,21 +255,36 @@ def _odd_tokens(
     data: Data,
     read: dict,  # from `whole`
 ) -> list[str]:
-    "Return the languages of which the tokenizer knows less than half; raise `SetupError` if it is unusable"
-    tokenizer = _tokenizer(data)
-    told = []
+    "Describe texts that the tokenizer does not know; raise `SetupError` if it is unusable"
+    tokenizer, told, decomposed = _tokenizer(data), [], []
     for place, examples in read.items():
-        ids = []
-        for text in examples[:50]["text_a"]:
-            ids += tokenizer(text[:2000], add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        unknown = ids.count(tokenizer.unk_token_id) / max(1, len(ids))
-        if unknown > 0.5:
-            told.append(f"{_where(place)} {unknown:.0%}")
-    if not told:
-        return []
-    return [
-        f"most tokens are unknown to the backbone: {', '.join(told[:3])}; use a backbone for this language"
-    ]
+        most = 0
+        for column in (c for c in ("text_a", "text_b") if c in examples.column_names):
+            texts = examples[column][:]
+            most = max(most, _unknown(tokenizer, texts[:50]))
+            apart = [text for text in texts if not unicodedata.is_normalized("NFC", text)]
+            composed = [unicodedata.normalize("NFC", text) for text in apart[:200]]
+            before, after = _unknown(tokenizer, apart[:200]), _unknown(tokenizer, composed)
+            if before > after:
+                which = f"{_where(place)} {len(apart):,} of {len(texts):,} texts in {column}"
+                decomposed.append(f"{which} ({before:.0%} of their tokens, {after:.0%} in composed form)")
+        if most > 0.5:
+            told.append(f"{_where(place)} {most:.0%}")
+    said, where = [], ", ".join(told[:3])
+    if told:
+        said.append(f"most tokens are unknown to the backbone: {where}; use a backbone for this language")
+    if decomposed:
+        where = ", ".join(decomposed[:6])
+        said.append(f"letters with separate accents (NFD) are unknown to the backbone: {where}; save the files in NFC")
+    return said
+
+
+def _unknown(tokenizer, texts):
+    "Return the share of unknown tokens"
+    ids = []
+    for text in texts:
+        ids += tokenizer(text[:2000], add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return ids.count(tokenizer.unk_token_id) / max(1, len(ids))
 
 
 def _tokenizer(data):
@@ -317,10 +325,11 @@ def refuse(resolved: ResolvedJob):
     from_files = isinstance(target.source, File)
     if not resolved.available["dev"] and not resolved.available["test"]:
         message = f"there are no dev and no test examples of '{target.name}' to score"
-        if from_files:
-            message += (
-                ". In its record, held_out = 0.1 below [source] holds out a tenth of the training examples"
-            )
+        unread = "; ".join(_unread(data, [target.name], ["dev", "test"]))
+        if unread:
+            message = f"no dev and no test example of '{target.name}' is read: {unread}. Write the record's codes there"
+        elif from_files:
+            message += ". In its record, held_out = 0.1 below [source] holds out a tenth of the training examples"
         raise DataError(message)
     if from_files:  # a mistake in a test file is reported now, not after the training
         for split in splits:
@@ -336,7 +345,8 @@ def check_inputs(
     _check_languages(resolved)
     read = _whole(resolved)
     _check_labels(data, read)
-    found = _odd_texts(read) + _odd_examples(read)
+    found = _unread(data, dict.fromkeys(place[0] for place in read), splits)
+    found += _odd_texts(read) + _odd_examples(read)
     methods = [stage.method for stage in resolved.stages]
     if any(m.augment for m in methods) and dictionaries(data) is not None:
         found += _odd_dictionaries(data, _training_texts(read))
@@ -345,6 +355,11 @@ def check_inputs(
     found += _odd_tokens(data, read) + _odd_numbers(resolved, read) + resolved.left_out(read)
     data.odd[:] = found
     return found
+
+
+def _unread(data, names, which):
+    "Describe what is in the files of tasks and is not read"
+    return [s for name, split in product(names, which) for s in not_read(data.task(name), split, data.source)]
 
 
 def _training_texts(read):
@@ -357,11 +372,9 @@ def _training_texts(read):
 def _check_labels(data, read):
     missing = []
     for place, examples in read.items():
-        if place[1] != "train":
-            continue
         used = set(examples["label"][:])
         lost = [name for i, name in enumerate(examples.features["label"].names) if i not in used]
-        if lost:
+        if lost and place[1] == "train":
             missing.append(f"{_where(place)} has none of {', '.join(lost)}")
     if missing:
         said = "; ".join(missing)
@@ -372,9 +385,10 @@ def _check_languages(resolved):
     scored = resolved.available[resolved.split]
     lost = [x for x in resolved.job.langs if x not in scored]
     if lost:
+        unread = _unread(resolved.data, [resolved.target.name], [resolved.split])
         raise DataError(
             f"langs contains {', '.join(lost)}, but {resolved.target.name} has no {resolved.split} examples in "
-            f"{'them' if len(lost) > 1 else 'it'}; there are in {', '.join(scored)}.\n"
+            f"{'them' if len(lost) > 1 else 'it'}; there are in {', '.join(scored)}. {' '.join(unread)}\n"
             "Add the files, or leave these languages out."
         )
 

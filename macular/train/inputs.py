@@ -14,7 +14,7 @@ from functools import cached_property
 from itertools import product
 from pathlib import Path
 
-from ..core import number, permutation, resolve
+from ..core import key, number, permutation, resolve
 from ..data.backbones import backbone_folder, hashes
 from ..data.download import licensed
 from ..data.lexicon import Lexicon, read_file
@@ -203,7 +203,8 @@ def read_neighbours(
 ) -> Lexicon:  # of one language
     "Read the near-synonyms for RS-DA"
     path = _synonym_file(data)
-    return mini_neighbours() if path is None else read_file(path, data.target.source_lang)
+    lang = data.target.source_lang
+    return mini_neighbours() if path is None else read_file(path, lang, source=lang)
 
 # %% ../../nbs/train/03_inputs.ipynb #f1c01510
 def _tree_file(
@@ -300,6 +301,13 @@ def _row_digest(
     return data.used[task.name, split, task.source_lang]
 
 
+def _words_digest(data, words, learned, path):
+    "Hash a word list; where words or examples come from files, together with the number of the rules of look-up"
+    sources = [task.source or data.source for task in learned]
+    made = path is None and all(isinstance(getattr(source, "source", source), Mini) for source in sources)
+    return words.digest if made else key([words.digest, words.source, words.rules])
+
+
 def digests(
     data: Data,
     method: Method,
@@ -312,11 +320,11 @@ def digests(
     found = {
         "backbone": data.hashes,
         "rows": rows,
-        "lexicon": data.lexicon.digest if method.augment else None,
+        "lexicon": _words_digest(data, data.lexicon, learned, dictionaries(data)) if method.augment else None,
         "extensions": extend(data.job.extensions),
     }
     if method.synonyms:
-        found["synonyms"] = data.neighbours.digest
+        found["synonyms"] = _words_digest(data, data.neighbours, learned, _synonym_file(data))
     if data.teacher:
         found["teacher"] = data.teacher.key
     if method.encoder == "syntax":

@@ -57,7 +57,7 @@ def _entries(
     lines = []
     for p in dict.fromkeys(pieces):
         options = []
-        for translation in lexicon[p.lang][p.before.lower()]:
+        for translation in lexicon[p.lang][lexicon.form(p.before)]:
             form = Markup("<b><bdi>{}</bdi></b>" if translation == p.after else "<bdi>{}</bdi>")
             options.append(form.format(translation))
         lines.append((p.before, _tag(p.lang, p.lang), Markup(", ").join(options)))
@@ -70,7 +70,7 @@ def _coverage(
     langs: Iterable[str],
 ) -> dict:  # language -> share of the words; None where there is no dictionary
     "Return the share of the words that each dictionary has"
-    words = count_words(texts)
+    words = count_words(texts, lexicon.source)
     total = max(1, sum(words.values()))
     shares = {}
     for lang in langs:
