@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from operator import attrgetter
 from types import NoneType
+from unicodedata import normalize
 
 import numpy as np
 import torch
@@ -73,6 +74,15 @@ class TextEncoder:
     def tokens(self):
         "Return the tokens of the original examples"
         return tokenize(self.text.tokenizer, self.fields, self.max_length)
+
+    def truncated(self) -> int:
+        "Count the original examples that have more tokens than `max_length`"
+        sizes = np.zeros(len(self.rows), int)  # (n,) bytes, which are as many as the tokens or more
+        for texts in self.fields:
+            sizes += [len(normalize("NFKC", text).encode("utf-8", "surrogatepass")) for text in texts]
+        long = np.flatnonzero(sizes + 16 > self.max_length)  # 16: more than the special tokens of a pair
+        whole = type(self)(self.task, self.rows.select(long), replace(self.text, max_length=10**6), "")
+        return int((whole.tokens().lengths > self.max_length).sum())
 
     def switched(self, round):
         "Return the tokens of the examples with replaced words, and the counts of `tally`"

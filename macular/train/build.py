@@ -301,7 +301,7 @@ def _check_length(material: TrainingInputs, recipe: Hyperparameters, config):
         if length > positions:
             raise ParameterError(
                 f"{task.name}: {length} tokens per example, but the backbone has {positions} positions. "
-                f"Set max_length={positions} or less."
+                f"Set max_length={positions} or less, or take a backbone with more positions."
             )
 
 # %% ../../nbs/train/08_build.ipynb #49ea1fd8

@@ -15,7 +15,6 @@ from itertools import chain, islice, product
 from pathlib import Path
 
 from ..data.lexicon import count_words
-from ..data.mini_world import Mini
 from ..data.readers import SEEN, TEXTS, texts_of
 from ..data.sources import File, splits
 from ..data.tasks import load, not_read
@@ -303,12 +302,20 @@ def _tokenizer(data):
     return tokenizer
 
 # %% ../../nbs/train/05_checks.ipynb #55353100
+def _check_terms(stage, taught):
+    "Raise `ParameterError` for an unknown term, or one that asks for an output there is not"
+    outputs = stage.method.outputs(stage.neighbour is not None, taught)
+    for name in stage.method.terms:
+        term = terms[name]  # raises for an unknown name
+        if name in stage.method.active() and (stage.neighbour or name != "consistency"):  # else it is left out
+            term.check(outputs, stage.method.name)
+
+
 def refuse(resolved: ResolvedJob):
     "Raise errors that can be detected before examples and backbone are read"
     data, target = resolved.data, resolved.target
     for stage in reversed(resolved.members[0]):
-        for name in stage.method.terms:
-            terms[name]  # raises for an unknown name
+        _check_terms(stage, data.teacher is not None)
         if stage.method.augment or stage.method.synonyms:
             one_source(stage.all_tasks)
         resources(data, stage.method)
@@ -342,7 +349,7 @@ def check_inputs(
         found += _odd_dictionaries(data, _training_texts(read))
     if any(m.synonyms for m in methods):
         data.found(read_neighbours)
-    found += _odd_tokens(data, read) + _odd_numbers(resolved, read)
+    found += _odd_tokens(data, read) + _odd_numbers(resolved, read) + resolved.left_out(read)
     data.odd[:] = found
     return found
 
@@ -379,19 +386,8 @@ def _check_languages(resolved):
         )
 
 
-def _left_out(resolved):
-    "Say how many training examples a preset leaves out"
-    job, data, found = resolved.job, resolved.data, []
-    if not resolved.origins["max_train"].startswith("preset"):
-        return found
-    for name, n in data.sizes.items():
-        if job.max_train and n > job.max_train and not isinstance(data.task(name).source or data.source, Mini):
-            found.append(f"max_train of preset {job.preset}: {job.max_train:,} of {n:,} training examples of {name}")
-    return found
-
-
 def _odd_numbers(resolved, read):
-    job, found = resolved.job, _left_out(resolved)
+    job, found = resolved.job, []
     n = sum(len(examples) for (_, split, _), examples in read.items() if split == "train")
     if job.batch_size > n:
         found.append(f"a batch of {job.batch_size} is larger than the {n} training examples: one step per round")

@@ -97,6 +97,26 @@ class Method:
         "Return the losses with nonzero weight, and their weights"
         return {name: float(weight) for name, weight in sorted(self.terms.items()) if weight}
 
+    def outputs(self, neighbour: bool = True, teacher: bool = False) -> dict[str, str]:
+        "Return the outputs that losses can name, each with the reason why this method has not got it, or an empty text"
+        cloze = "a cloze of changed texts is not built" if self.head == "cloze" else ""
+        no_aug = cloze or ("" if self.augment else f"'{self.name}' has no augmentation (augment)")
+        no_copy = cloze or ("" if self.synonyms else f"'{self.name}' makes no copies with near-synonyms (synonyms)")
+        no_near = "" if neighbour else "there is no neighbouring task with data; give the task a neighbour"
+        views = {"": "", "_aug": no_aug, "_copy": no_copy}
+        views |= {f"_near{suffix}": no_near or lacking for suffix, lacking in views.items()}
+        no_adversary = f"'{self.name}' has no adversary, and so no discriminator"
+        has_adversary = self.active().keys() & {*ADVERSARIES, *REVERSALS}
+        no_tree = "" if self.encoder == "syntax" else f"'{self.name}' has no syntax encoder"
+        found = {"y": "", "task": "", "as_printed": "", "y_near": no_near, "task_near": no_near}
+        for suffix, lacking in views.items():
+            found |= dict.fromkeys((f"logits{suffix}", f"e{suffix}", f"x{suffix}"), lacking)
+            found[f"d{suffix}"] = lacking or ("" if has_adversary else no_adversary)
+            found[f"tree{suffix}"] = lacking or no_tree
+            found[f"m{suffix}"] = lacking or ("" if self.frozen else f"'{self.name}' has no frozen encoder")
+        no_teacher = "" if teacher else "there is no teacher"
+        return found | {"teacher": no_teacher, "teacher_aug": no_teacher or no_aug}
+
     def hashed_fields(self) -> dict:
         "Return the fields that determine the training, without names and losses of weight zero"
         found = {}

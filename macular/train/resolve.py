@@ -7,6 +7,7 @@ __all__ = ['ALGORITHM', 'PLACES', 'method_of', 'stage_methods', 'seeds', 'traini
            'changed', 'command', 'Stage', 'ResolvedJob', 'on_gpu', 'complete', 'settle', 'resolve_job']
 
 # %% ../../nbs/train/04_resolve.ipynb #f06c35fa
+import math
 import shlex
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
@@ -14,6 +15,7 @@ from itertools import chain
 from pathlib import Path
 
 from ..core import key, resolve
+from ..data.mini_world import Mini
 from ..data.tasks import Task
 from ..exceptions import ParameterError
 from ..store import sha256
@@ -92,9 +94,10 @@ def identity(
     job: Job,  # with a preset
 ) -> str:  # 16 hexadecimal digits
     "Return the name of a job, a hash of its parameters and the files they name"
+    extensions = extend(job.extensions)  # may define the task
     parameters = {name: value for name, value in asdict(fill(job)).items() if name != "out"}
     task_file = sha256(resolve(job.task)) if job.task.endswith(".toml") else None
-    return key("planned", ALGORITHM, parameters, task_file, extend(job.extensions))
+    return key("planned", ALGORITHM, parameters, task_file, extensions)
 
 
 def place(
@@ -126,15 +129,8 @@ def command(
 
 # %% ../../nbs/train/04_resolve.ipynb #429d8ef0
 _HYPERPARAMETERS = (
-    "seed",
-    "rounds",
-    "batch_size",
-    "learning_rate",
-    "discriminator_rate",
-    "alpha",
-    "max_length",
-    "pool",
-    "accumulation",
+    *("seed", "rounds", "batch_size", "learning_rate", "discriminator_rate", "alpha"),
+    *("max_length", "pool", "accumulation"),
 )
 
 
@@ -176,6 +172,31 @@ class Stage:
 
 # %% ../../nbs/train/04_resolve.ipynb #02cb60af
 PLACES = ("out", "data_dir", "lexicon_dir", "synonyms", "tree_dir", "extensions")  # paths; never part of a result
+
+# %% ../../nbs/train/04_resolve.ipynb #01c18b6e
+def _truncated(
+    resolved: "ResolvedJob",
+    tasks: dict,  # name -> (split, language, examples)
+) -> list[str]:  # one sentence a task
+    "Count the examples of each split and language that are longer than the maximum length"
+    from transformers import AutoTokenizer
+
+    from macular.text.encode import ByCloze, TextEncoder, TextSettings
+
+    text = TextSettings(AutoTokenizer.from_pretrained(resolved.data.backbone, trust_remote_code=False))
+    encoder = ByCloze if resolved.method.head == "cloze" else TextEncoder
+    found = []
+    for name, sets in tasks.items():
+        task, places = resolved.data.task(name), []
+        limit = resolved.job.max_length or task.max_length
+        for split, lang, examples in sets:
+            some = examples.select(range(0, len(examples), max(1, math.ceil(len(examples) / 5000))))
+            n = encoder(task, some, replace(text, max_length=limit), "").truncated()
+            if n:
+                places.append(f"{split} in {lang} {n:,} of {len(some):,} ({n / len(some):.1%})")
+        if places:
+            found.append(f"examples of {name} cut at {limit} tokens (max_length): {', '.join(places)}")
+    return found
 
 # %% ../../nbs/train/04_resolve.ipynb #15d77250
 @dataclass(frozen=True)
@@ -284,6 +305,23 @@ class ResolvedJob:
         if self.job.extensions:
             found["extensions"] = key(extend(self.job.extensions))
         return dict(sorted(found.items()))
+
+    def left_out(
+        self,
+        read: dict,  # (task, split, language) -> examples
+    ) -> list[str]:  # sentences
+        "Count what training and evaluation leave out: examples beyond the preset's `max_train`, ends of long texts"
+        job, found, tasks = self.job, [], {}
+        for (name, split, lang), examples in read.items():
+            if not isinstance(self.data.task(name).source or self.data.source, Mini) or (job.max_length or 0) < 64:
+                tasks.setdefault(name, []).append((split, lang, examples))
+        for name in tasks:
+            n, most = self.data.sizes.get(name, 0), job.max_train or math.inf
+            if n > most and self.origins["max_train"].startswith("preset"):
+                found.append(f"max_train of preset {job.preset}: {most:,} of {n:,} training examples of {name}")
+        if tasks:
+            found += _truncated(self, tasks)
+        return found
 
     def evaluation_digests(self) -> dict:
         "Return split -> language -> hash of the scored examples and their trees"

@@ -158,8 +158,16 @@ def train(
 # %% ../../nbs/train/10_stages.ipynb #760f4939
 def _own_losses(method: Method) -> dict:
     "Hash the source of every loss of the method that is not the library's"
-    found = {name: terms[name].loss for name in method.active()}
-    return {name: key(inspect.getsource(f)) for name, f in found.items() if not f.__module__.startswith("macular.")}
+    found = {}
+    for name in method.active():
+        loss = terms[name].loss
+        if not loss.__module__.startswith("macular."):
+            try:
+                found[name] = key(inspect.getsource(loss))
+            except (OSError, TypeError) as e:
+                message = f"the source of the term '{name}' is part of the training's key, and cannot be read"
+                raise ParameterError(f"{message}: {e}. Define it with `def`, in a file or a cell.") from e
+    return found
 
 
 def there(file: Path, watch: Callable, make: Callable) -> bool:  # True if it was made now

@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ..core import mix
-from ..exceptions import NumericError, SetupError, Stopped, StorageError
+from ..exceptions import NumericError, ParameterError, SetupError, Stopped, StorageError
 from ..process import SignalNote, _in_notebook, _one_process
 from ..store import write_bytes, write_json
 from .checkpoints import Checkpoints
@@ -95,6 +95,9 @@ class _Learner:
         "Add a portion's gradient, weighted by its share; return its values with the same weight"
         with self.accelerator.autocast():
             loss, parts = self.phase.loss(send_to_device(portion, self.accelerator.device))
+        if not loss.requires_grad:
+            names = ", ".join(parts) or "the loss"
+            raise ParameterError(f"phase '{self.phase.name}': no parameter that it trains changes {names}")
         values = {name: value.item() for name, value in ({"loss": loss} | parts).items()}
         _check_finite(values)
         self.accelerator.backward(share * loss)
