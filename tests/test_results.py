@@ -418,7 +418,8 @@ def test_a_comparison_of_runs_names_the_true_cause(job, tmp_path, change, said):
 
 
 def with_inputs(seed, **digests):
-    return made(seed=seed, digests={name.replace("_", " "): value for name, value in digests.items()}, folder=f"r{seed}")
+    named = {name.replace("_", " "): value for name, value in digests.items()}
+    return made(seed=seed, digests=named, folder=f"r{seed}")
 
 
 @pytest.mark.parametrize("name", ["training_examples", "test_examples", "backbone_files", "dictionaries"])
