@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..core import escape_markdown, table
-from ..data.tasks import tasks
+from ..data.tasks import MEASURES, tasks
 from ..train.methods import methods
 
 # %% ../../nbs/results/01_formats.ipynb #2c274f02
@@ -236,7 +236,8 @@ def caption(
         splits = listed(r.split for r in found)
         tests.append(f"{task_title(task)} {splits}, {len(langs)} languages ({listed(langs)})")
     parts = [
-        f"Accuracy in percent, {SPREADS[view.spread] if several else 'one run each'} ({seeds or 'seed not said'})",
+        f"{_measures(records)} in percent, {SPREADS[view.spread] if several else 'one run each'} "
+        f"({seeds or 'seed not said'})",
         "; ".join(tests),
         *_selected(rows, selected or SELECTED[view.selection].capitalize()),
         *_unlabelled(rows),
@@ -247,6 +248,16 @@ def caption(
     if any(r.of_mini_world for r in records):
         parts.append("The mini world: a positive control, no evidence about real languages")
     return ". ".join([*parts, closing] if closing else parts) + "."
+
+
+def _measures(records):
+    "Return the measure in words, with the tasks where there are several"
+    by_measure = {}
+    for r in records:
+        by_measure.setdefault(MEASURES[r.measure], []).append(task_title(r.task))
+    if len(by_measure) == 1:
+        return next(iter(by_measure)).capitalize()
+    return "; ".join(f"{words} of {listed(found)}" for words, found in by_measure.items()).capitalize()
 
 
 def _selected(rows, words):
