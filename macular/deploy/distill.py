@@ -20,10 +20,9 @@ from .card import result_of, select_checkpoint, training_of
 from ..exceptions import ParameterError
 from ..jobs.rerun import refuse_student, reopen
 from ..model.losses import term
-from ..results.formats import Cell, Table
+from ..results.formats import Cell, Table, task_title, title
 from ..results.records import ALIKE, Record, job_of, parameters_of, record, stages_of
 from ..results.statistics import LEVEL, common, design, resampled
-from ..results.tables import task_title, title
 from ..results.timing import Spread, machine, race, ratio
 from ..text.code_switch import CodeSwitch
 from ..text.encode import Views, features
