@@ -255,9 +255,10 @@ def _measures(records):
     by_measure = {}
     for r in records:
         by_measure.setdefault(MEASURES[r.measure], []).append(task_title(r.task))
-    if len(by_measure) == 1:
-        return next(iter(by_measure)).capitalize()
-    return "; ".join(f"{words} of {listed(found)}" for words, found in by_measure.items()).capitalize()
+    several = len(by_measure) > 1
+    named = [f"{words} of {listed(found)}" if several else words for words, found in by_measure.items()]
+    text = " and ".join(named)
+    return text[0].upper() + text[1:]
 
 
 def _selected(rows, words):
