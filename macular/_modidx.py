@@ -848,6 +848,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'macular/results/figures.py'),
                                          'macular.results.figures._draw_losses': ( 'results/figures.html#_draw_losses',
                                                                                    'macular/results/figures.py'),
+                                         'macular.results.figures._label_names': ( 'results/figures.html#_label_names',
+                                                                                   'macular/results/figures.py'),
                                          'macular.results.figures._label_rows': ( 'results/figures.html#_label_rows',
                                                                                   'macular/results/figures.py'),
                                          'macular.results.figures._lines': ('results/figures.html#_lines', 'macular/results/figures.py'),

@@ -192,11 +192,17 @@ def measure_rows(
     return rows
 
 
+def _label_names(predictions):
+    "Return the labels in the order of the task's record, where there are probabilities; else in that of the alphabet"
+    known = [c[2:] for c in predictions if str(c).startswith("p_")]
+    return known + sorted({*predictions["label"], *predictions["prediction"]} - set(known))
+
+
 def _label_rows(predictions):
     "Return precision, recall and F1 of each label of one language"
     from sklearn.metrics import precision_recall_fscore_support
 
-    names = sorted({*predictions["label"], *predictions["prediction"]})
+    names = _label_names(predictions)
     numbers = precision_recall_fscore_support(
         predictions["label"], predictions["prediction"], labels=names, zero_division=0
     )
@@ -229,9 +235,10 @@ def plot_confusion(
     import seaborn as sns
     from sklearn.metrics import confusion_matrix
 
-    names = sorted({*predictions["label"], *predictions["prediction"]})
+    names = _label_names(predictions)
     langs = list(dict.fromkeys(predictions["language"]))
-    across, size = min(len(langs), 5), 0.45 * len(names) + 1.2
+    size = min(0.45 * len(names) + 1.2, 4.5)  # inches a language
+    across = min(len(langs), int(14 // size))
     down = -(-len(langs) // across)
     fig, axes = plt.subplots(down, across, figsize=(size * across + 1, size * down + 0.6), dpi=80, squeeze=False)
     for ax, lang in zip(axes.flat, langs, strict=False):
