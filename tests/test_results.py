@@ -709,6 +709,8 @@ def test_predictions_that_are_no_label_count_as_wrong_and_are_counted(own, capsy
     assert found.unlabelled == {"en": 1, "de": 1} and found.accuracy["en_dev"] == {"en": 87.5, "de": 62.5}
     assert main(["table", "chat.csv", "--where", "task=qa"]) == 0
     assert "empty or no label, which count as wrong: chat on qa: 2 of 16." in capsys.readouterr().out
+    assert main(["compare", "chat.csv", "names.csv", "--where", "task=qa"]) == 0
+    assert "empty or no label, which count as wrong: chat on qa: 2 of 16." in capsys.readouterr().out
     assert from_dict(json.loads(json.dumps(found.as_dict()))) == found
 
 

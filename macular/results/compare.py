@@ -15,7 +15,7 @@ import numpy as np
 
 from ..core import diff, escape_markdown, root, table
 from ..data.tasks import MEASURES, tasks
-from .formats import SELECTED, Cell, Table, caption, duration, listed, task_title, title
+from .formats import SELECTED, Cell, Table, caption, duration, listed, task_title, title, unlabelled
 from .paper import published
 from .records import Record, from_lines
 from .simulate import detectable
@@ -142,6 +142,7 @@ def compare(
     names, settings = _names(a[0], b[0], settings), settings | inputs
     found, test = _by_language(a, b, langs)
     told = f"{task_title(a[0].task)} {a[0].split}, {MEASURES[a[0].measure]} in percent; by language: {test}."
+    told = " ".join([told, *(f"{text}." for text in unlabelled({names[0]: a, names[1]: b}))])
     return Comparison(
         names, effect, _language_table(found, names, told), settings, tuple(_sentences(found, names, (a, b), langs))
     )

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SELECTED', 'SPREADS', 'LEVEL', 'Cell', 'Table', 'as_csv', 'title', 'task_title', 'duration', 'listed', 'verdict',
-           'Effect', 'by_task', 'caption']
+           'Effect', 'by_task', 'caption', 'unlabelled']
 
 # %% ../../nbs/results/01_formats.ipynb #f0a11e03
 from collections.abc import Iterable
@@ -240,7 +240,7 @@ def caption(
         f"({seeds or 'seed not said'})",
         "; ".join(tests),
         *_selected(rows, selected or SELECTED[view.selection].capitalize()),
-        *_unlabelled(rows),
+        *unlabelled(rows),
         *_tested(rows, view),
     ]
     if any(r.tags.get("simulated") for r in records):
@@ -269,7 +269,9 @@ def _selected(rows, words):
     return [words + (f" ({listed(unknown)}: not said)" if unknown else "")]
 
 
-def _unlabelled(rows):
+def unlabelled(
+    rows: dict,  # title -> records
+) -> list[str]:  # of one text, or empty
     "Return a sentence on predictions that are no label"
     found = []
     for name, task, own in by_task(rows):
