@@ -26,6 +26,7 @@ from macular.arguments import (
     conditions,
     engine,
     explained,
+    measured,
     new_file,
     parse_parameters,
     plans,
@@ -45,7 +46,6 @@ from .jobs.search import read_search
 from .process import _one_process, ending
 from .results.compare import checklist, compare
 from .results.formats import Table, as_csv
-from .results.records import SELECTIONS
 from .results.statistics import select
 from .results.tables import TableOptions, beside_paper, languages, overview, selections
 from .train.config import check
@@ -327,40 +327,36 @@ _TABLES = {
 _FORMS = {"markdown": Table.markdown, "latex": Table.latex, "csv": as_csv}
 _WHERE = "name=value: keep these records; repeatable. For files of other programs: a value they lack (task=xnli)."
 _Where = Annotated[list[str], Option(help=_WHERE)]
-
-
-def _one_of(name, value, allowed):
-    "Return a value if it is allowed; raise `ParameterError` if not"
-    if value not in allowed:
-        raise ParameterError(unknown(name, value, allowed))
-    return value
+_Measure = Annotated[str, Option(help="accuracy or macro_f1; by default the measure of each task's record.")]
 
 # %% ../nbs/99_cli.ipynb #dd15ca19
 @app.command("table")
-def _table(
+def _table(  # noqa: PLR0913 (its options)
     paths: Annotated[
         list[str],
         _read_word(
             metavar="PATH...",
             show_default=f"runs{_ROOT}",
             help="Runs or their names below runs/, folders of runs, records (.jsonl), predictions of other programs: "
-            "a table of item, language, label, prediction (.csv, .tsv, .parquet), samples of lm-eval. "
-            "XTREME's folders need the gold labels, in Python: macular.results.predictions.read.",
+            "a table of item, language, label, prediction (.csv, .tsv, .parquet), one label a line (.txt, or XTREME's "
+            "test-{lang}.tsv), samples of lm-eval.",
         ),
     ] = ["runs"],  # noqa: B006 (typer copies it)
     by: Annotated[str, Option(help="Columns: tasks, languages, selections, paper, checklist.")] = "tasks",
     against: Annotated[str, Option(help="A method; significant differences from it are marked.")] = "",
     where: _Where = [],  # noqa: B006
     selection: _Selection = "en_dev",
+    measure: _Measure = "",
     form: Annotated[str, Option(help="markdown, latex or csv.")] = "markdown",
 ):
     "Print a table of methods: means with intervals over seeds, significance marks and costs."
-    make = _TABLES[_one_of("kind of table", by, _TABLES)]
-    write = _FORMS[_one_of("form", form, _FORMS)]
+    for name, value, allowed in (("kind of table", by, _TABLES), ("form", form, _FORMS)):
+        if value not in allowed:
+            raise ParameterError(unknown(name, value, allowed))
     wanted = conditions(where)
-    view = TableOptions(against, selection=_one_of("selection", selection, SELECTIONS))
-    found = sum((records_at(path, wanted) for path in paths), [])
-    print(write(make(select(found, **wanted), view)).rstrip())
+    view = TableOptions(against, selection=selection)
+    found = select(sum((records_at(path, wanted) for path in paths), []), **wanted)
+    print(_FORMS[form](_TABLES[by](measured(found, measure), view)).rstrip())
 
 # %% ../nbs/99_cli.ipynb #249e9913
 @app.command("compare")
@@ -376,10 +372,11 @@ def _compare(
     b: Annotated[str, _read_word(metavar="B", help="The same for the other side.")],
     runs: Annotated[list[str], _read(help="Where methods are searched for if A and B are names.")] = ["runs"],  # noqa: B006
     where: _Where = [],  # noqa: B006
+    measure: _Measure = "",
 ):
     "Compare two runs or methods: the difference with its interval, per language, and the settings of both."
     wanted = conditions(where)
-    sides = [select(side_of(name, runs, wanted), **wanted) for name in (a, b)]
+    sides = [measured(select(side_of(name, runs, wanted), **wanted), measure) for name in (a, b)]
     print(compare(*sides).markdown())
 
 # %% ../nbs/99_cli.ipynb #ff55403d

@@ -312,3 +312,43 @@ def test_german_questions_and_english_ones(shared):
     assert task.source.langs(task, "test") == ("en",) and len(load(task, "test", "en")) == 5463
     train, dev = load(task, "train"), load(task, "dev")
     assert len(train) + len(dev) == 9000 and 800 < len(dev) < 1000
+
+
+def test_a_tasks_measure_selects_the_round_and_heads_its_table(shop, capsys):
+    "And is part of the key only where it is not accuracy"
+    from macular.data.tasks import scored
+    from macular.store import read_json
+
+    (shop / "shop.toml").write_text('measure = "macro_f1"\n' + RECORD)
+    given = {"method": "finetune", "preset": "mini", "rounds": 2, "out": str(shop / "runs")}
+    lines = []
+    done = run(
+        check(given | {"task": str(shop / "shop.toml")}),
+        watch=lambda event, facts: lines.extend(facts["measures"].items() if event == "round" else ()),
+    )
+    assert lines == [("shop", "macro-F1")] * 2
+    found = read_json(done.folder / "result.json")
+    assert found["measure"] == "macro_f1" and found["macro_f1"]["en_dev"] == scored(done.predictions, "macro_f1")
+    assert done.scores == found["macro_f1"]["en_dev"] != done.accuracy["shop"]
+    training = found["trainings"]["finetune"]
+    devs = [d["shop"] for d in training["dev"]]
+    assert training["round"] == 1 + devs.index(max(devs))
+    assert main(["table", str(done.folder)]) == 0
+    mean = sum(done.scores.values()) / len(done.scores)
+    shown = capsys.readouterr().out
+    assert f"| {mean:.1f} |" in shown.replace(" [1 of 1 collapsed]", "") and "*Macro-F1 in percent" in shown
+    assert main(["table", str(done.folder), "--measure", "accuracy"]) == 0
+    assert "*Accuracy in percent" in capsys.readouterr().out
+    assert main(["table", str(done.folder), "--measure", "f1"]) == 2
+    (shop / "shop.toml").write_text(RECORD)
+    other = run(check(given | {"task": str(shop / "shop.toml")}), watch=lambda event, facts: None)
+    assert other.values["trainings"]["finetune"]["key"] != training["key"] and other.values["measure"] == "accuracy"
+
+
+def test_macro_f1_is_recommended_for_unequal_labels(shop):
+    lines = (shop / "test.de.csv").read_text().splitlines()
+    few = [x for x in lines[1:] if x.endswith(",misses")][:3]
+    (shop / "test.de.csv").write_text("\n".join([lines[0], *few, *[x for x in lines if x.endswith(",fits")]]) + "\n")
+    given = {"method": "finetune", "preset": "mini", "rounds": 1, "task": str(shop / "shop.toml")}
+    done = run(check(given | {"out": str(shop / "runs")}), watch=lambda event, facts: None)
+    assert any("have the label 'fits': macro-F1 is recommended" in note for note in done.values["notes"])

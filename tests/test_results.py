@@ -418,8 +418,8 @@ def test_a_comparison_of_runs_names_the_true_cause(job, tmp_path, change, said):
 
 
 def with_inputs(seed, **digests):
-    digests = {name.replace("_", " "): value for name, value in digests.items()}
-    return made(seed=seed, digests=digests, folder=f"r{seed}")
+    named = {name.replace("_", " "): value for name, value in digests.items()}
+    return made(seed=seed, digests=named, folder=f"r{seed}")
 
 
 @pytest.mark.parametrize("name", ["training_examples", "test_examples", "backbone_files", "dictionaries"])
@@ -708,6 +708,8 @@ def test_predictions_that_are_no_label_count_as_wrong_and_are_counted(own, capsy
     (found,) = read("chat.csv", task="qa", method="chat")
     assert found.unlabelled == {"en": 1, "de": 1} and found.accuracy["en_dev"] == {"en": 87.5, "de": 62.5}
     assert main(["table", "chat.csv", "--where", "task=qa"]) == 0
+    assert "empty or no label, which count as wrong: chat on qa: 2 of 16." in capsys.readouterr().out
+    assert main(["compare", "chat.csv", "names.csv", "--where", "task=qa"]) == 0
     assert "empty or no label, which count as wrong: chat on qa: 2 of 16." in capsys.readouterr().out
     assert from_dict(json.loads(json.dumps(found.as_dict()))) == found
 

@@ -1,18 +1,23 @@
 """Intervals cover, tests are exact, means compare over equal sets only; against computations that share no code."""
 
 import itertools
+import json
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from sklearn.metrics import f1_score
 from statsmodels.stats.multitest import multipletests
 
+from macular.data.tasks import Task, item_shares, scored
 from macular.exceptions import DataError, ParameterError
+from macular.results.compare import compare
 from macular.results.formats import Effect
-from macular.results.records import Record, from_lines
+from macular.results.records import Record, from_dict, from_lines, marked
 from macular.results.simulate import Noise, _expected, detectable, deviation, seeds_needed, simulate
 from macular.results.statistics import (
     _randomisation,
@@ -485,3 +490,109 @@ def test_two_runs_that_differ_alike_on_every_item_have_no_interval():
     )
     found = resampled(a, b)
     assert found.points == 100 and np.isnan([found.low, found.p]).all()
+
+
+# macro-F1
+
+LABELS = np.array(["a", "b", "c", "d"])
+
+
+def frame(seed, n=300, langs=("en", "de"), right=0.7, shares=(0.6, 0.25, 0.15)):
+    "Predictions of three labels that occur, with a fourth that is only predicted"
+    parts = []
+    for i, lang in enumerate(langs):
+        rng = np.random.default_rng([7, i])
+        gold = rng.choice(3, n, p=shares)  # the same examples for every seed
+        rng = np.random.default_rng([seed, i, int(100 * right)])
+        given = np.where(rng.random(n) < right, gold, rng.choice(4, n))
+        columns = {"item": np.arange(n).astype(str), "language": lang, "label": LABELS[gold]}
+        parts.append(pd.DataFrame(columns | {"prediction": LABELS[given]}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def f1_runs(method, seeds, **more):
+    return [
+        Record(method, "own", seed=s, measure="macro_f1", **marked(frame(1000 * len(method) + s, **more)))
+        for s in seeds
+    ]
+
+
+def test_macro_f1_is_over_the_labels_that_occur():
+    rows = frame(0)
+    for lang, found in rows.groupby("language"):
+        gold, given = found["label"], found["prediction"]
+        by_label = f1_score(gold, given, labels=["a", "b", "c"], average=None)
+        assert np.isclose(scored(rows, "macro_f1")[lang], 100 * by_label.mean())
+        assert np.isclose(scored(rows)[lang], 100 * (gold == given).mean())
+    one = pd.DataFrame({"language": "en", "label": list("aab"), "prediction": ["a", "a", ""]})
+    assert scored(one, "macro_f1") == {"en": 50.0}
+
+
+@given(st.integers(0, 2**31), st.integers(5, 60))
+@settings(max_examples=50, deadline=None)
+def test_the_shares_of_items_average_to_macro_f1(seed, n):
+    rng = np.random.default_rng(seed)
+    gold, given = rng.choice(5, n), rng.choice(6, n)
+    wanted = f1_score(gold, given, labels=np.unique(gold), average="macro", zero_division=0)
+    assert np.isclose(item_shares(gold, given).mean(), 100 * wanted)
+
+
+def test_shares_vary_as_resampled_macro_f1_does():
+    rows = frame(3, n=600, langs=("en",))
+    gold, given = (np.searchsorted(LABELS, rows[c]) for c in ("label", "prediction"))
+    rng = np.random.default_rng(0)
+    drawn = []
+    for _ in range(400):
+        i = rng.integers(0, len(gold), len(gold))
+        drawn.append(100 * f1_score(gold[i], given[i], labels=[0, 1, 2], average="macro"))
+    assert np.isclose(np.std(drawn), item_shares(gold, given).std() / np.sqrt(len(gold)), rtol=0.1)
+
+
+def test_all_statistics_are_of_the_records_measure():
+    a, b = f1_runs("macular", range(4), right=0.8), f1_runs("other", range(4), right=0.6)
+    means = [scored(frame(7000 + s, right=0.8), "macro_f1") for s in range(4)]
+    assert np.allclose(by_seed(a), [np.mean([*m.values()]) for m in means])
+    found = difference(a, b)
+    assert np.isclose(found.points, by_seed(a).mean() - by_seed(b).mean()) and found.significant
+    wider = difference(a, b, new_items=True)
+    assert np.isclose(wider.points, found.points) and wider.high > wider.points
+    for row in by_language(a, b):
+        assert row["verdict"] == "significant" and np.isclose(row["a"], by_seed(a, [row["language"]]).mean())
+    once = resampled(a[0], b[0])
+    assert once.significant and np.isclose(once.points, by_seed(a[:1])[0] - by_seed(b[:1])[0])
+    assert "macro-F1 in percent" in compare(a, b).markdown()
+    table = languages([*a, *b], TableOptions(against="other"))
+    assert table.caption.startswith("Macro-F1 in percent") and all(c.mark == "↑" for c in table.rows[0][1:4])
+    with pytest.raises(DataError, match="on measure macro_f1, 'other' on accuracy"):
+        difference(a, [replace(r, measure="accuracy") for r in b])
+
+
+def test_equal_methods_do_not_differ_in_macro_f1():
+    "Signs drawn at random: of 100 pairs of equal runs about 5 are significant at 5 %"
+    ps = [by_language(*(f1_runs("m" * k, [s], langs=("en",), right=0.6) for k in (1, 2)))[0]["p"] for s in range(100)]
+    assert 0 <= sum(p < 0.05 for p in ps) <= 12 and 0.3 < np.mean(ps) < 0.7
+
+
+def test_a_record_with_predictions_survives_a_file():
+    (run,) = f1_runs("macular", [0])
+    line = json.loads(json.dumps(run.as_dict()))
+    back = from_dict(line)
+    assert back == run and back.measure == "macro_f1"
+    assert all((back.shares(x) == run.shares(x)).all() for x in run.langs)
+    assert len(line["answers"]) < 1200, "300 examples of two languages"
+    for broken in ("x", "", line["answers"][:40]):
+        if broken:
+            with pytest.raises(DataError, match="items cannot be unpacked"):
+                from_dict(line | {"answers": broken})
+
+
+def test_accuracies_alone_have_no_macro_f1():
+    bare = [replace(r, measure="macro_f1") for r in runs("m", [{"en": 50.0}, {"en": 51.0}])]
+    with pytest.raises(DataError, match="no macro-F1 'en_dev'"):
+        by_seed(bare)
+
+
+def test_a_task_names_its_measure():
+    assert Task("t", labels=("x", "y"), langs="en", measure="macro_f1").measure == "macro_f1"
+    with pytest.raises(ParameterError, match="Did you mean 'macro_f1'"):
+        Task("t", labels=("x", "y"), langs="en", measure="macro-f1")

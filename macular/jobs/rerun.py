@@ -70,7 +70,7 @@ def compare_runs(
         for name in ("started", "seconds to score", "out"):  # differ between any two runs
             machine.pop(name, None)
     first, second = [(folder / "predictions.parquet").read_bytes() for folder in folders]
-    for name in ("digests",):  # an older run did not record them
+    for name in ("digests", "measure", "macro_f1"):  # an older run did not record them
         if name not in results[0]:
             results[1].pop(name, None)
     result = diff(*results)

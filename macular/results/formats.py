@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SELECTED', 'SPREADS', 'LEVEL', 'Cell', 'Table', 'as_csv', 'title', 'task_title', 'duration', 'listed', 'verdict',
-           'Effect', 'by_task', 'caption']
+           'Effect', 'by_task', 'caption', 'unlabelled']
 
 # %% ../../nbs/results/01_formats.ipynb #f0a11e03
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..core import escape_markdown, table
-from ..data.tasks import tasks
+from ..data.tasks import MEASURES, tasks
 from ..train.methods import methods
 
 # %% ../../nbs/results/01_formats.ipynb #2c274f02
@@ -236,10 +236,11 @@ def caption(
         splits = listed(r.split for r in found)
         tests.append(f"{task_title(task)} {splits}, {len(langs)} languages ({listed(langs)})")
     parts = [
-        f"Accuracy in percent, {SPREADS[view.spread] if several else 'one run each'} ({seeds or 'seed not said'})",
+        f"{_measures(records)} in percent, {SPREADS[view.spread] if several else 'one run each'} "
+        f"({seeds or 'seed not said'})",
         "; ".join(tests),
         *_selected(rows, selected or SELECTED[view.selection].capitalize()),
-        *_unlabelled(rows),
+        *unlabelled(rows),
         *_tested(rows, view),
     ]
     if any(r.tags.get("simulated") for r in records):
@@ -247,6 +248,17 @@ def caption(
     if any(r.of_mini_world for r in records):
         parts.append("The mini world: a positive control, no evidence about real languages")
     return ". ".join([*parts, closing] if closing else parts) + "."
+
+
+def _measures(records):
+    "Return the measure in words, with the tasks where there are several"
+    by_measure = {}
+    for r in records:
+        by_measure.setdefault(MEASURES[r.measure], []).append(task_title(r.task))
+    several = len(by_measure) > 1
+    named = [f"{words} of {listed(found)}" if several else words for words, found in by_measure.items()]
+    text = " and ".join(named)
+    return text[0].upper() + text[1:]
 
 
 def _selected(rows, words):
@@ -257,7 +269,9 @@ def _selected(rows, words):
     return [words + (f" ({listed(unknown)}: not said)" if unknown else "")]
 
 
-def _unlabelled(rows):
+def unlabelled(
+    rows: dict,  # title -> records
+) -> list[str]:  # of one text, or empty
     "Return a sentence on predictions that are no label"
     found = []
     for name, task, own in by_task(rows):

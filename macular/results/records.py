@@ -10,6 +10,7 @@ __all__ = ['SELECTIONS', 'ALIKE', 'Record', 'marked', 'stages_of', 'located', 'r
 import base64
 import json
 import re
+import zlib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -18,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core import escape_markdown, key, resolve, table
+from ..data.tasks import MEASURES, item_shares, scored
 from ..exceptions import DataError, StorageError, unknown
 from ..store import read_json, write_bytes
 from ..train.config import Job, check, fill
@@ -54,6 +56,11 @@ class Record:
     folder: str = ""  # of the run; a written record keeps its name
     replaced: tuple = ()  # earlier runs with the same settings and seed, which this one replaces
     unlabelled: dict = field(default_factory=dict)  # language -> predictions that are no label; they count as wrong
+    measure: str = "accuracy"  # or "macro_f1": what statistics and tables are of
+    macro_f1: dict = field(default_factory=dict)  # selection -> language -> percent
+    labels: tuple = ()  # of `answers`
+    # language -> (2, items): label and prediction of `en_dev` as indices of `labels`; their number: no label
+    answers: dict = field(default_factory=dict)
 
     def __post_init__(self):
         _check_record(self)
@@ -72,6 +79,19 @@ class Record:
     def has_collapsed(self) -> bool:
         return self.langs[0] in self.collapsed
 
+    def scores(self, selection: str = "en_dev") -> dict:  # language -> percent
+        "Return the record's measure; `DataError` where it holds none for this selection"
+        if selection in (found := getattr(self, self.measure)):
+            return found[selection]
+        what, there = MEASURES[self.measure], ", ".join(found) or "accuracies; read the run, which holds predictions"
+        raise DataError(f"record of '{self.method}' on {self.task} has no {what} '{selection}', only {there}")
+
+    def shares(self, lang: str) -> np.ndarray:  # (items,) percent
+        "Return what each item contributes to the measure of a language: the mean is the measure"
+        if self.measure == "accuracy":
+            return 100.0 * self.correct[lang]
+        return item_shares(*self.answers[lang].astype(int))
+
     @property
     def label(self) -> str:
         "Folder and seed, for messages"
@@ -89,10 +109,9 @@ class Record:
         return [name for name, value in self.inputs.items() if other.inputs.get(name, value) != value]
 
     @property
-    def of_mini_world(self) -> bool:
-        if self.notes:
-            return any(note.startswith("the mini world") for note in self.notes)
-        return self.backbone.startswith("mini-")  # older records hold no notes
+    def of_mini_world(self) -> bool:  # some older records hold no notes
+        notes = [note for note in self.notes if note.startswith("the mini world")]
+        return bool(notes) if self.notes else self.backbone.startswith("mini-")
 
     def get(self, name: str):
         "Return a field, a parameter or a tag; None where there is none"
@@ -103,7 +122,10 @@ class Record:
     def as_dict(self) -> dict:
         "Return the record as JSON can hold it; empty fields are left out"
         packed = _pack(self.correct, self.items) if self.correct else {"correct": None, "items": self.items}
-        values = {f.name: getattr(self, f.name) for f in fields(self)} | packed | {"folder": Path(self.folder).name}
+        answers = b"".join(pairs.astype("<u2").tobytes() for pairs in self.answers.values())
+        packed["answers"] = base64.b64encode(zlib.compress(answers)).decode() if answers else ""
+        packed |= {"folder": Path(self.folder).name, "measure": self.measure if self.measure != "accuracy" else ""}
+        values = {f.name: getattr(self, f.name) for f in fields(self)} | packed
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if v not in (None, "", (), {})}
 
     def _repr_markdown_(self):
@@ -128,7 +150,7 @@ def _pack(
         "items": digests.pop() if len(digests) == 1 else items,
     }
 
-# %% ../../nbs/results/03_records.ipynb #fd5af30e
+
 def _unpack(packed: dict, langs: Iterable[str]) -> tuple[dict, dict]:
     "Unpack answers and digests: language -> bools, language -> digest"
     n, digests, langs = packed["correct"]["n"], packed["items"], list(langs)
@@ -137,6 +159,14 @@ def _unpack(packed: dict, langs: Iterable[str]) -> tuple[dict, dict]:
     bits = np.unpackbits(data, count=sum(sizes)).astype(bool)
     correct = dict(zip(langs, np.split(bits, np.cumsum(sizes)[:-1]), strict=True))
     return correct, dict.fromkeys(langs, digests) if isinstance(digests, str) else digests
+
+
+def _unpack_answers(text, correct):
+    "Unpack labels and predictions: language -> (2, items)"
+    sizes = [2 * len(c) for c in correct.values()]
+    data = zlib.decompressobj().decompress(base64.b64decode(text), 2 * sum(sizes))  # not more than it should hold
+    parts = np.split(np.frombuffer(data, "<u2"), np.cumsum(sizes)[:-1])
+    return {lang: part.reshape(2, len(c)) for (lang, c), part in zip(correct.items(), parts, strict=True)}
 
 # %% ../../nbs/results/03_records.ipynb #31182285
 def _check_record(r):
@@ -154,7 +184,10 @@ def _check_record(r):
         raise DataError(f"{who}: {len(odd)} accuracies are not percentages: {', '.join(odd[:3])}")
     if r.correct and (tuple(r.correct) != r.langs or set(r.items) != set(r.langs)):
         raise DataError(f"{who}: there are accuracies for {', '.join(r.langs)}, but items for {', '.join(r.correct)}")
+    if r.measure not in MEASURES:
+        raise DataError(f"{who}: {unknown('measure', r.measure, MEASURES)}")
     odd = [x for x, c in r.correct.items() if not len(c) or abs(100 * c.mean() - shown[x]) > 1e-9]
+    odd += [x for x, (gold, given) in r.answers.items() if not np.array_equal(gold == given, r.correct[x])]
     if odd:
         raise DataError(
             f"{who}: accuracy and items contradict each other in {', '.join(odd[:3])}; "
@@ -164,9 +197,11 @@ def _check_record(r):
 # %% ../../nbs/results/03_records.ipynb #439e4889
 def marked(
     predictions,  # a data frame: item, language, label, prediction
-) -> dict:  # `accuracy`, `correct`, `items` and `collapsed`, for a `Record`
+) -> dict:  # `accuracy`, `macro_f1`, `correct`, `items`, `collapsed`, `labels` and `answers`, for a `Record`
     "Mark predictions as right or wrong; `DataError` where an item is there twice"
-    accuracy, correct, items, collapsed = {}, {}, {}, []
+    accuracy, correct, items, collapsed, answers = {}, {}, {}, [], {}
+    labels = sorted(set(map(str, predictions["label"])))
+    numbers = {label: i for i, label in enumerate(labels)}
     for lang, rows in predictions.groupby("language", sort=False):
         rows = rows.assign(item=rows["item"].astype(str)).sort_values("item", kind="stable")
         twice = rows["item"][rows["item"].duplicated()]
@@ -178,9 +213,13 @@ def marked(
         correct[lang] = (rows["label"] == rows["prediction"]).to_numpy()
         accuracy[lang] = 100 * int(correct[lang].sum()) / len(rows)
         items[lang] = key(list(rows["item"]), list(map(str, rows["label"])))
+        pairs = [[numbers.get(str(x), len(labels)) for x in rows[c]] for c in ("label", "prediction")]
+        answers[lang] = np.array(pairs, np.uint16)
         if rows["prediction"].nunique() == 1:
             collapsed.append(lang)
-    return {"accuracy": {"en_dev": accuracy}, "correct": correct, "items": items, "collapsed": tuple(collapsed)}
+    scores = {"accuracy": {"en_dev": accuracy}, "macro_f1": {"en_dev": scored(predictions, "macro_f1")}}
+    more = {"collapsed": tuple(collapsed), "labels": tuple(labels), "answers": answers}
+    return scores | {"correct": correct, "items": items} | more
 
 # %% ../../nbs/results/03_records.ipynb #dbd75967
 def stages_of(
@@ -244,6 +283,7 @@ def record(folder, **tags) -> Record:
     found = marked(pd.read_parquet(folder / "predictions.parquet"))
     selections = {s: v["accuracy"][task] for s, v in result.get("selections", {}).items()}
     found["accuracy"] = selections | found["accuracy"]
+    found["macro_f1"] = result.get("macro_f1", {}) | found["macro_f1"]
     last = stages_of(result)[-1]
     return Record(
         **found,
@@ -256,6 +296,7 @@ def record(folder, **tags) -> Record:
         cost=_cost(folder, result),
         notes=tuple(result["notes"]),
         tags=tags,
+        measure=result.get("measure", "accuracy"),
         digests=result.get("digests", {}),
         folder=str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder),
     )
@@ -301,9 +342,8 @@ def finished_jobs(
         result = read_json(path)
         config = {name: result["config"][name] for name in ("method", "preset", "seed", "backbone")}
         for task, scores in result.get("accuracy", {}).items():
-            mean = sum(scores.values()) / len(scores)
-            line = {"task": task, "mean": mean, "languages": len(scores), "folder": path.parent.name}
-            found.append(line | config)
+            line = {"task": task, "mean": sum(scores.values()) / len(scores), "languages": len(scores)}
+            found.append(line | {"folder": path.parent.name} | config)
     return found
 
 # %% ../../nbs/results/03_records.ipynb #fb4b6f34
@@ -322,7 +362,9 @@ def from_dict(
     if given.get("correct"):
         try:
             given["correct"], given["items"] = _unpack(given, accuracy["en_dev"])
-        except (KeyError, TypeError, ValueError) as e:
+            if given.get("answers"):
+                given["answers"] = _unpack_answers(given["answers"], given["correct"])
+        except (KeyError, TypeError, ValueError, zlib.error) as e:
             raise DataError(f"its items cannot be unpacked: {e}") from e
     others = {k: v for k, v in values.items() if k not in known}
     return Record(**given | {"tags": others | given.get("tags", {})})

@@ -46,10 +46,10 @@ def _comparable(value):
 # %% ../../nbs/results/05_statistics.ipynb #1473e2ca
 def design(r: Record) -> dict:
     "Everything that identifies a run except its seed: method, task, backbone, …, parameters and tags"
-    fields = {name: getattr(r, name) for name in ("method", "task", "backbone", "preset", "split", "algorithm")}
-    return {**fields, **r.parameters, **r.tags}
+    names = ("method", "task", "backbone", "preset", "split", "algorithm", "measure")
+    return {**{name: getattr(r, name) for name in names}, **r.parameters, **r.tags}
 
-# %% ../../nbs/results/05_statistics.ipynb #5552eb41
+
 def _refuse_other_designs(first, r):
     found = diff(design(first), design(r))
     who = f"records of '{first.method}' on {first.task}"
@@ -70,9 +70,7 @@ def _refuse_other_designs(first, r):
 
 def _as_word(value):
     "Return a value as the command line takes it"
-    if isinstance(value, (list, tuple)):
-        return ",".join(map(str, value))
-    return "" if value is None else str(value)
+    return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str("" if value is None else value)
 
 
 def same_design(records: Iterable[Record]) -> list[Record]:  # sorted by seed
@@ -85,8 +83,7 @@ def same_design(records: Iterable[Record]) -> list[Record]:  # sorted by seed
     seeds = [r.seed for r in records]
     if twice := [s for s in seeds if seeds.count(s) > 1]:
         raise ParameterError(
-            f"'{records[0].method}' on {records[0].task} has {len(records)} records, "
-            f"of which seed {twice[0]} is there more than once; keep one: "
+            f"'{records[0].method}' on {records[0].task}: seed {twice[0]} is there more than once; keep one: "
             f"{listed(r.label for r in records if r.seed == twice[0])}"
         )
     return sorted(records, key=lambda r: (r.seed is None, r.seed))
@@ -118,17 +115,12 @@ def by_seed(
     langs=None,  # None: all
     selection: str = "en_dev",
 ) -> np.ndarray:  # (seeds,) percent, seeds in order
-    "Mean accuracy over languages of each seed; `DataError` where a record lacks the selection or a language"
+    "Mean of the records' measure over languages, by seed; `DataError` where one lacks the selection or a language"
     records = same_design(records)
     if selection not in SELECTIONS:
         raise ParameterError(unknown("selection", selection, SELECTIONS))
-    if absent := [r for r in records if selection not in r.accuracy]:
-        raise DataError(
-            f"{len(absent)} of {len(records)} records of '{absent[0].method}' on {absent[0].task} "
-            f"have no accuracy '{selection}', only {', '.join(absent[0].accuracy)}"
-        )
     langs = _same_langs(records, [], langs)
-    return np.array([average(r.accuracy[selection], langs) for r in records])
+    return np.array([average(r.scores(selection), langs) for r in records])
 
 # %% ../../nbs/results/05_statistics.ipynb #16f6cd5d
 def _varies(values):
@@ -162,8 +154,8 @@ def student(
 
 # %% ../../nbs/results/05_statistics.ipynb #568e6acb
 def same_task(a: list, b: list):
-    "Raise `DataError` for runs on different tasks or splits"
-    for name in ("task", "split"):
+    "Raise `DataError` for runs on different tasks, splits or test examples, or of different measures"
+    for name in ("task", "split", "measure"):
         left, right = getattr(a[0], name), getattr(b[0], name)
         if left != right:
             raise DataError(
@@ -226,7 +218,7 @@ def difference(
 # %% ../../nbs/results/05_statistics.ipynb #a23d3e76
 def _refuse_other_items(records, lang):
     for r in records:
-        if lang not in r.correct:
+        if lang not in (r.correct if r.measure == "accuracy" else r.answers):
             raise DataError(
                 f"the record of '{r.method}' on {r.task}, seed {r.seed}, holds no items in '{lang}', only accuracies. "
                 f"Over seeds: difference(a, b, ['{lang}'])"
@@ -267,8 +259,14 @@ def item_part(
     return sum(seed_part(d)[0] for d in shares) / len(shares) ** 2, sum(map(len, shares)) - len(shares)
 
 
+def _share_differences(a, b, lang):
+    "Return the difference of two groups of runs in each item's share of the measure: (items,) points"
+    _refuse_other_items([*a, *b], lang)
+    return np.mean([r.shares(lang) for r in a], axis=0) - np.mean([r.shares(lang) for r in b], axis=0)
+
+
 def _item_shares(a, b, langs):
-    return parallel([100 * item_differences(a, b, x) / (len(a) * len(b)) for x in langs])
+    return parallel([_share_differences(a, b, x) for x in langs])
 
 # %% ../../nbs/results/05_statistics.ipynb #4edba805
 def _randomisation(
@@ -291,6 +289,26 @@ def _randomisation(
     sums = 2 * np.arange(len(chances)) - (len(chances) - 1)  # of ±|d|, for each entry of `chances`
     return float(min(1.0, chances[np.abs(sums) >= total].clip(0).sum()))
 
+
+def _signs_drawn(
+    d: np.ndarray,  # any numbers, an item each
+    draws: int = 9_999,
+) -> float:  # p, two-sided
+    "The same test with random signs, for shares that are no whole numbers"
+    sizes, counts = np.unique(np.abs(d).round(9), return_counts=True)
+    rng, extreme = np.random.default_rng(0), 0
+    for start in range(0, draws, 1000):
+        positive = rng.binomial(counts, 0.5, (min(1000, draws - start), len(counts)))  # (draws, sizes)
+        extreme += int((np.abs((2 * positive - counts) @ sizes) >= abs(d.sum()) - 1e-6).sum())
+    return (1 + extreme) / (1 + draws)
+
+
+def _test_of_items(a, b, lang):
+    "Return the p-value of a paired randomisation test: exact for accuracy, drawn for macro-F1"
+    if a[0].measure == "accuracy":
+        return _randomisation(item_differences(a, b, lang))
+    return _signs_drawn(_share_differences(a, b, lang))
+
 # %% ../../nbs/results/05_statistics.ipynb #58e2cea5
 def holm(
     ps,  # p-values; NaN where there is no test
@@ -308,11 +326,11 @@ def by_language(
     b: Iterable[Record],
     langs=None,  # None: all, which must be the same
 ) -> list[dict]:  # for each language both accuracies, difference, p, Holm's p, verdict
-    "Exact tests on the items of these runs, language by language, Holm over the languages"
+    "Tests on the items of these runs, language by language, Holm over the languages; exact ones for accuracy"
     a, b = same_design(a), same_design(b)
     same_task(a, b)
     langs = _same_langs(a, b, langs)
-    ps = [_randomisation(item_differences(a, b, x)) for x in langs]
+    ps = [_test_of_items(a, b, x) for x in langs]
     found = []
     for lang, p, corrected in zip(langs, ps, holm(ps), strict=True):
         mean_a, mean_b = (float(by_seed(side, [lang]).mean()) for side in (a, b))
@@ -342,7 +360,7 @@ def resampled(a: Record, b: Record, langs=None, draws: int = 10_000, seed: int =
 # %% ../../nbs/results/05_statistics.ipynb #6528c286
 @dataclass(frozen=True)
 class Summary:
-    "Mean accuracy of a method over seeds"
+    "Mean of a measure, by default accuracy, of a method over seeds"
 
     mean: float
     sd: float  # over seeds, ddof = 1; NaN for one seed

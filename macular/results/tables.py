@@ -301,7 +301,7 @@ def selections(
     for name, task, own in by_task(rows):
         line = [name, task]
         for s in SELECTIONS:
-            there = all(s in r.accuracy for r in own)
+            there = all(s in getattr(r, r.measure) for r in own)
             line.append(_cell(own, view.over(own), replace(view, selection=s)) if there else "")
         lines.append(line)
     every = "; ".join(f"{s}: {words}" for s, words in SELECTED.items())
@@ -334,6 +334,8 @@ def _beside(own, base, part, choice):
     "Return the paper's cell, ours and the source: means, or differences from `base`"
     selection, backbone = choice
     value, source = _theirs(own[0].method, own[0].task, part, backbone)
+    if own[0].measure != "accuracy":
+        value, source = None, ""  # the paper prints accuracies
     if base is None:
         ours = summary(own, part, selection)
         theirs = "not printed" if value is None else Cell(value, note="" if source == "own" else source)

@@ -76,7 +76,10 @@ def training_key(
     numbers += [name for name in ("pool", "accumulation") if getattr(job, name) != getattr(Job, name)]
     if method.active().keys() & ADVERSARIES.keys():
         numbers.append("discriminator_rate")
-    named = [{"name": t.name, "labels": t.labels, "langs": t.langs, "max_length": t.max_length} for t in tasks]
+    named = []
+    for t in tasks:
+        other = {"measure": t.measure} if t.measure != "accuracy" else {}  # it selects the round
+        named.append({"name": t.name, "labels": t.labels, "langs": t.langs, "max_length": t.max_length} | other)
     return key(ALGORITHM, method.hashed_fields(), named, {n: getattr(job, n) for n in numbers}, digests, shared)
 
 
@@ -294,7 +297,7 @@ class ResolvedJob:
             else:
                 found[f"{split} examples of {task} in {lang}"] = value
         for task in {task.name: task for stage in stages for task in stage.all_tasks}.values():
-            found[f"task record of {task.name}"] = key(task.labels, task.langs, task.max_length)
+            found[f"task record of {task.name}"] = key(task.labels, task.langs, task.max_length, task.measure)
         found["backbone files"] = key(data.hashes)
         if any(stage.method.augment for stage in stages):
             found["dictionaries"] = data.lexicon.digest

@@ -9,6 +9,7 @@ __all__ = ['memory', 'recorded', 'Result', 'lines', 'say', 'ProgressLine', 'run'
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -113,6 +114,13 @@ class Result:
     def accuracy(self) -> dict:
         return self.values["accuracy"]
 
+    @property
+    def scores(self) -> dict:  # language -> percent
+        "Return the task's measure of the selected round"
+        if self.values.get("measure") == "macro_f1":
+            return self.values["macro_f1"]["en_dev"]
+        return self.accuracy[self.values["config"]["task"]]
+
     @cached_property
     def predictions(self):
         import pandas as pd
@@ -144,7 +152,8 @@ def lines(
     if event == "data":
         return [f"settings: {facts['settings']}", *(f"note: {n}" for n in facts["notes"])]
     if event == "round":
-        scores = ", ".join(f"{task} {a:.1f} %" for task, a in facts["dev"].items())
+        named = {task: f"{task}, {words}," for task, words in facts.get("measures", {}).items()}
+        scores = ", ".join(f"{named.get(task, task)} {a:.1f} %" for task, a in facts["dev"].items())
         return [f"{method}, round {facts['round']}: dev {scores}"]
     if event == "score":
         return [f"scoring {facts['task'].title} {facts['split']} in {len(facts['languages'])} languages"]
@@ -283,6 +292,7 @@ def _notes(resolved: ResolvedJob, training: Training) -> list[str]:
         *resolved.data.odd,
         *_training_notes(resolved, training),
         *_data_notes(resolved),
+        *_majority_note(resolved),
         *_language_notes(resolved),
     ]
 
@@ -298,6 +308,20 @@ def _training_notes(resolved, training):
             found.append(f"{t.method.title} was trained on {', '.join(learned)}, in the paper on {', '.join(wanted)}")
         found += [f"{t.method.title}: {note}" for note in t.record["notes"]]
     return found
+
+
+def _majority_note(resolved):
+    "Recommend macro-F1 for a task whose most frequent label has more than 60 % of the scored examples"
+    task, labels = resolved.target, []
+    for lang in resolved.languages[resolved.split]:
+        labels += resolved.data.rows(task, resolved.split, lang)["label"][:]
+    number, count = Counter(labels).most_common(1)[0]
+    if task.measure != "accuracy" or count <= 0.6 * len(labels):
+        return []
+    return [
+        f"{count / len(labels):.0%} of the {resolved.split} examples have the label '{task.labels[number]}': "
+        'macro-F1 is recommended, measure = "macro_f1" in the task\'s record'
+    ]
 
 
 def _data_notes(resolved):

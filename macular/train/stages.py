@@ -24,13 +24,13 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from ..core import key, resolve
-from ..data.tasks import Task
+from ..data.tasks import MEASURES, Task, scored
 from ..exceptions import ParameterError, StorageError
 from ..model.losses import terms
 from ..store import is_locked, lock, read_json, verify, write_json
 from .build import Built, Hyperparameters, TrainingInputs, build, build_net, text_settings
 from .checkpoints import load_weights, resume_notes, training_seconds
-from .evaluate import EvaluationSet, accuracy, evaluate
+from .evaluate import EvaluationSet, evaluate
 from .inputs import Data
 from .methods import Method
 from .resolve import Stage
@@ -59,7 +59,7 @@ class Training:
 
     @property
     def best(self) -> int:  # a round, from 1
-        """Return the round with the best mean accuracy over the tasks' dev examples in the source language.
+        """Return the round with the best mean of the tasks' measures on dev examples in the source language.
 
         Ties give the first one; without dev examples it is the last round.
         """
@@ -252,7 +252,7 @@ def _rate(phases: dict, rounds: int, line: dict) -> float:
 
 
 def _dev_scores(training: Training, dev: dict, net, watch: Callable) -> Callable:
-    "Return a function of the round that computes dev accuracy of every task in its source language"
+    "Return a function of the round that computes each task's measure on its dev examples in the source language"
     tasks = training.material.tasks
     exams = {i: training.exam(t, {t.source_lang: dev[t.name]}) for i, t in enumerate(tasks) if t.name in dev}
 
@@ -260,8 +260,10 @@ def _dev_scores(training: Training, dev: dict, net, watch: Callable) -> Callable
         scores = {}
         for head, exam in exams.items():
             predictions = evaluate(net, exam, head, training.material.accelerator)
-            scores[exam.task.name] = accuracy(predictions)[exam.task.source_lang]
-        watch("round", {"method": training.method, "round": round, "dev": scores})
+            scores[exam.task.name] = scored(predictions, exam.task.measure)[exam.task.source_lang]
+        words = {t.name: MEASURES[t.measure] for t in tasks if t.measure != "accuracy"}
+        facts = {"method": training.method, "round": round, "dev": scores}
+        watch("round", facts | ({"measures": words} if words else {}))
         return {"dev": scores}
 
     return on_round

@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 from markupsafe import Markup
 
+from ..data.tasks import MEASURES
 from ..exceptions import ParameterError, unknown
 from ..results.compare import Comparison, compare
 from ..results.figures import label
@@ -278,7 +279,7 @@ def heat_map(
         if order in table.index:
             table = table[table.loc[order].sort_values(ascending=False).index]
         seeds = len({r.seed for r in own})
-        measure = f"difference from {name_of(against)}, points" if against else "accuracy, %"
+        measure = f"difference from {name_of(against)}, points" if against else f"{MEASURES[own[0].measure]}, %"
         title = f"{task_title(task)}, {measure}; mean of {seeds} seed{'s' * (seeds != 1)}"
         return picture(_heat(table, title, bool(against)), title)
 
