@@ -1508,6 +1508,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'macular.train.checks._check_labels': ('train/checks.html#_check_labels', 'macular/train/checks.py'),
                                       'macular.train.checks._check_languages': ( 'train/checks.html#_check_languages',
                                                                                  'macular/train/checks.py'),
+                                      'macular.train.checks._composed': ('train/checks.html#_composed', 'macular/train/checks.py'),
                                       'macular.train.checks._coverage': ('train/checks.html#_coverage', 'macular/train/checks.py'),
                                       'macular.train.checks._crowded': ('train/checks.html#_crowded', 'macular/train/checks.py'),
                                       'macular.train.checks._has_letter': ('train/checks.html#_has_letter', 'macular/train/checks.py'),
