@@ -1653,6 +1653,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'macular.train.checks._check_languages': ( 'train/checks.html#_check_languages',
                                                                                  'macular/train/checks.py'),
                                       'macular.train.checks._check_terms': ('train/checks.html#_check_terms', 'macular/train/checks.py'),
+                                      'macular.train.checks._composed': ('train/checks.html#_composed', 'macular/train/checks.py'),
                                       'macular.train.checks._coverage': ('train/checks.html#_coverage', 'macular/train/checks.py'),
                                       'macular.train.checks._has_letter': ('train/checks.html#_has_letter', 'macular/train/checks.py'),
                                       'macular.train.checks._most_shared': ('train/checks.html#_most_shared', 'macular/train/checks.py'),

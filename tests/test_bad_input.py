@@ -602,6 +602,15 @@ DATA = [
         W,
         ("3 of 9 scored examples are also training examples: own test in en 3",),
     ),
+    (
+        "a test row that was trained on, in another Unicode form",
+        {
+            "train.en.tsv": table("8\tcafe\u0301\tcat\t1"),
+            "test.en.tsv": table("8\tcaf\u00e9\tcat\t1", start=200),
+        },
+        W,
+        ("1 of 9 scored examples are also training examples: own test in en 1",),
+    ),
 ]
 
 DICTIONARIES = [
@@ -686,7 +695,7 @@ DICTIONARIES = [
         {"words/en-de.txt": dictionary("wine\tWein {m}", "old\talt, betagt", "new -> neu", "red\t-> rot", "x\t-")},
         W,
         (
-            "3 dictionary entries cleaned",
+            "4 dictionary entries cleaned: 1 signs between the columns",
             "1 notes in brackets",
             "1 several alternatives",
             "1 punctuation at the edges",

@@ -71,15 +71,14 @@ _NOTE = re.compile(r"\([^()]*\)|\[[^\[\]]*\]|\{[^{}]*\}|<[^<>]*>|（[^（）]*�
 _ALTERNATIVE = re.compile(
     rf"\s*(?:[;|；｜/／]|{_ARROW}|(?<!\d)[,，、]|[,，、](?!\d)|\s=\s|(?:^|\s)\d{{1,2}}[.)](?=\s))\s*"
 )
-_FRONT = re.compile(rf"(?:{_ARROW}|[:=|•·*]|[-–—](?=\s))\s*")
+_EDGES = re.compile(rf"^(?:{_ARROW}|[:=|•·*]|[-–—](?=\s))\s*|\s*(?:{_ARROW}|[=|])$")
 _BRACKET = re.compile(r"[][(){}<>]")
 _SIGN = re.compile(r"""[][(){}<>（）【】,;:/|.!?…=~→⇒➔⟶•·*#$€£%&+@\\^_"“”„«»，；：／｜、。！？।؟،؛]|^\W|[-–—]$|\s$""")
 _MARKS = frozenset(["m", "f", "n", "pl", "sg", "mf", "adj", "adv", "v", "vi", "vt"])
 _PLACEHOLDERS = frozenset(["n/a", "#N/A", "n.a.", "NA", "N/A", "NULL", "NaN", "None", "TODO", "TBD", "<unk>", "<NA>"])
 _HEADS = re.compile(
     "(?:words?|source|src|term|lemma|translations?|target|tgt|trg|meaning|gloss|english|german|french|spanish|italian|"
-    "portuguese|dutch|russian|greek|turkish|arabic|hindi|urdu|swahili|thai|vietnamese|chinese|japanese|deutsch|français|"
-    r"englisch|anglais|lang(?:uage)?|l?[12]|eng|deu|ger|fra|spa|[\s_-])+"
+    r"portuguese|russian|turkish|arabic|hindi|chinese|japanese|deutsch|français|lang(?:uage)?|l?[12]|eng|deu|fra|[\s_-])+"
 )
 
 
@@ -107,12 +106,11 @@ def _alternatives(cell, other):
 
 def _trimmed(cell, is_word=False):
     "Remove arrows and bullets in front, quotes around, and punctuation behind; keep the full stop of `z.B.`"
-    cell = re.sub(rf"\s*(?:{_ARROW}|[=|])$", "", _FRONT.sub("", cell) if _FRONT.match(cell) else cell)
-    cell = cell.strip("\"“”„«»").strip()
+    cell = _EDGES.sub("", cell).strip("\"“”„«»").strip()
     shorter = cell.rstrip(",;:.!?…，；：、。！？।؟،؛ ")
     return cell if cell == shorter + "." and "." in shorter and not is_word else shorter
 
-
+# %% ../../nbs/data/04_lexicon.ipynb #b809edd9
 def _clean(word, target, cleaned, left_out):
     "Return the pairs that a line stands for; count what is changed and what is left out"
     if target in _PLACEHOLDERS:
@@ -159,8 +157,8 @@ def _read(path, source):
     if HIDDEN.search(text.replace("\n", "")) or any(not (w and t) or "\t" in t for w, t in pairs):
         raise DataError(_faults(name, lines))
     cleaned, left_out, found = Counter(), Counter(), []
-    between = [line for line in lines if "\t" not in line and _MAYBE.search(line) and _BETWEEN.search(line)]
-    cleaned["signs between the columns"] = len(between)
+    between = (bool(_MAYBE.search(line) and _BETWEEN.search(line)) for line in lines if "\t" not in line)
+    cleaned["signs between the columns"] = sum(between)
     if _is_header(*pairs[0], name):
         left_out["header line"] += 1
         del pairs[0]

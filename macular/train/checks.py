@@ -63,10 +63,13 @@ def _odd_texts(
 
 
 def _where(place, item=None):
-    task, split, lang = place
-    return f"{task} {split} in {lang}" + ("" if item is None else f", item {item}")
+    return "{} {} in {}".format(*place) + ("" if item is None else f", item {item}")
 
 # %% ../../nbs/train/05_checks.ipynb #1ffbd2be
+def _composed(pair):
+    return tuple(unicodedata.normalize("NFC", text) for text in pair)
+
+
 @dataclass(frozen=True)
 class _File:
     "The examples of one file, with counts of unusual ones"
@@ -99,12 +102,11 @@ class _File:
     def forms(self):
         known, found = set(self.texts), 0
         for texts in known:
-            composed = tuple(unicodedata.normalize("NFC", text) for text in texts)
-            found += composed != texts and composed in known
+            found += _composed(texts) != texts and _composed(texts) in known
         return found
 
     def seen(self, trained):
-        return sum(texts in trained for texts in self.texts) if self.place[1] != "train" else 0
+        return sum(_composed(texts) in trained for texts in self.texts) if self.place[1] != "train" else 0
 
     def majority(self):
         return max(Counter(self.labels).values()) / len(self.labels)
@@ -123,7 +125,7 @@ def _odd_examples(
 ) -> list[str]:  # one sentence per kind
     "Count the examples that are unusual in comparison with others"
     files = [_File.of(place, examples) for place, examples in read.items()]
-    trained = {f.place[0]: set(f.texts) for f in files if f.place[1] == "train"}
+    trained = {f.place[0]: set(map(_composed, f.texts)) for f in files if f.place[1] == "train"}
     told = []
     for kind, sentence in _ALONGSIDE.items():
         told.append(_told(sentence, [(getattr(f, kind)(), f) for f in files]))
@@ -274,9 +276,8 @@ def _odd_tokens(
 
 def _unknown(tokenizer, texts):
     "Return the share of unknown tokens"
-    ids = []
-    for text in texts:
-        ids += tokenizer(text[:2000], add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    read = [tokenizer(text[:2000], add_special_tokens=False, split_special_tokens=True) for text in texts]
+    ids = list(chain.from_iterable(encoded["input_ids"] for encoded in read))
     return ids.count(tokenizer.unk_token_id) / max(1, len(ids))
 
 
