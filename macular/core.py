@@ -23,7 +23,16 @@ from pathlib import Path
 import numpy as np
 
 # %% ../nbs/01_core.ipynb #5fbdb6e8
-from .exceptions import MacularError, ParameterError, SetupError, StorageError, brief, unknown
+from macular.exceptions import (
+    MacularError,
+    ParameterError,
+    SetupError,
+    StorageError,
+    _papermill,
+    _terminal,
+    brief,
+    unknown,
+)
 
 # %% ../nbs/01_core.ipynb #7f2f9900
 class Registry(Mapping):
@@ -217,11 +226,8 @@ def resolve(
     return path if path.is_absolute() else root() / path
 
 
-def _check_report(
-    output: Path,  # the notebook to write
-    notebook: Path,  # the one that papermill runs
-):
-    "Create the folder of a report; raise an error if it cannot be written"
+def _check_report(output: Path, notebook: Path):
+    "Create the folder of a report, the output of a notebook; raise an error if it cannot be written"
     if not notebook.exists():
         raise SetupError(f"there is no {notebook}; run this inside a clone of the repository")
     if output.resolve() == notebook.resolve():
@@ -289,9 +295,7 @@ _LAUNCHED = re.compile(
 
 
 @contextmanager
-def _one_process(
-    say: Callable,  # receives a note on the removed variables, if there are any
-):
+def _one_process(say: Callable):  # say: receives a note on the removed variables, if there are any
     "Remove the variables of launchers of several processes from the environment; restore them afterwards"
     removed = {name: os.environ.pop(name) for name in sorted(os.environ) if _LAUNCHED.fullmatch(name)}
     if removed:
@@ -306,14 +310,6 @@ def _one_process(
         os.environ.update(removed)
 
 # %% ../nbs/01_core.ipynb #02a644a0
-def _terminal():
-    "Return the terminal that this process was started from, as a file; None if there is none, or for JupyterLab"
-    with suppress(AttributeError, OSError, ValueError):
-        number = sys.stderr.fileno()
-        if os.isatty(number) and "JPY_SESSION_NAME" not in os.environ:
-            return os.fdopen(os.dup(number), "w", encoding="utf-8", errors="replace")
-
-
 class _ProgressLines:
     "Lines by name: redrawn in a terminal, elsewhere printed now and then"
 
@@ -323,14 +319,15 @@ class _ProgressLines:
 
     def show(self, name: str, text: str):
         "Draw or print a line, unless it was drawn a moment ago"
+        if "JPY_SESSION_NAME" in os.environ:  # JupyterLab has a panel
+            return
         now = time.monotonic()
         pause = 0.2 if self.terminal else max(self.first, (now - self.begun) / 5)
         if now - self.drawn.setdefault(name, 0.0 if self.terminal else now) < pause:
             return
         self.drawn[name] = now
         if self.terminal is None:
-            if "JPY_SESSION_NAME" not in os.environ:
-                print(f"{name}: {text}", flush=True)
+            print(f"{name}: {text}", flush=True)
             return
         if name not in self.bars:
             from tqdm import tqdm
@@ -340,10 +337,15 @@ class _ProgressLines:
         self.bars[name].set_description_str(f"{name}: {text}")
 
     def clear(self):
-        "Make room for other output; the lines are drawn again later"
+        "Make room for other output; the lines are drawn again later, as a kernel's output takes a moment to arrive"
         for name, bar in self.bars.items():
             bar.clear()
-            self.drawn[name] = time.monotonic() + 0.8  # a kernel's output takes a moment to arrive
+            self.drawn[name] = time.monotonic() + 0.8
+
+    def leave(self, text: str):
+        "Write a text to the terminal, if it does not show what this kernel prints: papermill without --log-output"
+        if self.terminal and _papermill() and "--log-output" not in _papermill():
+            print(f"\r{text}", file=self.terminal, flush=True)
 
     def drop(self, *names: str):
         "Remove lines"

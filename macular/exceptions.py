@@ -7,14 +7,16 @@ __all__ = ['shown', 'brief', 'first_line', 'MacularError', 'ParameterError', 'Da
            'NumericError', 'Stopped', 'KilledError', 'error_class', 'unknown', 'SignalNote', 'ending']
 
 # %% ../nbs/00_exceptions.ipynb #9d2dbe91
+import logging
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
+from functools import cache
 
 # %% ../nbs/00_exceptions.ipynb #2bed6373
 def _printable(text):
@@ -160,6 +162,27 @@ def _in_notebook() -> bool:
     return bool(sys.modules.get("IPython") and sys.modules["IPython"].get_ipython())
 
 
+@cache
+def _papermill() -> list[str]:
+    "Return the command of the papermill that started this kernel; an empty list if something else did"
+    if _in_notebook():
+        with suppress(ImportError, OSError, RuntimeError):
+            import psutil
+
+            words = psutil.Process(os.getppid()).cmdline()
+            if any(os.path.basename(word) == "papermill" for word in words[:3]):
+                return words
+    return []
+
+
+def _terminal():
+    "Return the terminal that this process was started from, as a file; None if there is none, or for JupyterLab"
+    with suppress(AttributeError, OSError, ValueError):
+        number = sys.stderr.fileno()
+        if os.isatty(number) and "JPY_SESSION_NAME" not in os.environ:
+            return os.fdopen(os.dup(number), "w", encoding="utf-8", errors="replace")
+
+
 def _wanted(interrupt: bool = False) -> list:  # interrupt: SIGINT in a notebook, too
     "Return the signals to handle: none outside the main thread, no SIGINT in a notebook, no ignored signal"
     if threading.current_thread() is not threading.main_thread():
@@ -272,5 +295,6 @@ class _Kernels:
         processes = [m.provisioner.process for m in self.managers if getattr(m.provisioner, "process", None)]
         if not processes:
             raise SystemExit(128 + number)
+        logging.getLogger("papermill").disabled = True  # it would log that the kernel died
         for process in processes:
             process.send_signal(signal.SIGTERM)

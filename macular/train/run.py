@@ -167,8 +167,12 @@ class ProgressLine:
         if event == "step":
             title, _, text = str(self.course).partition(": ")
             self.line.show(title, text)
+        elif event == "round":
+            self.line.clear()
         elif event == "start" or lines(event, facts):
-            self.line.close() if event != "round" else self.line.clear()
+            self.line.close()
+        if event in ("resume", "saved"):
+            self.line.leave("\n".join(lines(event, facts)))
         self.then(event, facts)
 
 # %% ../../nbs/train/11_run.ipynb #26df3d87
