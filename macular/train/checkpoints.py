@@ -312,5 +312,7 @@ class _JobProgress:
     def __str__(self):
         from tqdm import tqdm
 
+        if not self.of:
+            return "starting"
         left = f", {tqdm.format_interval(self.left())} left" if self.taken.total() >= 5 else ""
         return f"{self.title}: step {self.step:,} of {self.of:,}{left}{self.dev}"
