@@ -60,6 +60,7 @@ class Job:
     deterministic: bool = True  # use deterministic operations; warn if there is none
     extensions: tuple[str, ...] = ()  # modules or files to import first: tasks, methods and losses of your own
     out: str = "runs"  # folder for results
+    track: str = ""  # tracker to send losses, learning rates and dev accuracy to: tensorboard, wandb, mlflow, …
 
     def __post_init__(self):
         for name in LISTS:
@@ -117,10 +118,7 @@ _SOURCES = {
     },
     "precision": {"all": "bf16 if the device supports it", "mini": "bit-identical on one machine"},
     "threads": {"all": "torch's default", "mini": "bit-identical on one machine for any number of cores"},
-    "max_length": {
-        "all": "XTREME (128), XGLUE (256 for QAM and QADSM)",
-        "mini": "longer than any pair of the mini world",
-    },
+    "max_length": {"all": "XTREME (128), XGLUE (256 for QAM and QADSM)", "mini": "longer than any pair there"},
     "batch_size": {"all": "within the paper's grid, §4.1.3"},
     "alpha": {"all": "middle of the paper's grid, §4.1.3; not tuned"},
 }
@@ -147,6 +145,7 @@ RANGES = {
     "accumulation": _Range(int, 1, 4096),
 }
 WORDS = {"method": methods, "preset": ("auto", *presets), "precision": ("auto", "fp32", "bf16", "fp16")}
+WORDS["track"] = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
 LISTS = ("langs", "stage1", "extensions")
 WHOLE = ("paper", "available")  # words for sets of tasks in stage1
 BETAS = {"beta1": "aug_kl", "beta2": "lang_adv", "beta3": "consistency"}

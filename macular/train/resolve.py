@@ -92,7 +92,7 @@ def identity(
     job: Job,  # with a preset
 ) -> str:  # 16 hexadecimal digits
     "Return the name of a job, a hash of its parameters and the files they name"
-    parameters = {name: value for name, value in asdict(fill(job)).items() if name != "out"}
+    parameters = {name: value for name, value in asdict(fill(job)).items() if name not in ("out", "track")}
     task_file = sha256(resolve(job.task)) if job.task.endswith(".toml") else None
     return key("planned", ALGORITHM, parameters, task_file, extend(job.extensions))
 
@@ -234,7 +234,7 @@ class ResolvedJob:
     @property
     def config(self) -> dict:
         "Return the job's parameters as stored in its result: names without paths"
-        kept = {name: value for name, value in asdict(self.job).items() if name not in PLACES}
+        kept = {name: value for name, value in asdict(self.job).items() if name not in (*PLACES, "track")}
         kept |= {"backbone": Path(self.job.backbone).name, "task": self.target.name}
         return kept | ({"teacher": self.data.teacher.name} if self.data.teacher else {})
 

@@ -27,7 +27,7 @@ from ..data.sources import File
 from ..exceptions import MacularError, ParameterError, SetupError, Stopped
 from ..store import clear, read_json, write_bytes, write_json
 from .build import Hyperparameters, available_losses
-from .checkpoints import _JobProgress
+from .checkpoints import _JobProgress, _tracked
 from .checks import check_inputs, refuse
 from .config import Job, presets
 from .evaluate import score
@@ -39,6 +39,7 @@ from macular.train.resolve import (
     ResolvedJob,
     Stage,
     complete,
+    identity,
     job_key,
     on_gpu,
     place,
@@ -188,7 +189,12 @@ def _device(job: Job, watch: Callable):
     torch.use_deterministic_algorithms(job.deterministic, warn_only=True)
     try:
         with _one_process(lambda note: watch("environment", {"note": note})), _without_callers_accelerator():
-            yield Accelerator(cpu=not on_gpu(job), mixed_precision="no" if job.precision == "fp32" else job.precision)
+            options = {"log_with": job.track, "project_dir": resolve(job.out) / "tracking"} if job.track else {}
+            precision = "no" if job.precision == "fp32" else job.precision
+            accelerator = Accelerator(cpu=not on_gpu(job), mixed_precision=precision, **options)
+            if job.track and not accelerator.log_with:
+                raise SetupError(f"track is {job.track}, which is not installed. pip install {job.track}")
+            yield accelerator
     finally:
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
         torch.set_num_threads(threads)
@@ -228,8 +234,10 @@ def carry_out(
     "Train and score a resolved job, or read its result if it is finished"
     refuse(resolved)
     loop_of(Hyperparameters())  # raises an error for a wrong MACULAR_CHECKPOINT
-    watch("data", {"notes": check_inputs(resolved), "steps": [_steps(resolved, stage) for stage in resolved.stages]})
-    with _device(resolved.job, watch) as accelerator:
+    job, notes = resolved.job, check_inputs(resolved)
+    run = f"{resolved.target.name}-{job.method}-s{job.seed}-{identity(job)[:6]}"
+    with _device(job, watch) as accelerator, _tracked(accelerator, run, resolved.config, watch) as watch:
+        watch("data", {"notes": notes, "steps": [_steps(resolved, stage) for stage in resolved.stages]})
         trainings = [_train_stages(stages, resolved.data, accelerator, watch) for stages in resolved.members]
         keys = "+".join(t.key for t in trainings)
         key = job_key(keys, resolved.target.name, resolved.evaluation_digests(), resolved.config)
