@@ -7,6 +7,7 @@ __all__ = ['SignalNote', 'ending', 'failure']
 
 # %% ../nbs/03_process.ipynb #f63c361f
 import json
+import logging
 import os
 import re
 import signal
@@ -16,6 +17,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 from .core import root
@@ -25,6 +27,27 @@ from .exceptions import MacularError, ParameterError, SetupError, StorageError, 
 def _in_notebook() -> bool:
     "Return whether this process is a kernel, or another shell of IPython"
     return bool(sys.modules.get("IPython") and sys.modules["IPython"].get_ipython())
+
+
+@cache
+def _papermill() -> list[str]:
+    "Return the command of the papermill that started this kernel; an empty list if something else did"
+    if _in_notebook():
+        with suppress(ImportError, OSError, RuntimeError):
+            import psutil
+
+            words = psutil.Process(os.getppid()).cmdline()
+            if any(os.path.basename(word) == "papermill" for word in words[:3]):
+                return words
+    return []
+
+
+def _terminal():
+    "Return the terminal that this process was started from, as a file; None if there is none, or for JupyterLab"
+    with suppress(AttributeError, OSError, ValueError):
+        number = sys.stderr.fileno()
+        if os.isatty(number) and "JPY_SESSION_NAME" not in os.environ:
+            return os.fdopen(os.dup(number), "w", encoding="utf-8", errors="replace")
 
 
 def _wanted(interrupt: bool = False) -> list:  # interrupt: SIGINT in a notebook, too
@@ -139,6 +162,7 @@ class _Kernels:
         processes = [m.provisioner.process for m in self.managers if getattr(m.provisioner, "process", None)]
         if not processes:
             raise SystemExit(128 + number)
+        logging.getLogger("papermill").disabled = True  # it would log that the kernel died
         for process in processes:
             process.send_signal(signal.SIGTERM)
 
@@ -192,9 +216,7 @@ _LAUNCHED = re.compile(
 
 
 @contextmanager
-def _one_process(
-    say: Callable,  # receives a note on the removed variables, if there are any
-):
+def _one_process(say: Callable):  # say: receives a note on the removed variables, if there are any
     "Remove the variables of launchers of several processes from the environment; restore them afterwards"
     removed = {name: os.environ.pop(name) for name in sorted(os.environ) if _LAUNCHED.fullmatch(name)}
     if removed:
@@ -232,14 +254,6 @@ def _in_test() -> bool:
     return "IN_TEST" in os.environ and not hasattr(shell, "kernel")
 
 # %% ../nbs/03_process.ipynb #02a644a0
-def _terminal():
-    "Return the terminal that this process was started from, as a file; None if there is none, or for JupyterLab"
-    with suppress(AttributeError, OSError, ValueError):
-        number = sys.stderr.fileno()
-        if os.isatty(number) and "JPY_SESSION_NAME" not in os.environ:
-            return os.fdopen(os.dup(number), "w", encoding="utf-8", errors="replace")
-
-
 class _ProgressLines:
     "Lines by name: redrawn in a terminal, elsewhere printed now and then"
 
@@ -249,14 +263,15 @@ class _ProgressLines:
 
     def show(self, name: str, text: str):
         "Draw or print a line, unless it was drawn a moment ago"
+        if "JPY_SESSION_NAME" in os.environ:  # JupyterLab has a panel
+            return
         now = time.monotonic()
         pause = 0.2 if self.terminal else max(self.first, (now - self.begun) / 5)
         if now - self.drawn.setdefault(name, 0.0 if self.terminal else now) < pause:
             return
         self.drawn[name] = now
         if self.terminal is None:
-            if "JPY_SESSION_NAME" not in os.environ:
-                print(f"{name}: {text}", flush=True)
+            print(f"{name}: {text}", flush=True)
             return
         if name not in self.bars:
             from tqdm import tqdm
@@ -266,10 +281,15 @@ class _ProgressLines:
         self.bars[name].set_description_str(f"{name}: {text}")
 
     def clear(self):
-        "Make room for other output; the lines are drawn again later"
+        "Make room for other output; the lines are drawn again later, as a kernel's output takes a moment to arrive"
         for name, bar in self.bars.items():
             bar.clear()
-            self.drawn[name] = time.monotonic() + 0.8  # a kernel's output takes a moment to arrive
+            self.drawn[name] = time.monotonic() + 0.8
+
+    def leave(self, text: str):
+        "Write a text to the terminal, if it does not show what this kernel prints: papermill without --log-output"
+        if self.terminal and _papermill() and "--log-output" not in _papermill():
+            print(f"\r{text}", file=self.terminal, flush=True)
 
     def drop(self, *names: str):
         "Remove lines"

@@ -78,7 +78,7 @@ def run_notebook(
             raise
         reason = "the kernel was killed, often for lack of memory"
         raise KilledError(f"{reason}; the same command resumes from the last checkpoint") from e
-    if done.metadata.papermill.exception:  # the notebook ended itself, which papermill calls no error
+    if done and done.metadata.papermill.exception:  # the notebook ended itself, which papermill calls no error
         raise Stopped(f"a state is saved; the same command resumes. The report so far: {output}")
 
 # %% ../../nbs/jobs/02_engines.ipynb #9631ca79
@@ -177,12 +177,10 @@ class _WorkerPool:
     def start(self, job):
         while True:
             connection = self.idle.pop() if self.idle else self.spawn()
-            try:
+            with suppress(OSError):  # this worker was killed while idle
                 connection.send(job)
-            except OSError:
-                continue  # this worker was killed while idle
-            self.busy[connection] = job
-            return
+                self.busy[connection] = job
+                return
 
     def ended(self):
         for connection in wait(list(self.busy)):
@@ -330,8 +328,9 @@ def sweep(
     busy, durations, ended = [], [], 0
 
     def summary(found):
-        left = format_duration(_seconds_left(found, durations, len(todo), engine.slots))
-        return f"{done_before + ended} of {count(len(plan), 'job')} done, about {left} left"
+        left = _seconds_left(found, durations, len(todo), engine.slots)
+        about = f", about {format_duration(left)} left" if left else ""
+        return f"{done_before + ended} of {count(len(plan), 'job')} done{about}"
 
     work = partial(attempt, do=do, again=again)
     with _following(partial(_progress_files, busy), summary, say), engine.crew(work) as crew:

@@ -56,6 +56,7 @@ class Job:
     deterministic: bool = True  # use deterministic operations; warn if there is none
     extensions: tuple[str, ...] = ()  # modules or files to import first: tasks, methods and losses of your own
     out: str = "runs"  # folder for results
+    track: str = ""  # tracker to send losses, learning rates and dev accuracy to: tensorboard, wandb, mlflow, …
 
     def __post_init__(self):
         for name in LISTS:
@@ -139,6 +140,7 @@ RANGES = {
     "accumulation": _Range(int, 1, 4096),
 }
 WORDS = {"method": methods, "preset": ("auto", *presets), "precision": ("auto", "fp32", "bf16", "fp16")}
+WORDS["track"] = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
 LISTS = ("langs", "stage1", "extensions")
 WHOLE = ("paper", "available")  # words for sets of tasks in stage1
 BETAS = {"beta1": "aug_kl", "beta2": "lang_adv", "beta3": "consistency"}

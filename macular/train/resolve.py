@@ -98,7 +98,7 @@ def identity(
 ) -> str:  # 16 hexadecimal digits
     "Return the name of a job, a hash of its parameters and the files they name"
     extensions = extend(job.extensions)  # may define the task
-    parameters = {name: value for name, value in asdict(fill(job)).items() if name != "out"}
+    parameters = {name: value for name, value in asdict(fill(job)).items() if name not in ("out", "track")}
     task_file = sha256(resolve(job.task)) if job.task.endswith(".toml") else None
     return key("planned", ALGORITHM, parameters, task_file, extensions)
 
@@ -258,7 +258,7 @@ class ResolvedJob:
     @property
     def config(self) -> dict:
         "Return the job's parameters as stored in its result: names without paths"
-        kept = {name: value for name, value in asdict(self.job).items() if name not in PLACES}
+        kept = {name: value for name, value in asdict(self.job).items() if name not in (*PLACES, "track")}
         kept |= {"backbone": Path(self.job.backbone).name, "task": self.target.name}
         return kept | ({"teacher": self.data.teacher.name} if self.data.teacher else {})
 

@@ -30,7 +30,7 @@ from ..exceptions import MacularError, ParameterError, SetupError, Stopped
 from ..process import _one_process, _ProgressLines, failure
 from ..store import clear, read_json, write_bytes, write_json
 from .build import Hyperparameters, available_losses
-from .checkpoints import _JobProgress
+from .checkpoints import _JobProgress, _tracked
 from .checks import check_inputs, refuse
 from .config import Job, presets
 from .evaluate import score
@@ -42,6 +42,7 @@ from macular.train.resolve import (
     ResolvedJob,
     Stage,
     complete,
+    identity,
     job_key,
     on_gpu,
     place,
@@ -178,8 +179,12 @@ class ProgressLine:
         if event == "step":
             title, _, text = str(self.course).partition(": ")
             self.line.show(title, text)
+        elif event == "round":
+            self.line.clear()
         elif event == "start" or lines(event, facts):
-            self.line.close() if event != "round" else self.line.clear()
+            self.line.close()
+        if event in ("resume", "saved"):
+            self.line.leave("\n".join(lines(event, facts)))
         self.then(event, facts)
 
 # %% ../../nbs/train/11_run.ipynb #26df3d87
@@ -195,7 +200,12 @@ def _device(job: Job, watch: Callable):
     torch.use_deterministic_algorithms(job.deterministic, warn_only=True)
     try:
         with _one_process(lambda note: watch("environment", {"note": note})), _without_callers_accelerator():
-            yield Accelerator(cpu=not on_gpu(job), mixed_precision="no" if job.precision == "fp32" else job.precision)
+            options = {"log_with": job.track, "project_dir": resolve(job.out) / "tracking"} if job.track else {}
+            precision = "no" if job.precision == "fp32" else job.precision
+            accelerator = Accelerator(cpu=not on_gpu(job), mixed_precision=precision, **options)
+            if job.track and not accelerator.log_with:
+                raise SetupError(f"track is {job.track}, which is not installed. pip install {job.track}")
+            yield accelerator
     finally:
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
         torch.set_num_threads(threads)
@@ -235,9 +245,11 @@ def carry_out(
     "Train and score a resolved job, or read its result if it is finished"
     refuse(resolved)
     loop_of(Hyperparameters())  # raises an error for a wrong MACULAR_CHECKPOINT
-    facts = {"notes": check_inputs(resolved), "settings": resolved.settings}
-    watch("data", facts | {"steps": [_steps(resolved, stage) for stage in resolved.stages]})
-    with _device(resolved.job, watch) as accelerator:
+    job, notes = resolved.job, check_inputs(resolved)
+    run = f"{resolved.target.name}-{job.method}-s{job.seed}-{identity(job)[:6]}"
+    steps = [_steps(resolved, stage) for stage in resolved.stages]
+    with _device(job, watch) as accelerator, _tracked(accelerator, run, resolved.config, watch) as watch:
+        watch("data", {"notes": notes, "settings": resolved.settings, "steps": steps})
         trainings = [_train_stages(stages, resolved.data, accelerator, watch) for stages in resolved.members]
         keys = "+".join(t.key for t in trainings)
         key = job_key(keys, resolved.target.name, resolved.evaluation_digests(), resolved.config)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from signal import SIGINT
+from signal import SIGINT, SIGTERM, raise_signal
 
 import torch
 from accelerate import Accelerator
@@ -24,7 +24,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ..core import mix
 from ..exceptions import NumericError, ParameterError, SetupError, Stopped, StorageError
-from ..process import SignalNote, _in_notebook, _one_process
+from ..process import SignalNote, _in_notebook, _one_process, _papermill
 from ..store import write_bytes, write_json
 from .checkpoints import Checkpoints
 
@@ -237,9 +237,12 @@ class _Session:
 
     def _end(self):
         "End with the received signal, after a state is saved; in a notebook an interrupt raises `Stopped`"
-        if self.signals.number == SIGINT and _in_notebook():
-                        raise Stopped(f"saved at step {self.step}; the same command resumes")
         self.tell("saved", self.step)
+        if self.signals.number == SIGINT and _in_notebook():
+            if _papermill():  # it is interrupted, too, and ends its kernel
+                time.sleep(10)
+                raise_signal(SIGTERM)
+            raise Stopped(f"interrupted at step {self.step}; the same command resumes")
         self.signals.act()
 
     def log(self, line: dict):
@@ -300,9 +303,9 @@ class _Session:
         self._forget_pause()
         if self.signals.number:
             self._end()
-        raise Stopped(
-            f"saved at step {place['step']} (round {place['round']}, {place['phase']}); the same command resumes"
-        )
+        self.tell("saved", self.step)
+        where = f"round {place['round']}, phase '{place['phase']}', step {place['step']}"
+        raise Stopped(f"stopped in {where}; the same command resumes from there")
 
     def _words(self) -> list[bytes]:
         "Return the request in the file `control`; an empty list if it is not a known one"
