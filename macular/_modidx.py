@@ -1974,6 +1974,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'macular/train/trainer.py'),
                                        'macular.train.trainer._first_examples': ( 'train/trainer.html#_first_examples',
                                                                                   'macular/train/trainer.py'),
+                                       'macular.train.trainer._interrupted': ( 'train/trainer.html#_interrupted',
+                                                                               'macular/train/trainer.py'),
                                        'macular.train.trainer._memory_errors': ( 'train/trainer.html#_memory_errors',
                                                                                  'macular/train/trainer.py'),
                                        'macular.train.trainer._nonfinite_errors': ( 'train/trainer.html#_nonfinite_errors',

@@ -49,7 +49,7 @@ class MacularConfig(PreTrainedConfig):
             self.encoder = AutoConfig.for_model(**self.encoder)
         super().__post_init__(**kwargs)
 
-# %% ../../nbs/deploy/02_huggingface.ipynb #d796798e
+# %% ../../nbs/deploy/02_huggingface.ipynb #beee3ae7
 def _stock_encoder(
     config,  # a backbone's
 ) -> tuple[nn.Module, int, str]:  # the module that returns e in place of logits, e's width, name of the removed layer
@@ -85,7 +85,7 @@ def _side_by_side(shared, encoder, axis: int):  # a tuple of tensors each, or No
         return None
     return tuple(torch.cat(layers, axis) for layers in zip(shared, encoder, strict=True))
 
-
+# %% ../../nbs/deploy/02_huggingface.ipynb #d796798e
 class MacularForSequenceClassification(PreTrainedModel):
     "Eqs. 8 and 9: a mixture of the shared and the task-specific encoder, and a head"
 

@@ -265,17 +265,17 @@ def plan(
     "Check a table of jobs; the `ParameterError` lists all problems, and equal rows become one job"
     given, jobs, problems = rows(table), {}, []
     for n, values in enumerate(given, 1):
+        job, unnamed = None, values.get("preset") in (None, "auto")
         try:
             job = check(values)
         except ParameterError as e:
             problems += [(n, line) for line in str(e).splitlines()]
-            continue
-        preset = fill(job).preset
-        if job.preset == "auto" and fill(job, gpu=True).preset != preset:
+        if unnamed and (job is None or fill(job).preset != fill(job, gpu=True).preset):
             problem = f"preset is auto, which depends on the machine; a plan names it: {', '.join(presets)}"
             problems.append((n, problem))
-        job = replace(job, preset=preset)
-        jobs.setdefault(identity(job), job)
+        elif job:
+            job = replace(job, preset=fill(job).preset)
+            jobs.setdefault(identity(job), job)
     if problems:
         raise ParameterError(_problem_list(_grouped(problems), len(given)))
     if not jobs:

@@ -62,7 +62,7 @@ def kl_s(
     second = _kl(p, q.detach()) if as_printed else _kl(q.detach(), p)
     return _kl(p.detach(), q) + second
 
-# %% ../../nbs/model/02_losses.ipynb #8e3a6782
+# %% ../../nbs/model/02_losses.ipynb #96bce599
 terms = Registry("term")
 
 
@@ -114,7 +114,7 @@ class _Term:
             f"the term '{self.name}' returned {given}; a loss is a tensor with one number, the mean over the batch"
         )
 
-
+# %% ../../nbs/model/02_losses.ipynb #8e3a6782
 def term(
     name: str,  # the name that methods use
     eq: int | None = None,  # the paper's equation

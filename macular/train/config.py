@@ -221,7 +221,7 @@ def _refuse_unseen(name, value, text):
     if _UNSEEN.search(text):
         raise ParameterError(f"{name} is {shown(value)}, which contains a NUL or half a character; type it again")
 
-# %% ../../nbs/train/02_config.ipynb #16e51b66
+# %% ../../nbs/train/02_config.ipynb #2a421354
 def _misfits(
     job: Job,  # with values that are valid separately
 ) -> list[str]:  # one sentence each
@@ -247,7 +247,7 @@ def _misfits(
         )
     return [*found, *_without_effect(job, method), *weights_without_loss(job, method), *_no_backbone(job.backbone)]
 
-
+# %% ../../nbs/train/02_config.ipynb #16e51b66
 def _without_effect(job, method):
     parts = [method, *([methods[method.shared]] if method.shared else [])]
     has = {

@@ -309,10 +309,7 @@ class ResolvedJob:
             found["extensions"] = key(extend(self.job.extensions))
         return dict(sorted(found.items()))
 
-    def left_out(
-        self,
-        read: dict,  # (task, split, language) -> examples
-    ) -> list[str]:  # sentences
+    def left_out(self, read: dict) -> list[str]:  # from (task, split, language) -> examples, to sentences
         "Count what training and evaluation leave out: examples beyond the preset's `max_train`, ends of long texts"
         job, found, tasks = self.job, [], {}
         for (name, split, lang), examples in read.items():

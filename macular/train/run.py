@@ -103,7 +103,7 @@ def recorded(
     with suppress(Exception):
         (folder / "error.json").unlink(missing_ok=True)
 
-# %% ../../nbs/train/11_run.ipynb #92a77997
+# %% ../../nbs/train/11_run.ipynb #67971043
 @dataclass
 class Result:
     "A finished job: its folder and the contents of its result.json"
@@ -138,7 +138,7 @@ _LINES = {  # event -> line
     "already": "this job is already done; its result is read",
 }
 
-
+# %% ../../nbs/train/11_run.ipynb #92a77997
 def lines(
     event: str,
     facts: dict,

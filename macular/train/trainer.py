@@ -183,6 +183,14 @@ def _first_examples(examples: dict) -> str:  # task -> ids
         named.append(f"{name} {first}{more}")
     return f"Its examples: {'; '.join(named)[:300]}. " if named else ""
 
+# %% ../../nbs/train/07_trainer.ipynb #76bb2ca4
+def _interrupted(step):
+    "End a training that was interrupted in a notebook"
+    if _papermill():  # it is interrupted, too, and ends its kernel
+        time.sleep(10)
+        raise_signal(SIGTERM)
+    raise Stopped(f"interrupted at step {step}; the same command resumes")
+
 # %% ../../nbs/train/07_trainer.ipynb #ed006c89
 class _Session:
     "The position of a training, its folder, and requests to stop, pause or evaluate"
@@ -192,9 +200,7 @@ class _Session:
         self.control = folder / "control" if folder else None
         self.on_round, self.on_step = on_round, on_step
         self.steps_a_round = sum(learner.phase.passes * learner.phase.steps for learner in learners)
-        self.step = 0  # number of steps taken
-        self.rounds = []  # the records of the finished rounds
-        self.record = {}  # of the current round
+        self.step, self.rounds, self.record = 0, [], {}  # steps taken; records of finished rounds; of the current one
         self.signals = SignalNote(self._on_signal, interrupt=True)
         self.tell = loop.tell or (lambda event, step: None)
         self.may_end = False  # whether a signal ends the training at once
@@ -239,10 +245,7 @@ class _Session:
         "End with the received signal, after a state is saved; in a notebook an interrupt raises `Stopped`"
         self.tell("saved", self.step)
         if self.signals.number == SIGINT and _in_notebook():
-            if _papermill():  # it is interrupted, too, and ends its kernel
-                time.sleep(10)
-                raise_signal(SIGTERM)
-            raise Stopped(f"interrupted at step {self.step}; the same command resumes")
+            _interrupted(self.step)
         self.signals.act()
 
     def log(self, line: dict):
