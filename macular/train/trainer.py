@@ -229,15 +229,14 @@ class _Session:
     def interruptible(self):
         "Mark code without steps, in which a signal saves and ends at once"
         self.may_end = True
-        if self.signals.number:
-            self._on_signal()
+        self._on_signal()
         try:
             yield
         finally:
             self.may_end = False
 
     def _on_signal(self, number=None):
-        if self.may_end:
+        if self.may_end and self.signals.number:
             self.save()
             self._end()
 
