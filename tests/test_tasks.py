@@ -285,6 +285,14 @@ def test_quotes_of_the_texts_stay(tmp_path):
     assert read(tmp_path, HEAD + '"x"\ty\t1\n"x" or y\tz\t0\n')["text_a"][:] == kept
 
 
+@real
+def test_the_published_topics_are_tab_separated_with_csv_quotes():
+    rows = load("sib200", "train", source=Folder(str(DATA)))
+    text = rows["text_a"][rows["id"][:].index("1239")]
+    assert text.startswith("\"She’s very cute and sings quite well, too,\" he said according")
+    assert not any('""' in text for text in rows["text_a"])
+
+
 # Parquet
 
 
