@@ -285,6 +285,14 @@ def test_quotes_of_the_texts_stay(tmp_path):
     assert read(tmp_path, HEAD + '"x"\ty\t1\n"x" or y\tz\t0\n')["text_a"][:] == kept
 
 
+@real
+def test_the_published_topics_are_tab_separated_with_csv_quotes():
+    rows = load("sib200", "train", source=Folder(str(DATA)))
+    text = rows["text_a"][rows["id"][:].index("1239")]
+    assert text.startswith("\"She’s very cute and sings quite well, too,\" he said according")
+    assert not any('""' in text for text in rows["text_a"])
+
+
 # Parquet
 
 
@@ -405,6 +413,11 @@ def test_files_of_other_languages_are_named(tmp_path):
     assert not_read(task, "train") == []  # translations of the training examples are never read
     (test,) = not_read(task, "test")
     assert "'de_DE' (1 file; did you mean 'de'?), 'fr' (1 file)" in test
+    absolute = replace(source, files=str(tmp_path / "{split}.{lang}.tsv"), folder="elsewhere [1]")
+    assert "'de_DE'" in not_read(replace(task, source=absolute), "test")[0]
+    write(tmp_path / "de-AT" / "test.de-AT.tsv", HEAD)
+    nested = replace(source, files="{lang}/{split}.{lang}.tsv")
+    assert "'de-AT' (1 file; did you mean 'de'?)" in not_read(replace(task, source=nested), "test")[0]
     write(tmp_path / "train.en.tsv", "").rename(tmp_path / "train.en_US.tsv")
     assert "'en_US' (1 file; did you mean 'en'?)" in not_read(task, "train")[0]
 

@@ -12,6 +12,7 @@ import re
 import tomllib
 from collections import Counter
 from dataclasses import MISSING, dataclass, fields
+from glob import escape, glob
 from importlib.resources import files
 
 import numpy as np
@@ -276,9 +277,10 @@ def _rows_not_read(path, layout, langs):
 
 def _files_not_read(folder, pattern, langs, split):
     "List the files whose names hold another language than those that are read"
-    stem, name = re.escape(pattern).split(re.escape("{lang}")), "(?P<lang>[^/]+?)"
-    regex = stem[0] + name + "(?P=lang)".join(stem[1:]) + r"(\.gz)?"
-    found = [re.fullmatch(regex, p.relative_to(folder).as_posix()) for p in folder.glob(pattern.replace("{lang}", "*"))]
+    parts = str(folder / pattern).split("{lang}")
+    first, *others = map(re.escape, parts)
+    regex = rf"{first}(?P<lang>[^/\\]+?){'(?P=lang)'.join(others)}(\.gz)?"
+    found = [re.fullmatch(regex, path) for path in glob("*".join(map(escape, parts)) + "*")]
     held = sorted(match["lang"] for match in found if match)
     if split == "train":  # files in other languages are translations; another spelling of the language is a slip
         held = [lang for lang in held if "did you mean" in odd_languages([lang], langs)]
