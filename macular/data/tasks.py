@@ -36,6 +36,7 @@ class Task:
     source: object = None  # the source of its examples, for a task with its own files
     learning_rate: float | None = None  # of the net; None: the preset's
     max_train: int | None = None  # maximum training examples; None: the preset's
+    segmenter: str = ""  # package that separates the words of a source language without blanks: jieba, for Chinese
 
     def __post_init__(self):
         for name in ("labels", "langs", "fields", "neighbour", "words"):
@@ -90,6 +91,10 @@ def _check_settings(task, refuse):
         value = task.stated.get(name, least)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             refuse(f"{name} must be a whole number of {of} from {least}, not {value!r}")
+    if task.segmenter not in ("", "jieba"):
+        refuse(unknown("segmenter", task.segmenter, ["jieba"]))
+    if task.segmenter and re.split("[-_]", task.source_lang.lower())[0] not in ("zh", "zho", "cmn", "yue"):
+        refuse(f"segmenter '{task.segmenter}' separates Chinese words; the source language is '{task.source_lang}'")
     rate = task.stated.get("learning_rate", 1.0)
     if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate <= 1:
         refuse(f"learning_rate must be a number above 0 and at most 1, not {rate!r}")

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from itertools import chain, islice, product
 from pathlib import Path
 
-from ..data.lexicon import count_words
+from ..core import count_words
+from ..data.check import SourceWords
 from ..data.readers import SEEN
 from ..data.sources import File, splits
 from ..data.tasks import load, not_read
 from ..exceptions import DataError, SetupError, first_line, shown
-from ..model.losses import terms
 from .inputs import Data, dictionaries, one_source, read_lexicon, read_neighbours, resources
 from .resolve import ResolvedJob
 
@@ -186,7 +186,7 @@ def _odd_dictionaries(
 ) -> list[str]:  # sentences
     "Describe unusual dictionaries; raise `DataError` for those that cannot be right"
     found = data.found(read_lexicon)
-    words = count_words(texts, found.source)
+    words = count_words(SourceWords(data.target).separated(texts), found.source)
     wrong, few = [], []
     for lang in found:
         known, problem = _coverage(found, lang, words)
@@ -291,8 +291,7 @@ def _tokenizer(data):
     "Load the backbone's tokenizer; raise `SetupError` if it does not fit the embeddings"
     from transformers import AutoTokenizer
 
-    folder = data.backbone  # raises if there is none
-    name = Path(data.job.backbone).name
+    folder, name = data.backbone, Path(data.job.backbone).name  # raises if there is none
     try:
         config = json.loads((folder / "config.json").read_bytes())
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -314,11 +313,7 @@ def refuse(resolved: ResolvedJob):
     "Raise errors that can be detected before examples and backbone are read"
     data, target = resolved.data, resolved.target
     for stage in reversed(resolved.members[0]):
-        outputs = stage.method.outputs(stage.neighbour is not None, data.teacher is not None)
-        for name in stage.method.terms:
-            term = terms[name]  # raises for an unknown name
-            if name in stage.method.active() and (stage.neighbour or name != "consistency"):  # else it is left out
-                term.check(outputs, stage.method.name)
+        stage.check_terms(data.teacher is not None)
         if stage.method.augment or stage.method.synonyms:
             one_source(stage.all_tasks)
         resources(data, stage.method)
@@ -348,6 +343,8 @@ def check_inputs(
     found = _unread(data, dict.fromkeys(place[0] for place in read), splits)
     found += _odd_texts(read) + _odd_examples(read)
     methods = [stage.method for stage in resolved.stages]
+    if any(m.augment or m.synonyms for m in methods):
+        SourceWords(data.target).check(_training_texts(read))
     if any(m.augment for m in methods) and dictionaries(data) is not None:
         found += _odd_dictionaries(data, _training_texts(read))
     if any(m.synonyms for m in methods):

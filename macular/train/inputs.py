@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ..core import key, number, permutation, resolve
 from ..data.backbones import backbone_folder, hashes
+from ..data.check import SourceWords
 from ..data.download import licensed
 from ..data.lexicon import Lexicon, read_file
 from ..data.mini_world import Mini
@@ -179,7 +180,10 @@ def read_lexicon(
     for task in {name: data.task(name) for name in (*PAPER, data.target.name)}.values():
         langs |= dict.fromkeys(x for x in task.langs if x != task.source_lang)
     folder = dictionaries(data)
-    return mini_lexicon() if folder is None else Lexicon.read(folder, tuple(langs), source=data.target.source_lang)
+    if folder is None:
+        return mini_lexicon()
+    lexicon = Lexicon.read(folder, tuple(langs), source=data.target.source_lang)
+    return SourceWords(data.target).lexicon(lexicon)
 
 
 def _synonym_file(
@@ -204,7 +208,7 @@ def read_neighbours(
     "Read the near-synonyms for RS-DA"
     path = _synonym_file(data)
     lang = data.target.source_lang
-    return mini_neighbours() if path is None else read_file(path, lang, source=lang)
+    return mini_neighbours() if path is None else SourceWords(data.target).lexicon(read_file(path, lang, source=lang))
 
 # %% ../../nbs/train/03_inputs.ipynb #f1c01510
 def _tree_file(

@@ -158,6 +158,19 @@ class Stage:
         "Return the tasks whose training examples are read, the neighbour last"
         return (*self.tasks, self.neighbour) if self.neighbour else self.tasks
 
+    def check_terms(
+        self,
+        teacher: bool = False,  # whether there is one
+    ):
+        "Raise `ParameterError` for an unknown loss, and for one that needs an output which the method has not got"
+        from macular.model.losses import terms
+
+        outputs = self.method.outputs(self.neighbour is not None, teacher)
+        for name in self.method.terms:
+            term = terms[name]  # raises for an unknown name
+            if name in self.method.active() and (self.neighbour or name != "consistency"):  # else it is left out
+                term.check(outputs, self.method.name)
+
     @property
     def hyperparameters(self) -> dict:
         "Return the fields of a `Hyperparameters`"
