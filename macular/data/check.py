@@ -139,7 +139,7 @@ def _cutter(
         tokenizer.initialize()
     return tokenizer.lcut
 
-
+# %% ../../nbs/data/09_check.ipynb #9a457833
 @dataclass(frozen=True)
 class SourceWords:
     "The words of a task's training texts"

@@ -59,7 +59,7 @@ def _stock_encoder(
     model = AutoModelForSequenceClassification.from_config(config, attn_implementation=attention)
     return model, *remove_classifier(model)
 
-
+# %% ../../nbs/deploy/02_huggingface.ipynb #1afc4663
 class _BothEmbeddings(nn.Module):
     "Embeddings of both encoders, side by side"
 
@@ -85,7 +85,7 @@ def _side_by_side(shared, encoder, axis: int):  # a tuple of tensors each, or No
         return None
     return tuple(torch.cat(layers, axis) for layers in zip(shared, encoder, strict=True))
 
-
+# %% ../../nbs/deploy/02_huggingface.ipynb #f63dd33e
 class MacularForSequenceClassification(PreTrainedModel):
     "Eqs. 8 and 9: a mixture of the shared and the task-specific encoder, and a head"
 

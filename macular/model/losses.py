@@ -114,7 +114,7 @@ class _Term:
             f"the term '{self.name}' returned {given}; a loss is a tensor with one number, the mean over the batch"
         )
 
-
+# %% ../../nbs/model/02_losses.ipynb #92069178
 def term(
     name: str,  # the name that methods use
     eq: int | None = None,  # the paper's equation
