@@ -93,9 +93,7 @@ def job_key(
     return key(ALGORITHM, "job", training, task, evaluation, config)
 
 # %% ../../nbs/train/04_resolve.ipynb #972ca59e
-def identity(
-    job: Job,  # with a preset
-) -> str:  # 16 hexadecimal digits
+def identity(job: Job) -> str:  # of a job with a preset: 16 hexadecimal digits
     "Return the name of a job, a hash of its parameters and the files they name"
     extensions = extend(job.extensions)  # may define the task
     parameters = {name: value for name, value in asdict(fill(job)).items() if name not in ("out", "track")}
@@ -103,9 +101,7 @@ def identity(
     return key("planned", ALGORITHM, parameters, task_file, extensions)
 
 
-def place(
-    job: Job,
-) -> Path:
+def place(job: Job) -> Path:
     "Return the folder of a job's state, log, report and error"
     return resolve(job.out) / "jobs" / identity(job)
 
@@ -153,6 +149,16 @@ class Stage:
     def all_tasks(self) -> tuple[Task, ...]:
         "Return the tasks whose training examples are read, the neighbour last"
         return (*self.tasks, self.neighbour) if self.neighbour else self.tasks
+
+    def check_terms(self, teacher: bool = False):  # teacher: whether there is one
+        "Raise `ParameterError` for an unknown loss, and for one that needs an output which the method has not got"
+        from macular.model.losses import terms
+
+        outputs = self.method.outputs(self.neighbour is not None, teacher)
+        for name in self.method.terms:
+            term = terms[name]  # raises for an unknown name
+            if name in self.method.active() and (self.neighbour or name != "consistency"):  # else it is left out
+                term.check(outputs, self.method.name)
 
     @property
     def hyperparameters(self) -> dict:
