@@ -113,9 +113,12 @@ def _sentences(found, names, sides, langs):
     significant = [r["difference"] for r in found if r["verdict"] == "significant"]
     higher = sum(d > 0 for d in significant)
     lower = sum(d < 0 for d in significant)
+    untested = sum(bool(np.isnan(r["p"])) for r in found)
     yield (
         f"{names[0]} is significantly higher in {higher} languages, lower in {lower}, "
-        f"not significant in {len(found) - higher - lower} ({100 * LEVEL:.0f} %, Holm over the languages)."
+        f"not significant in {len(found) - higher - lower - untested}"
+        + (f", not tested in {untested}" if untested else "")
+        + f" ({100 * LEVEL:.0f} %, Holm over the languages)."
     )
     every = dict.fromkeys(x for side in sides for r in side for x in r.langs)
     if left_out := [x for x in every if x not in langs]:

@@ -249,7 +249,7 @@ def caption(
         parts.append("The mini world: a positive control, no evidence about real languages")
     return ". ".join([*parts, closing] if closing else parts) + "."
 
-
+# %% ../../nbs/results/01_formats.ipynb #054dd9c2
 def _measures(records):
     "Return the measure in words, with the tasks where there are several"
     by_measure = {}
@@ -281,7 +281,7 @@ def unlabelled(
             found.append(f"{name} on {task_title(task)}: {none:,} of {total:,}")
     return [f"Predictions that are empty or no label, which count as wrong: {'; '.join(found)}"] if found else []
 
-
+# %% ../../nbs/results/01_formats.ipynb #28a848c6
 def _tested(rows, view):
     "Return what marks mean, and what was not tested"
     if not view.against:

@@ -25,10 +25,10 @@ from ..store import read_json, write_bytes
 from ..train.config import Job, check, fill
 from ..train.methods import methods
 
-# %% ../../nbs/results/03_records.ipynb #893fe478
+# %% ../../nbs/results/03_records.ipynb #cf180d35
 SELECTIONS = ("en_dev", "last", "averaged", "all_dev_oracle")
 
-
+# %% ../../nbs/results/03_records.ipynb #893fe478
 @dataclass(frozen=True, eq=False)
 class Record:
     "One run on one task: how it was made, and which items it got right"
