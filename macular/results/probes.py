@@ -160,7 +160,7 @@ def _mean_above(
         parts.append(seed_part(values))
         how.append(f"over {len(values)} seeds")
     if all(r.correct for r in records):
-        # (items,) for each language: percent of the seeds that are right
+        # (items,) for each language: mean over the seeds of an item's share of the measure
         shares = []
         for lang in langs:
             shares.append(np.mean([r.shares(lang) for r in records], axis=0))

@@ -178,7 +178,9 @@ def _check_record(r):
     shown = r.accuracy.get("en_dev")
     if not shown:
         raise DataError(f"{who}: there is no accuracy 'en_dev', the one that tables show")
-    values = [pair for by_lang in r.accuracy.values() for pair in by_lang.items()]
+    if not all(isinstance(value, dict) for value in (r.macro_f1, r.answers, r.digests, r.unlabelled)):
+        raise DataError(f"{who}: macro_f1, answers, digests and unlabelled are mappings; make the record again")
+    values = [pair for by_lang in (*r.accuracy.values(), *r.macro_f1.values()) for pair in by_lang.items()]
     odd = [f"{x} {v!r}" for x, v in values if not (isinstance(v, (int, float)) and 0 <= v <= 100)]
     if odd:
         raise DataError(f"{who}: {len(odd)} accuracies are not percentages: {', '.join(odd[:3])}")

@@ -8,6 +8,7 @@ __all__ = ['ALGORITHM', 'PLACES', 'method_of', 'stage_methods', 'seeds', 'traini
 
 # %% ../../nbs/train/04_resolve.ipynb #f06c35fa
 import shlex
+from collections import Counter
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from itertools import chain
@@ -240,6 +241,15 @@ class ResolvedJob:
         kept = {name: value for name, value in asdict(self.job).items() if name not in PLACES}
         kept |= {"backbone": Path(self.job.backbone).name, "task": self.target.name}
         return kept | ({"teacher": self.data.teacher.name} if self.data.teacher else {})
+
+    @property
+    def majority(self) -> tuple[str, float]:
+        "Return the most frequent label of the scored examples, and its share"
+        counts = Counter()
+        for lang in self.languages[self.split]:
+            counts.update(self.data.rows(self.target, self.split, lang)["label"][:])
+        number, count = counts.most_common(1)[0]
+        return self.target.labels[number], count / counts.total()
 
     def input_digests(self) -> dict:
         "Return name -> hash of the inputs that were read; runs that are averaged have equal ones, except drawn samples"

@@ -11,7 +11,6 @@ import os
 import re
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from ..core import resolve, root
 from ..data.backbones import backbone_origin, local_backbone
 from ..data.mini_world import Mini
 from ..data.sources import File
-from ..exceptions import MacularError, ParameterError, SetupError, Stopped, brief
+from ..exceptions import MacularError, ParameterError, SetupError, Stopped, StorageError, brief
 from ..store import clear, read_json, write_bytes, write_json
 from .build import Hyperparameters, available_losses
 from .checks import check_inputs, refuse
@@ -261,9 +260,17 @@ def carry_out(
         folder = resolve(resolved.job.out) / key
         if not there(folder / "result.json", watch, lambda: _record(resolved, trainings, folder, watch)):
             watch("already", {"folder": folder})
-            with suppress(OSError):
-                os.utime(folder / "result.json")  # tables take the run that was asked for last
+            _asked_again(resolved, folder / "result.json")
     return Result(folder, read_json(folder / "result.json"))
+
+
+def _asked_again(resolved, file):
+    "Make a result the newest, which tables take; add the digests of its inputs, which its key proves, if it lacks them"
+    found = read_json(file)
+    with suppress(OSError, StorageError):
+        if "digests" not in found:
+            write_json(file, found | {"digests": resolved.input_digests()})
+        os.utime(file)
 
 
 def _train_stages(stages: list[Stage], data: Data, accelerator, watch) -> Training:
@@ -329,15 +336,12 @@ def _training_notes(resolved, training):
 
 def _majority_note(resolved):
     "Recommend macro-F1 for a task whose most frequent label has more than 60 % of the scored examples"
-    task, labels = resolved.target, []
-    for lang in resolved.languages[resolved.split]:
-        labels += resolved.data.rows(task, resolved.split, lang)["label"][:]
-    number, count = Counter(labels).most_common(1)[0]
-    if task.measure != "accuracy" or count <= 0.6 * len(labels):
+    label, share = resolved.majority
+    if resolved.target.measure != "accuracy" or share <= 0.6:
         return []
     return [
-        f"{count / len(labels):.0%} of the {resolved.split} examples have the label '{task.labels[number]}': "
-        'macro-F1 is recommended, measure = "macro_f1" in the task\'s record'
+        f"{share:.0%} of the {resolved.split} examples have the label '{label}': macro-F1 is recommended, "
+        'measure = "macro_f1" in the task\'s record'
     ]
 
 
