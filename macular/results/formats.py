@@ -229,6 +229,7 @@ def caption(
     records = [r for found in rows.values() for r in found]
     seeds = listed(sorted({r.seed for r in records if r.seed is not None}))
     several = any(len(own) > 1 for _, _, own in by_task(rows))
+    spread = SPREADS[view.spread] if several else "one run each, seed"
     tests = []
     for task in dict.fromkeys(r.task for r in records):
         found = [r for r in records if r.task == task]
@@ -236,8 +237,7 @@ def caption(
         splits = listed(r.split for r in found)
         tests.append(f"{task_title(task)} {splits}, {len(langs)} languages ({listed(langs)})")
     parts = [
-        f"{_measures(records)} in percent, {SPREADS[view.spread] if several else 'one run each'} "
-        f"({seeds or 'seed not said'})",
+        f"{_measures(records)} in percent, {spread} ({seeds or 'not said'})",
         "; ".join(tests),
         *_selected(rows, selected or SELECTED[view.selection].capitalize()),
         *unlabelled(rows),

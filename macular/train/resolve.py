@@ -269,7 +269,9 @@ class ResolvedJob:
         if any(stage.method.synonyms for stage in stages):
             found["near-synonyms"] = data.neighbours.digest
         if self.method.encoder == "syntax":
-            found["trees"] = key([o["sha256"] for o in data.origins if o["source"] == "a file of trees"])
+            found["trees"] = key([o["sha256"] for o in data.origins if o.get("source") == "a file of trees"])
+        if data.teacher:
+            found["teacher"] = data.teacher.key
         if self.job.extensions:
             found["extensions"] = key(extend(self.job.extensions))
         return dict(sorted(found.items()))
