@@ -292,29 +292,6 @@ class ResolvedJob:
             found[-1] += f" ({origin})"
         return ", ".join(found)
 
-    def input_digests(self) -> dict:
-        "Return name -> hash of the inputs that were read; runs that are averaged have equal ones, except drawn samples"
-        data, stages = self.data, self.members[0]
-        found = {}
-        for (task, split, lang), value in data.used.items():
-            if split == "train":
-                found[f"training examples of {task}"] = data.pools.get(task, value)
-                found[f"drawn sample of {task}"] = value
-            else:
-                found[f"{split} examples of {task} in {lang}"] = value
-        for task in {task.name: task for stage in stages for task in stage.all_tasks}.values():
-            found[f"task record of {task.name}"] = key(task.labels, task.langs, task.max_length, task.measure)
-        found["backbone files"] = key(data.hashes)
-        if any(stage.method.augment for stage in stages):
-            found["dictionaries"] = data.lexicon.digest
-        if any(stage.method.synonyms for stage in stages):
-            found["near-synonyms"] = data.neighbours.digest
-        if self.method.encoder == "syntax":
-            found["trees"] = key([o["sha256"] for o in data.origins if o["source"] == "a file of trees"])
-        if self.job.extensions:
-            found["extensions"] = key(extend(self.job.extensions))
-        return dict(sorted(found.items()))
-
     def left_out(self, read: dict) -> list[str]:  # from (task, split, language) -> examples, to sentences
         "Count what training and evaluation leave out: examples beyond the preset's `max_train`, ends of long texts"
         job, found, tasks = self.job, [], {}
