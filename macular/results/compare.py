@@ -63,11 +63,10 @@ class Comparison:
         "Difference, settings, languages and notes"
         a, b = self.names
         rows = [{"setting": f"`{name}`", a: left, b: right} for name, (left, right) in self.settings.items()]
-        parts = [escape_markdown(f"**{a} − {b}**: {self.effect}"), table(rows) if rows else "Made alike."]
-        return "\n\n".join([*parts, self.languages.markdown(), *map(escape_markdown, self.notes)])
+        head = escape_markdown(f"**{a} − {b}**: {self.effect}")
+        return "\n\n".join([head, table(rows) if rows else "Made alike.", self.languages.markdown(), *map(escape_markdown, self.notes)])
 
-    def _repr_markdown_(self):
-        return self.markdown()
+    _repr_markdown_ = markdown
 
 # %% ../../nbs/results/09_compare.ipynb #e830035b
 def _names(a, b, settings):
@@ -381,10 +380,8 @@ def _power(found):
         return []
     seeds = min(map(len, gaps))
     points = detectable(seeds, sd, paired=True)
-    return [
-        f"Minimum detectable difference at 80 % power, with {seeds} seeds and their pooled deviation: "
-        f"{points:.1f} points."
-    ]
+    design = f"with {seeds} seeds and their pooled deviation"
+    return [f"Minimum detectable difference at 80 % power, {design}: {points:.1f} points."]
 
 
 def summarize(

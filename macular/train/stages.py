@@ -32,8 +32,8 @@ from .build import Built, Hyperparameters, TrainingInputs, build, build_net, tex
 from .checkpoints import load_weights, resume_notes, training_seconds
 from .evaluate import EvaluationSet, evaluate
 from .inputs import Data
-from .methods import Method
-from .resolve import Stage
+from .methods import Method, extend
+from .resolve import ResolvedJob, Stage
 from .trainer import Loop, fit
 
 # %% ../../nbs/train/10_stages.ipynb #42ec917c
@@ -267,6 +267,32 @@ def _dev_scores(training: Training, dev: dict, net, watch: Callable) -> Callable
         return {"dev": scores}
 
     return on_round
+
+# %% ../../nbs/train/10_stages.ipynb #a26a8d8b
+def _input_digests(resolved: ResolvedJob) -> dict:
+    "Return name -> hash of the inputs that were read; runs that are averaged have equal ones, except drawn samples"
+    data, stages = resolved.data, resolved.members[0]
+    found = {}
+    for (task, split, lang), value in data.used.items():
+        if split == "train":
+            found[f"training examples of {task}"] = data.pools.get(task, value)
+            found[f"drawn sample of {task}"] = value
+        else:
+            found[f"{split} examples of {task} in {lang}"] = value
+    for task in {task.name: task for stage in stages for task in stage.all_tasks}.values():
+        found[f"task record of {task.name}"] = key(task.labels, task.langs, task.max_length, task.measure)
+    found["backbone files"] = key(data.hashes)
+    if any(stage.method.augment for stage in stages):
+        found["dictionaries"] = data.lexicon.digest
+    if any(stage.method.synonyms for stage in stages):
+        found["near-synonyms"] = data.neighbours.digest
+    if resolved.method.encoder == "syntax":
+        found["trees"] = key([o["sha256"] for o in data.origins if o.get("source") == "a file of trees"])
+    if data.teacher:
+        found["teacher"] = data.teacher.key
+    if resolved.job.extensions:
+        found["extensions"] = key(extend(resolved.job.extensions))
+    return dict(sorted(found.items()))
 
 # %% ../../nbs/train/10_stages.ipynb #7a6dece5
 def as_recorded(
