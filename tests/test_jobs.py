@@ -513,6 +513,32 @@ def test_a_script_without_a_guard_gets_that_sentence(tmp_path, last):
     assert "killed" not in done.stderr and not list(tmp_path.glob("runs/*"))
 
 
+def test_a_sweep_shows_a_line_a_job_and_the_time_left(tmp_path, monkeypatch, capsys):
+    "From the file that each job writes; a job that is still running at the end is said to be saved"
+    import macular.core as core
+
+    shown, line = [], "Fine-tuning: step 40 of 75, 00:12 left, dev 81.2 %"
+    monkeypatch.setattr(core._ProgressLines, "show", lambda lines, name, text: shown.append(f"{name}: {text}"))
+    jobs = many(tmp_path, 3)
+
+    def do(job):
+        record = {"line": line, "told": "resumed at step 20", "left": 12.0}
+        write_json(place(job) / "progress.json", record)
+        time.sleep(1.5)
+        if job == jobs[2]:
+            write_json(place(job) / "progress.json", record | {"told": "saved at step 44; the same command resumes"})
+            raise SystemExit(143)
+        return fake_jobs.wait(job)
+
+    said = []
+    with pytest.raises(SystemExit):
+        sweep(jobs, do=do, say=said.append)
+    assert f"finetune on pawsx, seed 0: {line}, resumed at step 20" in shown
+    assert "sweep: 0 of 3 jobs done, about 36 s left" in shown
+    assert any(text.startswith("sweep: 2 of 3 jobs done, about 12 s left") for text in shown)
+    assert said[-1] == "finetune on pawsx, seed 2: saved at step 44; the same command resumes"
+
+
 # Ray
 
 

@@ -387,11 +387,14 @@ def test_a_result_that_is_found_again_becomes_the_newest(job):
     from macular.train.config import check
     from macular.train.run import run
 
-    os.utime(job.folder / "result.json", (1000, 1000))
     given = {"task": "qam", "method": "finetune", "preset": "mini", "max_train": 64, "rounds": 2, "langs": ["de"]}
     events = []
+    older = {name: value for name, value in job.values.items() if name != "digests"}
+    (job.folder / "result.json").write_text(json.dumps(older))
+    os.utime(job.folder / "result.json", (1000, 1000))
     run(check(given | {"out": str(job.folder.parent)}), watch=lambda event, facts: events.append(event))
     assert "already" in events and (job.folder / "result.json").stat().st_mtime > 2000
+    assert record(job.folder).digests == job.values["digests"], "of an older result they are added"
 
 
 @pytest.mark.slow

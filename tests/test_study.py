@@ -104,6 +104,9 @@ def test_an_ablation_tells_significant_from_not():
     assert table.rows[0][-2].text().startswith(
         "+5.0"
     )
+    assert "paper: difference" in table.columns and "paper: row" not in table.columns, "no level beside the mini world"
+    real = [replace(r, notes=("read from files",)) for r in (*whole, *less, *same)]
+    assert {"paper: row", "paper: whole"} <= set(ablation(real, *pairs).columns)
     said = summarize([*whole, *less, *same], *pairs)
     assert " significant: QAM +5.0" in said and "not significant: QAM +0.0" in said
     assert "Holm over all 2 differences" in said and "Minimum detectable difference at 80 % power" in said

@@ -244,7 +244,7 @@ def test_one_seed_has_neither_spread_nor_mark(three):
     found = languages(select(three, seed=0), TableOptions(against="finetune"))
     assert all(c.mark == "" and "±" not in c.text() for row in found.rows for c in row[1:5])
     assert "No difference from Fine-tuning was tested over seeds" in found.caption
-    assert "one run each (0)" in found.caption
+    assert "one run each, seed (0)" in found.caption
     assert "not significant" not in found.caption
     some = [r for r in three if r.method != "macular" or r.seed == 0]
     said = languages(some, TableOptions(against="finetune")).caption
@@ -432,6 +432,7 @@ def test_two_runs_speak_of_two_checkpoints():
 def test_two_runs_without_items_have_no_interval(three):
     found = compare(select(three, method="macular", seed=0), select(three, method="finetune", seed=0))
     assert "no interval" in found.markdown() and all(row[-1] == "no test" for row in found.languages.rows)
+    assert "not significant in 0, not tested in 3 (" in found.markdown()
 
 
 def test_what_is_compared_is_said(three):

@@ -43,6 +43,7 @@ class Task:
     learning_rate: float | None = None  # of the net; None: the preset's
     max_train: int | None = None  # maximum training examples; None: the preset's
     measure: str = "accuracy"  # selects the round and heads the tables: accuracy or macro_f1
+    segmenter: str = ""  # package that separates the words of a source language without blanks: jieba, for Chinese
 
     def __post_init__(self):
         for name in ("labels", "langs", "fields", "neighbour", "words"):
@@ -107,6 +108,10 @@ def _check_settings(task, require):
         value = task.stated.get(name, least)
         good = isinstance(value, int) and not isinstance(value, bool) and value >= least
         require(good, f"{name} must be a whole number of {of} from {least}, not {value!r}")
+    require(task.segmenter in ("", "jieba"), unknown("segmenter", task.segmenter, ["jieba"]))
+    chinese = re.split("[-_]", task.source_lang.lower())[0] in ("zh", "zho", "cmn", "yue")
+    what = f"segmenter '{task.segmenter}' separates Chinese words; the source language is '{task.source_lang}'"
+    require(chinese or not task.segmenter, what)
     rate = task.stated.get("learning_rate", 1.0)
     good = isinstance(rate, (int, float)) and not isinstance(rate, bool) and 0 < rate <= 1
     require(good, f"learning_rate must be a number above 0 and at most 1, not {rate!r}")

@@ -232,7 +232,7 @@ def _accuracies(
 
 def _accuracy_cells(records, langs, same):
     "Cells of a row: means over languages of teacher, student and, where given, the encoder without a teacher"
-    teacher, student, *plain = records
+    teacher, student, *plain = [replace(r, measure="accuracy") for r in records]
     cells = [_mean_accuracy(teacher, langs), _mean_accuracy(student, langs), *_difference(student, teacher, langs)]
     cells.append(Cell(sum(same[lang] for lang in langs) / len(langs)))
     for other in plain:
@@ -247,7 +247,8 @@ def _mean_accuracy(r, langs):
 def _difference(a: Record, b: Record, langs):
     "Return two cells: the difference A − B, and its interval"
     effect = resampled(a, b, langs)
-    return Cell(effect.points, form="+.1f"), f"{effect.low:+.1f} to {effect.high:+.1f}"
+    between = "no interval" if effect.low != effect.low else f"{effect.low:+.1f} to {effect.high:+.1f}"  # NaN
+    return Cell(effect.points, form="+.1f"), between
 
 # %% ../../nbs/deploy/03_distill.ipynb #6e8c6613
 def _latency(

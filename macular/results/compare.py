@@ -123,9 +123,12 @@ def _sentences(found, names, sides, langs):
     significant = [r["difference"] for r in found if r["verdict"] == "significant"]
     higher = sum(d > 0 for d in significant)
     lower = sum(d < 0 for d in significant)
+    untested = sum(bool(np.isnan(r["p"])) for r in found)
     yield (
         f"{names[0]} is significantly higher in {higher} languages, lower in {lower}, "
-        f"not significant in {len(found) - higher - lower} ({100 * LEVEL:.0f} %, Holm over the languages)."
+        f"not significant in {len(found) - higher - lower - untested}"
+        + (f", not tested in {untested}" if untested else "")
+        + f" ({100 * LEVEL:.0f} %, Holm over the languages)."
     )
     every = dict.fromkeys(x for side in sides for r in side for x in r.langs)
     if left_out := [x for x in every if x not in langs]:
@@ -312,19 +315,21 @@ def ablation(
     *pairs: tuple,  # (a method, the same without something)
     backbone: str = "mbert",  # the paper's
 ) -> Table:
-    "Make a table of the paper's and our numbers of methods with and without a part"
+    "Make a table of the paper's and our numbers of methods with and without a part; no levels beside the mini world"
     found = compared(records, pairs)
+    real = not any(r.of_mini_world for c in found.values() for r in c.a)
     marks = verdicts({key: c.effect for key, c in found.items()})
     lines = []
     for ((whole, without, task), c), mark in zip(found.items(), marks, strict=True):
         theirs = [published(m, task, backbone).get("avg") for m in (without, whole)]
         gap = "not printed" if None in theirs else Cell(theirs[1] - theirs[0], form="+.1f")
-        printed = ["not printed" if t is None else Cell(t) for t in theirs]
+        printed = ["not printed" if t is None else Cell(t) for t in theirs] if real else []
         ours = [summary(side, c.langs) for side in (c.b, c.a)]
         effect = Cell(c.effect.points, (c.effect.high - c.effect.low) / 2, form="+.1f")
         means = [Cell(s.mean, s.sd) for s in ours]
         lines.append([title(without), task_title(task), *printed, gap, *means, effect, mark])
-    numbers = [f"{whose}: {which}" for whose in ("paper", "ours") for which in ("row", "whole", "difference")]
+    numbers = ["ours: row", "ours: whole", "ours: difference"]
+    numbers = [*(["paper: row", "paper: whole"] if real else []), "paper: difference", *numbers]
     closing = (
         f"Difference: whole − row, ± half the {100 * LEVEL:.0f} % interval over seeds; "
         f"verdict: significant at {100 * LEVEL:.0f} %, Holm over this table"

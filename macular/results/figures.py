@@ -227,7 +227,7 @@ def _of_probabilities(predictions):
     error = np.abs(np.bincount(bins, gaps, 15)).sum() / len(p)
     return {"log loss": f"{loss:.3f}", "calibration error": f"{100 * error:.1f}"}
 
-
+# %% ../../nbs/results/08_figures.ipynb #c3ccec44
 def plot_confusion(
     predictions,  # a data frame: language, label, prediction
 ):

@@ -229,6 +229,7 @@ def caption(
     records = [r for found in rows.values() for r in found]
     seeds = listed(sorted({r.seed for r in records if r.seed is not None}))
     several = any(len(own) > 1 for _, _, own in by_task(rows))
+    spread = SPREADS[view.spread] if several else "one run each, seed"
     tests = []
     for task in dict.fromkeys(r.task for r in records):
         found = [r for r in records if r.task == task]
@@ -236,8 +237,7 @@ def caption(
         splits = listed(r.split for r in found)
         tests.append(f"{task_title(task)} {splits}, {len(langs)} languages ({listed(langs)})")
     parts = [
-        f"{_measures(records)} in percent, {SPREADS[view.spread] if several else 'one run each'} "
-        f"({seeds or 'seed not said'})",
+        f"{_measures(records)} in percent, {spread} ({seeds or 'not said'})",
         "; ".join(tests),
         *_selected(rows, selected or SELECTED[view.selection].capitalize()),
         *unlabelled(rows),
@@ -249,7 +249,7 @@ def caption(
         parts.append("The mini world: a positive control, no evidence about real languages")
     return ". ".join([*parts, closing] if closing else parts) + "."
 
-
+# %% ../../nbs/results/01_formats.ipynb #054dd9c2
 def _measures(records):
     "Return the measure in words, with the tasks where there are several"
     by_measure = {}
@@ -281,7 +281,7 @@ def unlabelled(
             found.append(f"{name} on {task_title(task)}: {none:,} of {total:,}")
     return [f"Predictions that are empty or no label, which count as wrong: {'; '.join(found)}"] if found else []
 
-
+# %% ../../nbs/results/01_formats.ipynb #28a848c6
 def _tested(rows, view):
     "Return what marks mean, and what was not tested"
     if not view.against:

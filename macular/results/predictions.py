@@ -19,7 +19,7 @@ from unicodedata import normalize
 from ..core import resolve, root
 from ..data.sources import Folder, archives
 from ..data.tasks import Task, find, load, tasks
-from ..exceptions import DataError, ParameterError, unknown
+from ..exceptions import DataError, MacularError, ParameterError, unknown
 from .records import Record, from_lines, marked, record
 from ..store import read_json
 
@@ -61,7 +61,8 @@ def _own_record(name, folders):
     "Return the path of a task record by the task's name, in some folders or as finished runs name it; None without one"
     paths = [path for folder in folders for path in sorted(folder.glob("*.toml"))]
     for file in resolve("runs").glob("*/environment.json"):
-        paths.append(resolve(str(read_json(file).get("task"))))
+        with suppress(MacularError):
+            paths.append(resolve(str(read_json(file).get("task"))))
     for path in paths:
         with suppress(OSError, ValueError):
             if path.suffix == ".toml" and tomllib.loads(path.read_text("utf-8")).get("name") == name:

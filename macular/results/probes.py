@@ -160,10 +160,10 @@ def _mean_above(
         parts.append(seed_part(values))
         how.append(f"over {len(values)} seeds")
     if all(r.correct for r in records):
-        # (items,) for each language: percent of the seeds that are right
+        # (items,) for each language: mean over the seeds of an item's share of the measure
         shares = []
         for lang in langs:
-            shares.append(100 * np.mean([r.correct[lang] for r in records], axis=0))
+            shares.append(np.mean([r.shares(lang) for r in records], axis=0))
         parts.append(item_part(parallel(shares)))
         how.append("over items" if how else "over the items of one run")
     return student(values.mean() - floor, parts, " and ".join(how) or "one run, and its record holds no items")
@@ -208,7 +208,7 @@ def majority_check(
     records = same_design(records)
     same_task(records, [majority])
     source, *others = records[0].langs
-    floor = majority.accuracy["en_dev"]
+    floor = majority.scores()
     collapsed = sum(r.has_collapsed for r in records)
     return _Gate(
         records[0].task,

@@ -28,6 +28,9 @@ from ..train.methods import methods
 # %% ../../nbs/results/03_records.ipynb #bf8716e3
 SELECTIONS = ("en_dev", "last", "averaged", "all_dev_oracle")
 
+# %% ../../nbs/results/03_records.ipynb #cf180d35
+SELECTIONS = ("en_dev", "last", "averaged", "all_dev_oracle")
+
 # %% ../../nbs/results/03_records.ipynb #893fe478
 @dataclass(frozen=True, eq=False)
 class Record:
@@ -178,7 +181,9 @@ def _check_record(r):
     shown = r.accuracy.get("en_dev")
     if not shown:
         raise DataError(f"{who}: there is no accuracy 'en_dev', the one that tables show")
-    values = [pair for by_lang in r.accuracy.values() for pair in by_lang.items()]
+    if not all(isinstance(value, dict) for value in (r.macro_f1, r.answers, r.digests, r.unlabelled)):
+        raise DataError(f"{who}: macro_f1, answers, digests and unlabelled are mappings; make the record again")
+    values = [pair for by_lang in (*r.accuracy.values(), *r.macro_f1.values()) for pair in by_lang.items()]
     odd = [f"{x} {v!r}" for x, v in values if not (isinstance(v, (int, float)) and 0 <= v <= 100)]
     if odd:
         raise DataError(f"{who}: {len(odd)} accuracies are not percentages: {', '.join(odd[:3])}")

@@ -178,6 +178,19 @@ def reserved(
     special = [] if tokenizer.unk_token_id is None else tokenizer.all_special_ids
     return np.setdiff1d(special, [tokenizer.unk_token_id]).astype(np.int32)
 
+# %% ../../nbs/text/01_code_switch.ipynb #182a67c0
+def _chunks(text, lexicon) -> list[tuple[int, str]]:  # place of each chunk in the text, chunk
+    "Split a text at white space and, where the source language has no blanks, between words"
+    chunks, cut = [(found.start(), found[0]) for found in CHUNK.finditer(text)], getattr(lexicon, "cut", None)
+    if cut is None:
+        return chunks
+    parts = []
+    for start, chunk in chunks:
+        for part in cut(chunk):
+            parts.append((start, part))
+            start += len(part)
+    return parts
+
 # %% ../../nbs/text/01_code_switch.ipynb #5a58ab50
 class _Drawn(NamedTuple):
     "Draw of a chunk that is tried"
@@ -196,8 +209,8 @@ def _exchange(
 ) -> list[Switched]:
     "Replace the drawn words of texts"
     dictionaries, form = [lexicon[lang] for lang in langs], getattr(lexicon, "form", word_form)
-    chunks = [list(CHUNK.finditer(text)) for text in texts]
-    parts = [split(chunk[0]) for own in chunks for chunk in own]  # (n,) prefix, word, suffix
+    chunks = [_chunks(text, lexicon) for text in texts]
+    parts = [split(chunk) for own in chunks for _, chunk in own]  # (n,) prefix, word, suffix
     tried = np.flatnonzero(draws.tried)  # (tried,) numbers of chunks
     drawn = list(zip(tried.tolist(), draws.lang[tried].tolist(), strict=True))
     options = [dictionaries[lang].get(form(parts[i][1]), ()) for i, lang in drawn]  # (tried,) translations
@@ -219,13 +232,13 @@ def _exchange(
 def _augmented(augment, texts, items, lexicon, place):
     "Augment texts with a `CodeSwitch` or `Synonyms`"
     switch, place, stay = augment.plan(lexicon, place or Place())
-    lengths = [len(CHUNK.findall(text)) for text in texts]
+    lengths = [len(_chunks(text, lexicon)) for text in texts]
     return _exchange(texts, lexicon, switch.langs, draw(switch, items, lengths, place), stay)
 
 # %% ../../nbs/text/01_code_switch.ipynb #7fc3983b
 def _switched(
     text,
-    chunks,  # matches of `CHUNK`
+    chunks,  # from `_chunks`
     parts,  # of each chunk: prefix, word, suffix
     new,  # number of a chunk -> `_Drawn`, ascending
 ) -> Switched:
@@ -236,11 +249,16 @@ def _switched(
         prefix, word, _ = parts[i]
         if drawn.after is None:
             continue
-        start = chunks[i].start() + len(prefix)
+        start = chunks[i][0] + len(prefix)
         if start > done:
             pieces.append(Piece(text[done:start], text[done:start]))
+        end = start + len(word)
+        if text[max(0, start - 1) : start].isalnum() and not (pieces and pieces[-1].after.endswith(" ")):
+            pieces.append(Piece("", " "))  # where the source language has no blanks
         pieces.append(Piece(word, drawn.after, drawn.lang))
-        done = start + len(word)
+        if text[end : end + 1].isalnum():
+            pieces.append(Piece("", " "))
+        done = end
     if done < len(text):
         pieces.append(Piece(text[done:], text[done:]))
     words = sum(bool(word) for _, word, _ in parts)

@@ -146,8 +146,9 @@ def choose_encoder(
     "Choose the fastest encoder that is correct for this tokenizer"
     if text.form:
         return text.form(task, rows, text, suffix)
-    augment, _ = text.drawn(suffix)
-    if chunking_obstacle(text.tokenizer) or not len(rows) or not isinstance(augment, (CodeSwitch, Synonyms, NoneType)):
+    augment, words = text.drawn(suffix)
+    is_known = isinstance(augment, (CodeSwitch, Synonyms, NoneType)) and not hasattr(words, "cut")
+    if chunking_obstacle(text.tokenizer) or not len(rows) or not is_known:
         return TextEncoder(task, rows, text, suffix)
     if _same_by_chunk(task, rows, text, suffix):
         return ChunkEncoder(task, rows, text, suffix)

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from itertools import chain, islice, product
 from pathlib import Path
 
-from ..data.lexicon import count_words
+from ..core import count_words
+from ..data.check import SourceWords
 from ..data.readers import SEEN, TEXTS, texts_of
 from ..data.sources import File, splits
 from ..data.tasks import load, not_read
 from ..exceptions import DataError, SetupError, first_line, shown
-from ..model.losses import terms
 from .inputs import Data, dictionaries, one_source, read_lexicon, read_neighbours, resources
 from .resolve import ResolvedJob
 
@@ -182,7 +182,7 @@ def _odd_dictionaries(
 ) -> list[str]:  # sentences
     "Describe unusual dictionaries; raise `DataError` for those that cannot be right"
     found = data.found(read_lexicon)
-    words = count_words(texts, found.source)
+    words = count_words(SourceWords(data.target).separated(texts), found.source)
     wrong, few = [], []
     for lang in found:
         known, problem = _coverage(found, lang, words)
@@ -303,20 +303,11 @@ def _tokenizer(data):
     return tokenizer
 
 # %% ../../nbs/train/05_checks.ipynb #55353100
-def _check_terms(stage, taught):
-    "Raise `ParameterError` for an unknown term, or one that asks for an output there is not"
-    outputs = stage.method.outputs(stage.neighbour is not None, taught)
-    for name in stage.method.terms:
-        term = terms[name]  # raises for an unknown name
-        if name in stage.method.active() and (stage.neighbour or name != "consistency"):  # else it is left out
-            term.check(outputs, stage.method.name)
-
-
 def refuse(resolved: ResolvedJob):
     "Raise errors that can be detected before examples and backbone are read"
     data, target = resolved.data, resolved.target
     for stage in reversed(resolved.members[0]):
-        _check_terms(stage, data.teacher is not None)
+        stage.check_terms(data.teacher is not None)
         if stage.method.augment or stage.method.synonyms:
             one_source(stage.all_tasks)
         resources(data, stage.method)
@@ -346,6 +337,8 @@ def check_inputs(
     found = _unread(data, dict.fromkeys(place[0] for place in read), splits)
     found += _odd_texts(read) + _odd_examples(read)
     methods = [stage.method for stage in resolved.stages]
+    if any(m.augment or m.synonyms for m in methods):
+        SourceWords(data.target).check(_training_texts(read))
     if any(m.augment for m in methods) and dictionaries(data) is not None:
         found += _odd_dictionaries(data, _training_texts(read))
     if any(m.synonyms for m in methods):

@@ -18,6 +18,7 @@ import numpy as np
 
 from ..core import key, number, permutation, resolve
 from ..data.backbones import backbone_folder, hashes
+from ..data.check import SourceWords
 from ..data.download import licensed
 from ..data.lexicon import Lexicon, read_file
 from ..data.mini_world import Mini
@@ -195,7 +196,10 @@ def read_lexicon(
     for task in {name: data.task(name) for name in (*PAPER, *named, data.target.name)}.values():
         langs |= dict.fromkeys(x for x in task.langs if x != task.source_lang)
     folder = dictionaries(data)
-    return mini_lexicon() if folder is None else Lexicon.read(folder, tuple(langs), source=data.target.source_lang)
+    if folder is None:
+        return mini_lexicon()
+    lexicon = Lexicon.read(folder, tuple(langs), source=data.target.source_lang)
+    return SourceWords(data.target).lexicon(lexicon)
 
 
 def _synonym_file(
@@ -220,7 +224,7 @@ def read_neighbours(
     "Read the near-synonyms for RS-DA"
     path = _synonym_file(data)
     lang = data.target.source_lang
-    return mini_neighbours() if path is None else read_file(path, lang, source=lang)
+    return mini_neighbours() if path is None else SourceWords(data.target).lexicon(read_file(path, lang, source=lang))
 
 # %% ../../nbs/train/03_inputs.ipynb #f1c01510
 def _tree_file(
@@ -262,13 +266,8 @@ def resources(data: Data, method):
         _tree_file(data, data.target, "train", data.target.source_lang)
 
 
-def load_trees(
-    data: Data,
-    task: Task,
-    split: str,
-    lang: str | None = None,  # by default the source language
-) -> str:  # the file's hash
-    "Read the trees of a split into `data.trees`"
+def load_trees(data: Data, task: Task, split: str, lang: str | None = None) -> str:  # the file's hash
+    "Read the trees of a split into `data.trees`, by default in the source language"
     from macular.text.syntax import Treebank, read_conllu, tree_from_heads
 
     lang = lang or task.source_lang

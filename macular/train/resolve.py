@@ -93,9 +93,7 @@ def job_key(
     return key(ALGORITHM, "job", training, task, evaluation, config)
 
 # %% ../../nbs/train/04_resolve.ipynb #972ca59e
-def identity(
-    job: Job,  # with a preset
-) -> str:  # 16 hexadecimal digits
+def identity(job: Job) -> str:  # of a job with a preset: 16 hexadecimal digits
     "Return the name of a job, a hash of its parameters and the files they name"
     extensions = extend(job.extensions)  # may define the task
     parameters = {name: value for name, value in asdict(fill(job)).items() if name not in ("out", "track")}
@@ -103,9 +101,7 @@ def identity(
     return key("planned", ALGORITHM, parameters, task_file, extensions)
 
 
-def place(
-    job: Job,
-) -> Path:
+def place(job: Job) -> Path:
     "Return the folder of a job's state, log, report and error"
     return resolve(job.out) / "jobs" / identity(job)
 
@@ -153,6 +149,16 @@ class Stage:
     def all_tasks(self) -> tuple[Task, ...]:
         "Return the tasks whose training examples are read, the neighbour last"
         return (*self.tasks, self.neighbour) if self.neighbour else self.tasks
+
+    def check_terms(self, teacher: bool = False):  # teacher: whether there is one
+        "Raise `ParameterError` for an unknown loss, and for one that needs an output which the method has not got"
+        from macular.model.losses import terms
+
+        outputs = self.method.outputs(self.neighbour is not None, teacher)
+        for name in self.method.terms:
+            term = terms[name]  # raises for an unknown name
+            if name in self.method.active() and (self.neighbour or name != "consistency"):  # else it is left out
+                term.check(outputs, self.method.name)
 
     @property
     def hyperparameters(self) -> dict:
@@ -285,29 +291,6 @@ class ResolvedJob:
             found.append(f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}")
             found[-1] += f" ({origin})"
         return ", ".join(found)
-
-    def input_digests(self) -> dict:
-        "Return name -> hash of the inputs that were read; runs that are averaged have equal ones, except drawn samples"
-        data, stages = self.data, self.members[0]
-        found = {}
-        for (task, split, lang), value in data.used.items():
-            if split == "train":
-                found[f"training examples of {task}"] = data.pools.get(task, value)
-                found[f"drawn sample of {task}"] = value
-            else:
-                found[f"{split} examples of {task} in {lang}"] = value
-        for task in {task.name: task for stage in stages for task in stage.all_tasks}.values():
-            found[f"task record of {task.name}"] = key(task.labels, task.langs, task.max_length, task.measure)
-        found["backbone files"] = key(data.hashes)
-        if any(stage.method.augment for stage in stages):
-            found["dictionaries"] = data.lexicon.digest
-        if any(stage.method.synonyms for stage in stages):
-            found["near-synonyms"] = data.neighbours.digest
-        if self.method.encoder == "syntax":
-            found["trees"] = key([o["sha256"] for o in data.origins if o["source"] == "a file of trees"])
-        if self.job.extensions:
-            found["extensions"] = key(extend(self.job.extensions))
-        return dict(sorted(found.items()))
 
     def left_out(self, read: dict) -> list[str]:  # from (task, split, language) -> examples, to sentences
         "Count what training and evaluation leave out: examples beyond the preset's `max_train`, ends of long texts"

@@ -9,7 +9,6 @@ __all__ = ['memory', 'recorded', 'Result', 'lines', 'say', 'ProgressLine', 'run'
 import math
 import os
 import time
-from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -26,14 +25,14 @@ from ..data.backbones import backbone_origin, local_backbone
 from ..data.mini_world import Mini
 from ..data.sources import File
 from ..data.tasks import PAPER
-from ..exceptions import MacularError, ParameterError, SetupError, Stopped
+from ..exceptions import MacularError, ParameterError, SetupError, Stopped, StorageError
 from ..process import _one_process, _ProgressLines, failure
 from ..store import clear, read_json, write_bytes, write_json
 from .build import Hyperparameters, available_losses
 from .checkpoints import _JobProgress, _tracked
 from .checks import check_inputs, refuse
 from .config import Job, presets
-from .evaluate import score
+from .evaluate import _majority, score
 from .inputs import Data, count_examples
 from .methods import ADVERSARIES
 from macular.train.resolve import (
@@ -49,7 +48,7 @@ from macular.train.resolve import (
     resolve_job,
     settle,
 )
-from .stages import Training, as_recorded, environment, loop_of, there, train
+from .stages import Training, _input_digests, as_recorded, environment, loop_of, there, train
 
 # %% ../../nbs/train/11_run.ipynb #8ea249e9
 def memory(
@@ -256,9 +255,17 @@ def carry_out(
         folder = resolve(resolved.job.out) / key
         if not there(folder / "result.json", watch, lambda: _record(resolved, trainings, folder, watch)):
             watch("already", {"folder": folder})
-            with suppress(OSError):
-                os.utime(folder / "result.json")  # tables take the run that was asked for last
+            _asked_again(resolved, folder / "result.json")
     return Result(folder, read_json(folder / "result.json"))
+
+
+def _asked_again(resolved, file):
+    "Make a result the newest, which tables take; add the digests of its inputs, which its key proves, if it lacks them"
+    found = read_json(file)
+    with suppress(OSError, StorageError):
+        if "digests" not in found:
+            write_json(file, found | {"digests": _input_digests(resolved)})
+        os.utime(file)
 
 
 def _train_stages(stages: list[Stage], data: Data, accelerator, watch) -> Training:
@@ -290,7 +297,7 @@ def _record(resolved: ResolvedJob, trainings: list[Training], folder: Path, watc
         **as_recorded(trainings),
         "backbone": backbone_origin(job.backbone, data.backbone) | {"sha256": data.hashes},
         "origins": data.origins,
-        "digests": resolved.input_digests(),
+        "digests": _input_digests(resolved),
     }
     write_json(folder / "result.json", result | (data.teacher.result if data.teacher else {}) | scores)
     watch("done", {"folder": folder})
@@ -324,15 +331,12 @@ def _training_notes(resolved, training):
 
 def _majority_note(resolved):
     "Recommend macro-F1 for a task whose most frequent label has more than 60 % of the scored examples"
-    task, labels = resolved.target, []
-    for lang in resolved.languages[resolved.split]:
-        labels += resolved.data.rows(task, resolved.split, lang)["label"][:]
-    number, count = Counter(labels).most_common(1)[0]
-    if task.measure != "accuracy" or count <= 0.6 * len(labels):
+    label, share = _majority(resolved)
+    if resolved.target.measure != "accuracy" or share <= 0.6:
         return []
     return [
-        f"{count / len(labels):.0%} of the {resolved.split} examples have the label '{task.labels[number]}': "
-        'macro-F1 is recommended, measure = "macro_f1" in the task\'s record'
+        f"{share:.0%} of the {resolved.split} examples have the label '{label}': macro-F1 is recommended, "
+        'measure = "macro_f1" in the task\'s record'
     ]
 
 
