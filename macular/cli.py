@@ -19,6 +19,7 @@ from typer.core import TyperCommand
 
 from macular.arguments import (
     _job_words,
+    _measured,
     _read,
     _read_word,
     _written,
@@ -26,7 +27,6 @@ from macular.arguments import (
     conditions,
     engine,
     explained,
-    measured,
     new_file,
     parse_parameters,
     plans,
@@ -356,7 +356,7 @@ def _table(  # noqa: PLR0913 (its options)
     wanted = conditions(where)
     view = TableOptions(against, selection=selection)
     found = select(sum((records_at(path, wanted) for path in paths), []), **wanted)
-    print(_FORMS[form](_TABLES[by](measured(found, measure), view)).rstrip())
+    print(_FORMS[form](_TABLES[by](_measured(found, measure), view)).rstrip())
 
 # %% ../nbs/99_cli.ipynb #249e9913
 @app.command("compare")
@@ -376,7 +376,7 @@ def _compare(
 ):
     "Compare two runs or methods: the difference with its interval, per language, and the settings of both."
     wanted = conditions(where)
-    sides = [measured(select(side_of(name, runs, wanted), **wanted), measure) for name in (a, b)]
+    sides = [_measured(select(side_of(name, runs, wanted), **wanted), measure) for name in (a, b)]
     print(compare(*sides).markdown())
 
 # %% ../nbs/99_cli.ipynb #ff55403d

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHUNK', 'Registry', 'visible', 'escape_markdown', 'table', 'Difference', 'diff', 'key', 'number', 'mix', 'uniform',
-           'pick', 'permutation', 'root', 'resolve', 'a_file', 'content', 'csv_rows', 'split', 'word_form',
-           'count_words']
+           'pick', 'permutation', 'root', 'resolve', 'a_file', 'content', 'split', 'word_form', 'count_words']
 
 # %% ../nbs/01_core.ipynb #c7e687a5
 import csv
@@ -285,7 +284,7 @@ def content(
     return data
 
 # %% ../nbs/01_core.ipynb #9773cfbc
-def csv_rows(
+def _csv_rows(
     data: bytes,  # of a file, UTF-8
     name: str,  # of the file, for messages
     sep: str = ",",

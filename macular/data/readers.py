@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from unicodedata import normalize
 
-from ..core import a_file, content, csv_rows, resolve
+from ..core import _csv_rows, a_file, content, resolve
 from ..exceptions import DataError, ParameterError, odd_languages, shown, unknown
 
 # %% ../../nbs/data/01_readers.ipynb #1ddff6ce
@@ -81,7 +81,7 @@ def _refuse_ragged(name, header, ragged, sep, hint):
 def _quoted(data, name, wanted, columns, sep):
     "Read columns of text with CSV quoting; raise `DataError` if the quoting is malformed"
     try:
-        rows, lines = csv_rows(data, name, sep)
+        rows, lines = _csv_rows(data, name, sep)
     except DataError:
         if not columns:  # another separator is the likelier reason
             _check_columns(name, wanted, [c.strip('" ') for c in data.decode().splitlines()[0].split(sep)])

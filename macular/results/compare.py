@@ -64,7 +64,8 @@ class Comparison:
         a, b = self.names
         rows = [{"setting": f"`{name}`", a: left, b: right} for name, (left, right) in self.settings.items()]
         head = escape_markdown(f"**{a} − {b}**: {self.effect}")
-        return "\n\n".join([head, table(rows) if rows else "Made alike.", self.languages.markdown(), *map(escape_markdown, self.notes)])
+        settings = table(rows) if rows else "Made alike."
+        return "\n\n".join([head, settings, self.languages.markdown(), *map(escape_markdown, self.notes)])
 
     _repr_markdown_ = markdown
 
@@ -378,8 +379,7 @@ def _power(found):
     sd = np.sqrt(np.mean([seed_part(g)[0] * len(g) for g in gaps])) if gaps else 0
     if not sd > 0:
         return []
-    seeds = min(map(len, gaps))
-    points = detectable(seeds, sd, paired=True)
+    points = detectable(seeds := min(map(len, gaps)), sd, paired=True)
     design = f"with {seeds} seeds and their pooled deviation"
     return [f"Minimum detectable difference at 80 % power, {design}: {points:.1f} points."]
 
