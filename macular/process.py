@@ -21,7 +21,7 @@ from functools import cache
 from pathlib import Path
 
 from .core import root
-from .exceptions import MacularError, ParameterError, SetupError, StorageError, brief
+from .exceptions import MacularError, ParameterError, SetupError, StorageError, _brief
 
 # %% ../nbs/03_process.ipynb #74ca955f
 def _in_notebook() -> bool:
@@ -188,7 +188,7 @@ def failure(
     error: Exception,
 ) -> dict:  # error, message, exit_code, hint; and traceback, for an error of another library
     "Return an error as a record"
-    message = _anonymous(brief(str(error)))
+    message = _anonymous(_brief(str(error)))
     found = {
         "error": type(error).__name__,
         "message": message,

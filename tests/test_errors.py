@@ -21,7 +21,7 @@ from macular.exceptions import (
     ParameterError,
     SetupError,
     StorageError,
-    brief,
+    _brief,
     error_class,
     first_line,
     shown,
@@ -66,7 +66,7 @@ def test_one_hierarchy():
 def test_any_message_fits_a_screen(text, kind):
     error = kind(text)
     assert readable(str(error)) and error.args == (text,)
-    assert brief(str(error)) == str(error)
+    assert _brief(str(error)) == str(error)
     if readable(text):
         assert str(error) == text.strip()
 
@@ -74,7 +74,7 @@ def test_any_message_fits_a_screen(text, kind):
 @quick
 @given(st.lists(TEXT, min_size=2, max_size=40))
 def test_the_first_line_and_the_last_stay(lines):
-    said = brief("\n".join(["what is wrong", *lines, "what to do"]))
+    said = _brief("\n".join(["what is wrong", *lines, "what to do"]))
     assert said.startswith("what is wrong") and said.endswith("what to do") and readable(said)
 
 

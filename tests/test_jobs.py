@@ -515,10 +515,10 @@ def test_a_script_without_a_guard_gets_that_sentence(tmp_path, last):
 
 def test_a_sweep_shows_a_line_a_job_and_the_time_left(tmp_path, monkeypatch, capsys):
     "From the file that each job writes; a job that is still running at the end is said to be saved"
-    import macular.core as core
+    import macular.process as process
 
     shown, line = [], "Fine-tuning: step 40 of 75, 00:12 left, dev 81.2 %"
-    monkeypatch.setattr(core._ProgressLines, "show", lambda lines, name, text: shown.append(f"{name}: {text}"))
+    monkeypatch.setattr(process._ProgressLines, "show", lambda lines, name, text: shown.append(f"{name}: {text}"))
     jobs = many(tmp_path, 3)
 
     def do(job):

@@ -426,12 +426,12 @@ def test_the_progress_of_a_job():
 
 
 def test_outside_of_a_terminal_progress_is_printed_now_and_then(capsys, monkeypatch):
-    import macular.core as core
+    import macular.process as process
 
     monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
     now = [100.0]
-    monkeypatch.setattr(core.time, "monotonic", lambda: now[0])
-    lines = core._ProgressLines(first=10.0)
+    monkeypatch.setattr(process.time, "monotonic", lambda: now[0])
+    lines = process._ProgressLines(first=10.0)
     for _ in range(1000):
         now[0] += 1.0
         lines.show("Macular", f"{now[0]:.0f}")

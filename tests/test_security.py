@@ -384,13 +384,17 @@ ATTRIBUTES = {
 }
 
 
+def shown_by(node):
+    "The names that a class defines, by `def` or by an assignment"
+    names = {f.name for f in node.body if isinstance(f, ast.FunctionDef)}
+    return names | {f.targets[0].id for f in node.body if isinstance(f, ast.Assign)}
+
+
 def showing():
     "Every class of the package that shows itself in a notebook"
     for path in MODULES:
         for node in parse(path.read_text("utf-8")).body:
-            if isinstance(node, ast.ClassDef) and any(
-                isinstance(f, ast.FunctionDef) and f.name in ("_repr_markdown_", "_repr_html_") for f in node.body
-            ):
+            if isinstance(node, ast.ClassDef) and shown_by(node) & {"_repr_markdown_", "_repr_html_"}:
                 yield f"{module(path)}.{node.name}"
 
 

@@ -15,7 +15,7 @@ from itertools import chain, islice
 from unicodedata import name as character_name
 
 from ..core import count_words, escape_markdown, key, resolve, table
-from .download import downloads, licence_label, licensed
+from .download import _licence_label, downloads, licensed
 from .lexicon import Lexicon
 from .readers import texts_of
 from .sources import Folder, archives, splits
@@ -61,7 +61,7 @@ def _read_split(task, split, source, train):
     layout = source.layout(task, split)
     row["rows"] = _size(sizes, layout.size(split))
     row["odd"] = ", ".join(f"{n:,} {name}" for name, n in odd.items())
-    row["licence"] = licence_label(layout.licence, layout.noncommercial)
+    row["licence"] = _licence_label(layout.licence, layout.noncommercial)
     return _Split(row, notes=notes)
 
 # %% ../../nbs/data/09_check.ipynb #c1b6c743
@@ -216,7 +216,7 @@ def _read_dictionaries(wanted, folder, texts, word):
             for kind in ("cleaned", "left_out"):
                 counts = origin.get(kind, {}).items()
                 odd |= {kind.replace("_", " "): ", ".join(f"{n:,} {name}" for name, n in counts)} if counts else {}
-            licence = licence_label(origin["licence"], origin["noncommercial"])
+            licence = _licence_label(origin["licence"], origin["noncommercial"])
             rows.append(row | switched | odd | {"licence": licence})
     return _Dictionaries(rows, list(lexicon.missing))
 

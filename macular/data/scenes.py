@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DATA', 'NP', 'Scene', 'LIVING', 'THINGS', 'grammars', 'words', 'vocabulary', 'kind', 'relation', 'sort', 'Dice',
-           'tell', 'plain', 'act', 'transfer', 'converse', 'contrast', 'arrange', 'alone', 'fits', 'draw_scene',
-           'turned', 'swapped', 'moved', 'less', 'sibling', 'against']
+           'tell', 'plain', 'act', 'transfer', 'converse', 'contrast', 'arrange', 'alone', 'belongs', 'fits',
+           'draw_scene', 'turned', 'swapped', 'moved', 'less', 'unlike', 'sibling', 'against']
 
 # %% ../../nbs/data/05_scenes.ipynb #46ddcaf2
 import csv
@@ -294,7 +294,7 @@ def _split_of(concepts) -> str:
     return {7: "dev", 8: "test", 9: "test"}.get(zlib.crc32(" ".join(concepts).encode()) % 10, "train")
 
 
-def _belongs(concepts, split) -> bool:
+def belongs(concepts, split) -> bool:
     "Return whether concepts belong to a split; the pretraining text uses the training split"
     return _split_of(concepts) == ("train" if split == "text" else split)
 
@@ -315,7 +315,7 @@ def _part_of(concept):
 def fits(scene, split, part=None) -> bool:
     "Return whether a scene may occur in a split, in a task restricted to a part of the vocabulary"
     names, apart = _theme(scene), not scene.obj or scene.obj.noun != scene.subj.noun
-    return apart and _belongs(names, split) and (part is None or all(_part_of(c) in (part, None) for c in names))
+    return apart and belongs(names, split) and (part is None or all(_part_of(c) in (part, None) for c in names))
 
 
 def draw_scene(dice, split, frames, part=None, change=lambda scene: scene) -> Scene:
@@ -372,7 +372,7 @@ def less(s) -> list:
     return found
 
 
-def _unlike(concept, dice):
+def unlike(concept, dice):
     "Return the opposite of a concept, or draw another colour"
     return relation("~").get(concept) or dice.pick([c for c in kind("colour") if c != concept])
 
@@ -394,7 +394,7 @@ def against(s, dice) -> list:
     for k in ("subj", "obj"):
         np = getattr(s, k)
         if _described(np):
-            found.append(s._replace(**{k: np._replace(mods=(_unlike(np.mods[0], dice),))}))
+            found.append(s._replace(**{k: np._replace(mods=(unlike(np.mods[0], dice),))}))
         if k == "obj" and np and np.noun in relation("<"):
             found.append(s._replace(obj=sibling(np, dice)))
     return found
