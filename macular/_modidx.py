@@ -505,6 +505,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                              'macular/deploy/huggingface.py'),
                                             'macular.deploy.huggingface.MacularForSequenceClassification.__init__': ( 'deploy/huggingface.html#macularforsequenceclassification.__init__',
                                                                                                                       'macular/deploy/huggingface.py'),
+                                            'macular.deploy.huggingface.MacularForSequenceClassification._embedded': ( 'deploy/huggingface.html#macularforsequenceclassification._embedded',
+                                                                                                                       'macular/deploy/huggingface.py'),
                                             'macular.deploy.huggingface.MacularForSequenceClassification.forward': ( 'deploy/huggingface.html#macularforsequenceclassification.forward',
                                                                                                                      'macular/deploy/huggingface.py'),
                                             'macular.deploy.huggingface.MacularForSequenceClassification.get_input_embeddings': ( 'deploy/huggingface.html#macularforsequenceclassification.get_input_embeddings',

@@ -253,6 +253,7 @@ def test_outputs_are_those_of_both_encoders(two):
     assert [a.shape for a in found.attentions] == [(2, 4, n, n)] * layers  # two encoders of two heads
     own = model.encoder(**batch, output_hidden_states=True).hidden_states
     assert torch.equal(found.hidden_states[-1][..., 16:], own[-1])
+    assert len(opened(two, output_hidden_states=True)(**batch).hidden_states) == layers + 1
     as_tuple = model(**batch, return_dict=False)
     assert isinstance(as_tuple, tuple) and torch.equal(as_tuple[0], found.logits)
 
@@ -263,6 +264,8 @@ def test_embeddings_in_place_of_ids(two):
     logits = model(**batch).logits
     embedded = model.get_input_embeddings()(batch.pop("input_ids"))
     assert torch.allclose(model(inputs_embeds=embedded, **batch).logits, logits, atol=1e-6)
+    with pytest.raises(ValueError, match="inputs_embeds has width 16; 32 is needed, for two encoders"):
+        model(inputs_embeds=embedded[..., :16], **batch)
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(two):

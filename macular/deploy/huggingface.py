@@ -108,22 +108,30 @@ class MacularForSequenceClassification(PreTrainedModel):
         attention_mask=None,
         token_type_ids=None,
         position_ids=None,
-        inputs_embeds=None,  # (B, n, 2 width) in place of `input_ids`, from `get_input_embeddings()`
+        inputs_embeds=None,  # (B, n, 2 width), in place of `input_ids`, from `get_input_embeddings()`
         labels=None,  # (B,)
         **options,  # output_hidden_states, output_attentions
     ):
         given = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
-        given |= {"position_ids": position_ids} | options
+        given |= {"position_ids": position_ids, "output_hidden_states": self.config.output_hidden_states or None}
+        given |= {"output_attentions": self.config.output_attentions or None} | options
         inputs = {name: value for name, value in given.items() if value is not None}
-        halves = [{}, {}]  # embeddings of the shared and of the task-specific encoder
-        if inputs_embeds is not None:
-            halves = [{"inputs_embeds": half} for half in inputs_embeds.chunk(2, -1)]
-        m, t = self.shared(**inputs, **halves[0]), self.encoder(**inputs, **halves[1])
+        shared, own = self._embedded(inputs_embeds)
+        m, t = self.shared(**inputs, **shared), self.encoder(**inputs, **own)
         logits = self.head(aggregate(m.logits, t.logits, self.config.alpha))  # e_m, e_t: (B, width) -> (B, labels)
         loss = task_loss(logits, labels) if labels is not None else None
         states = _side_by_side(m.hidden_states, t.hidden_states, -1)  # of each layer: (B, n, 2 width)
         attentions = _side_by_side(m.attentions, t.attentions, 1)  # of each layer: (B, 2 heads, n, n)
         return SequenceClassifierOutput(loss, logits, states, attentions)
+
+    def _embedded(self, inputs_embeds) -> tuple[dict, dict]:
+        "Return the argument `inputs_embeds` of the shared and of the task-specific encoder; none if it is None"
+        if inputs_embeds is None:
+            return {}, {}
+        given, wanted = inputs_embeds.shape[-1], self.get_input_embeddings().weight.shape[-1]
+        if given != wanted:
+            raise ValueError(f"inputs_embeds has width {given}; {wanted} is needed, for two encoders")
+        return tuple({"inputs_embeds": half} for half in inputs_embeds.chunk(2, -1))
 
     def get_input_embeddings(self):
         return _BothEmbeddings(self.shared.get_input_embeddings(), self.encoder.get_input_embeddings())
