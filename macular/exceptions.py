@@ -190,7 +190,7 @@ def _wanted(interrupt: bool = False) -> list:  # interrupt: SIGINT in a notebook
     signals = [signal.SIGTERM] if _in_notebook() and not interrupt else [signal.SIGTERM, signal.SIGINT]
     return [s for s in signals if signal.getsignal(s) not in (signal.SIG_IGN, None)]
 
-
+# %% ../nbs/00_exceptions.ipynb #3a4c9e38
 class SignalNote:
     "`with SignalNote() as heard:` record the first signal in `heard.number`; a second signal acts as usual"
 
@@ -226,8 +226,13 @@ class SignalNote:
             self.then(number)
 
     def act(self):
-        "Raise the recorded signal again, with its usual effect"
+        "Raise the recorded signal again, with its usual effect; an interrupt in a notebook raises `Stopped`"
         self._stop()
+        if self.number == signal.SIGINT and _in_notebook():
+            if not _papermill():
+                raise Stopped("interrupted; the same command resumes")
+            time.sleep(10)  # papermill is interrupted, too, and ends its kernel
+            self.number = signal.SIGTERM
         signal.raise_signal(self.number)
 
 # %% ../nbs/00_exceptions.ipynb #6eabc874

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from signal import SIGINT, SIGTERM, raise_signal
 
 import torch
 from accelerate import Accelerator
@@ -23,7 +22,7 @@ from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ..core import _one_process, mix
-from ..exceptions import NumericError, SetupError, SignalNote, Stopped, StorageError, _in_notebook, _papermill
+from ..exceptions import NumericError, SetupError, SignalNote, Stopped, StorageError
 from ..store import write_bytes, write_json
 from .checkpoints import Checkpoints
 
@@ -232,14 +231,10 @@ class _Session:
             self._end()
 
     def _end(self):
-        "End with the received signal, after a state is saved; in a notebook an interrupt raises `Stopped`"
+        "Say that a state is saved, and end with the received signal, if there is one"
         self.tell("saved", self.step)
-        if self.signals.number == SIGINT and _in_notebook():
-            if _papermill():  # it is interrupted, too, and ends its kernel
-                time.sleep(10)
-                raise_signal(SIGTERM)
-            raise Stopped(f"interrupted at step {self.step}; the same command resumes")
-        self.signals.act()
+        if self.signals.number:
+            self.signals.act()
 
     def log(self, line: dict):
         "Record a step"
@@ -297,9 +292,7 @@ class _Session:
         "Save a state and end with the received signal, or raise `Stopped`"
         self.save()
         self._forget_pause()
-        if self.signals.number:
-            self._end()
-        self.tell("saved", self.step)
+        self._end()
         where = f"round {place['round']}, phase '{place['phase']}', step {place['step']}"
         raise Stopped(f"stopped in {where}; the same command resumes from there")
 
