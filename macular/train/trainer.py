@@ -14,7 +14,6 @@ from collections.abc import Callable
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from signal import SIGINT, SIGTERM, raise_signal
 
 import torch
 from accelerate import Accelerator
@@ -24,7 +23,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ..core import mix
 from ..exceptions import NumericError, ParameterError, SetupError, Stopped, StorageError
-from ..process import SignalNote, _in_notebook, _one_process, _papermill
+from ..process import SignalNote, _one_process
 from ..store import write_bytes, write_json
 from .checkpoints import Checkpoints
 
@@ -183,14 +182,6 @@ def _first_examples(examples: dict) -> str:  # task -> ids
         named.append(f"{name} {first}{more}")
     return f"Its examples: {'; '.join(named)[:300]}. " if named else ""
 
-# %% ../../nbs/train/07_trainer.ipynb #76bb2ca4
-def _interrupted(step):
-    "End a training that was interrupted in a notebook"
-    if _papermill():  # it is interrupted, too, and ends its kernel
-        time.sleep(10)
-        raise_signal(SIGTERM)
-    raise Stopped(f"interrupted at step {step}; the same command resumes")
-
 # %% ../../nbs/train/07_trainer.ipynb #ed006c89
 class _Session:
     "The position of a training, its folder, and requests to stop, pause or evaluate"
@@ -241,11 +232,10 @@ class _Session:
             self._end()
 
     def _end(self):
-        "End with the received signal, after a state is saved; in a notebook an interrupt raises `Stopped`"
+        "Say that a state is saved, and end with the received signal, if there is one"
         self.tell("saved", self.step)
-        if self.signals.number == SIGINT and _in_notebook():
-            _interrupted(self.step)
-        self.signals.act()
+        if self.signals.number:
+            self.signals.act()
 
     def log(self, line: dict):
         "Record a step"
@@ -303,9 +293,7 @@ class _Session:
         "Save a state and end with the received signal, or raise `Stopped`"
         self.save()
         self._forget_pause()
-        if self.signals.number:
-            self._end()
-        self.tell("saved", self.step)
+        self._end()
         where = f"round {place['round']}, phase '{place['phase']}', step {place['step']}"
         raise Stopped(f"stopped in {where}; the same command resumes from there")
 
