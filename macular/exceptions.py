@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['shown', 'first_line', 'MacularError', 'ParameterError', 'DataError', 'SetupError', 'StorageError', 'NumericError',
-           'Stopped', 'KilledError', 'error_class', 'unknown', 'odd_languages', 'SignalNote']
+           'Stopped', 'KilledError', 'error_class', 'unknown', 'odd_languages']
 
 # %% ../nbs/00_exceptions.ipynb #9d2dbe91
 import re
@@ -188,48 +188,3 @@ def odd_languages(
         said.append(f"{shown(str(value or ''))} ({n:,} {what}{'s' * (n > 1)}{meant})")
     more = len(counts) - len(said)
     return ", ".join(said) + (f" and {more} other values" if more else "")
-
-# %% ../nbs/00_exceptions.ipynb #3a4c9e38
-class SignalNote:
-    "`with SignalNote() as heard:` record the first signal in `heard.number`; a second signal acts as usual"
-
-    seen = 0  # signals that handlers of this class have seen in this process
-
-    def __init__(
-        self,
-        then: Callable | None = None,  # called with the signal's number when it arrives
-        interrupt: bool = False,  # record an interrupt in a notebook, too
-    ):
-        self.then, self.interrupt = then, interrupt
-        self.number = None
-        self.before = {}  # signal -> its handler outside the `with`
-
-    def __enter__(self):
-        self.before = {s: signal.signal(s, self._note) for s in _wanted(self.interrupt)}
-        return self
-
-    def __exit__(self, *_):
-        self._stop()
-
-    def _stop(self):
-        "Restore the handlers"
-        while self.before:
-            signal.signal(*self.before.popitem())
-
-    def _note(self, number, frame):
-        "Handle the first signal"
-        self.number = number
-        SignalNote.seen += 1
-        self._stop()
-        if self.then:
-            self.then(number)
-
-    def act(self):
-        "Raise the recorded signal again, with its usual effect; an interrupt in a notebook raises `Stopped`"
-        self._stop()
-        if self.number == signal.SIGINT and _in_notebook():
-            if not _papermill():
-                raise Stopped("interrupted; the same command resumes")
-            time.sleep(10)  # papermill is interrupted, too, and ends its kernel
-            self.number = signal.SIGTERM
-        signal.raise_signal(self.number)
