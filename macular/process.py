@@ -21,7 +21,7 @@ from functools import cache
 from pathlib import Path
 
 from .core import root
-from .exceptions import MacularError, ParameterError, SetupError, StorageError, _brief
+from .exceptions import MacularError, ParameterError, SetupError, Stopped, StorageError, _brief
 
 # %% ../nbs/03_process.ipynb #74ca955f
 def _in_notebook() -> bool:
