@@ -163,11 +163,14 @@ def plot_languages(
     paper: dict | None = None,  # language -> the paper's percent
     title: str = "",
     measure: str = "accuracy",  # in words
+    errors: dict | None = None,  # language -> half the width of its interval
 ):
-    "Bar chart of languages, the source language first; the paper's values as marks"
+    "Bar chart of languages, the source language first, with intervals; the paper's values as marks"
     fig, ax = plt.subplots(figsize=(max(3.5, 0.48 * len(accuracy) + 1), 2.9), dpi=90)
     bars = ax.bar(list(accuracy), list(accuracy.values()), color=["C1", *["C0"] * (len(accuracy) - 1)])
-    ax.bar_label(bars, fmt="%.0f", fontsize=8)
+    ax.bar_label(bars, fmt="%.0f", fontsize=8, label_type="center" if errors else "edge")
+    if errors:
+        ax.errorbar(list(errors), [accuracy[x] for x in errors], list(errors.values()), fmt="none", color="0.25", lw=1)
     if paper:
         ax.scatter(list(paper), list(paper.values()), marker="_", s=160, color="black", label="paper", zorder=3)
     ax.axhline(chance, color="grey", lw=0.8, ls=":", label="most frequent label")
@@ -175,6 +178,22 @@ def plot_languages(
     ax.legend(frameon=False, fontsize=8, loc="upper right", ncols=2)
     fig.tight_layout()
     return fig
+
+# %% ../../nbs/results/08_figures.ipynb #b3cb9eb4
+_HEARD = {"task_disc": "which task an example is of", "lang_disc": "whether a text is code-switched"}
+
+
+def _adversaries(
+    folder,  # of a training
+) -> list[str]:  # one sentence a discriminator; empty without one
+    "Say what the discriminators could still tell after the last round, against chance"
+    told, ended = [], [line for line in rounds_of(folder) if "asked" not in line]
+    for name, what in _HEARD.items():
+        if ended and name in ended[-1]:
+            accuracy, chance = (100 * ended[-1][name][x] for x in ("accuracy", "chance"))
+            kept = "no better than guessing" if accuracy - chance < 5 else f"where guessing gives {chance:.0f} %"
+            told.append(f"The discriminator tells {what} in {accuracy:.0f} % of the cases, {kept}.")
+    return told
 
 # %% ../../nbs/results/08_figures.ipynb #fb64eaec
 def measure_rows(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..core import escape_markdown, table
-from ..data.tasks import MEASURES, tasks
+from ..data.tasks import MEASURES, item_shares, tasks
 from ..train.methods import methods
 
 # %% ../../nbs/results/01_formats.ipynb #2c274f02
@@ -303,3 +303,51 @@ def _tested(rows, view):
         f"↑ ↓: difference from {title(view.against)} significant at {100 * LEVEL:.0f} %, Holm over a row's cells, "
         "the mean apart (over seeds, paired where shared, else Welch); without a mark: not significant" + untested
     ]
+
+# %% ../../nbs/results/01_formats.ipynb #1a25a690
+def _parts(predictions, measure):
+    "Return rows of item, language and the item's part of the mean minus the mean, in percent"
+    import pandas as pd
+
+    found = []
+    for lang, rows in predictions.groupby("language", sort=False):
+        numbers, _ = pd.factorize(pd.concat([rows["label"], rows["prediction"]]))
+        gold, given = numbers[: len(rows)], numbers[len(rows) :]
+        values = item_shares(gold, given) if measure == "macro_f1" else 100.0 * (gold == given)  # (items,)
+        parts = (values - values.mean()) / len(rows)
+        found.append(pd.DataFrame({"item": rows["item"].to_numpy(), "language": lang, "part": parts}))
+    return pd.concat(found)
+
+
+def _half_widths(
+    predictions,  # a data frame: item, language, label, prediction
+    measure: str,  # accuracy or macro_f1
+) -> dict:  # language -> half the width of its 95 % interval, in points; "" is the mean over the languages
+    "Return the sampling errors over test items"
+    parts = _parts(predictions, measure)
+    found = {}
+    for lang, rows in parts.groupby("language", sort=False):
+        found[lang] = 1.96 * np.sqrt((rows["part"] ** 2).sum())
+    by_item = parts.groupby("item")["part"].sum() / len(found)  # translations of an item are one observation
+    return found | {"": 1.96 * np.sqrt((by_item**2).sum())}
+
+# %% ../../nbs/results/01_formats.ipynb #c25bfbc6
+def _headline(
+    scores: dict,  # language -> percent, the source language first
+    predictions,  # of the run
+    measure: str,  # accuracy or macro_f1
+    cost: str,
+) -> str:
+    "Return the result of a run in two sentences"
+    source, *others = scores
+    words = MEASURES[measure]
+    if not others:
+        width = _half_widths(predictions, measure)[source]
+        return f"{scores[source]:.1f} % {words} in {source} (± {width:.1f} over test items, 95 %). {cost}"
+    mean = sum(scores[x] for x in others) / len(others)
+    width = _half_widths(predictions[predictions["language"] != source], measure)[""]
+    where = f"in {others[0]}" if len(others) == 1 else f"on average in {len(others)} other languages"
+    return (
+        f"{mean:.1f} % {words} {where} (95 % interval over test items: {mean - width:.1f} to {mean + width:.1f}; "
+        f"one training, so nothing is said about other seeds), and {scores[source]:.1f} % in {source}. {cost}"
+    )

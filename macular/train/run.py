@@ -32,7 +32,7 @@ from .build import Hyperparameters, available_losses
 from .checkpoints import _JobProgress, _tracked
 from .checks import check_inputs, refuse
 from .config import Job, presets
-from .evaluate import _majority, score
+from .evaluate import _majority_notes, score
 from .inputs import Data, count_examples
 from .methods import ADVERSARIES
 from macular.train.resolve import (
@@ -307,11 +307,11 @@ def _notes(resolved: ResolvedJob, training: Training) -> list[str]:
     "Return the limitations of the result, as sentences"
     teacher = resolved.data.teacher
     return [
+        *_majority_notes(resolved, training),
         *([teacher.note] if teacher else []),
         *resolved.data.odd,
         *_training_notes(resolved, training),
         *_data_notes(resolved),
-        *_majority_note(resolved),
         *_language_notes(resolved),
     ]
 
@@ -327,17 +327,6 @@ def _training_notes(resolved, training):
             found.append(f"{t.method.title} was trained on {', '.join(learned)}, in the paper on {', '.join(wanted)}")
         found += [f"{t.method.title}: {note}" for note in t.record["notes"]]
     return found
-
-
-def _majority_note(resolved):
-    "Recommend macro-F1 for a task whose most frequent label has more than 60 % of the scored examples"
-    label, share = _majority(resolved)
-    if resolved.target.measure != "accuracy" or share <= 0.6:
-        return []
-    return [
-        f"{share:.0%} of the {resolved.split} examples have the label '{label}': macro-F1 is recommended, "
-        'measure = "macro_f1" in the task\'s record'
-    ]
 
 
 def _data_notes(resolved):
