@@ -8,18 +8,25 @@ __all__ = ['app', 'main']
 # %% ../nbs/99_cli.ipynb #46e90863
 import json
 import sys
+from functools import partial
 from importlib.metadata import version
+from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 from typer import Argument, Exit, Option, Typer
 from typer.core import TyperCommand
 
 from macular.arguments import (
-    complete,
+    _job_words,
+    _measured,
+    _read,
+    _read_word,
+    _written,
+    _written_word,
     conditions,
     engine,
     explained,
-    measured,
     new_file,
     parse_parameters,
     plans,
@@ -30,12 +37,13 @@ from macular.arguments import (
 from .core import key, root, table
 from .data.check import check_data
 from .data.download import fetch as fetch_data
-from .data.readers import TEXTS, read_texts
+from .data.readers import read_texts
 from .data.tasks import tasks
-from .exceptions import MacularError, ParameterError, ending, unknown
+from .exceptions import MacularError, ParameterError, unknown
 from .jobs.engines import compute, run_as_notebook, run_notebook, sweep
 from .jobs.rerun import rerun
 from .jobs.search import read_search
+from .process import _one_process, ending
 from .results.compare import checklist, compare
 from .results.formats import Table, as_csv
 from .results.statistics import select
@@ -51,9 +59,11 @@ app = Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 done, 2 parameters, 3 data, 4 machine, 5 storage, 6 numbers, 130 interrupted, "
-    "143 terminated (a training saves first), 1 anything else.",
+    epilog="Relative paths start at the working directory, defaults such as runs at the project's root; a run's "
+    "name works everywhere in the project. Exit codes: 0 done, 2 parameters, 3 data, 4 machine, 5 storage, 6 numbers, "
+    "130 interrupted, 143 terminated (a training saves first), 1 anything else.",
 )
+_ROOT = ", below the project's root"
 _data = Typer(help="Check and download data sets and dictionaries.", no_args_is_help=True)
 _sweep = Typer(help="Plan, run and resume many jobs, on one machine or several.", no_args_is_help=True)
 app.add_typer(_data, name="data")
@@ -100,9 +110,9 @@ def _methods():
 # %% ../nbs/99_cli.ipynb #ebc19141
 @_data.command("check")
 def _check_data(
-    data_dir: Annotated[str, Option(help="Folder of the unpacked official archives.")] = "data",
-    lexicon_dir: Annotated[str, Option(help="Folder of the dictionaries en-xx.txt.")] = "data/dictionaries",
-    task: Annotated[str, Option(help="The TOML file of a task of your own, in place of the paper's four.")] = "",
+    data_dir: Annotated[str, _read(help=f"Folder of the official archives; by default data{_ROOT}.")] = "data",
+    lexicon_dir: Annotated[str, _read(help="Folder of the dictionaries en-xx.txt.")] = "data/dictionaries",
+    task: Annotated[str, _read(help="The TOML file of a task of your own, in place of the paper's four.")] = "",
 ):
     "Check the data sets and dictionaries on this machine; list missing ones and the command that fetches them."
     found = check_data(data_dir, lexicon_dir, task=task)
@@ -114,7 +124,7 @@ def _check_data(
 @_data.command("fetch")
 def _fetch_data(
     names: Annotated[list[str], Argument(help="xnli, pawsx, qam, qadsm, dictionaries")],
-    to: Annotated[str, Option(help="Target folder; by default data, and data/dictionaries for dictionaries.")] = "",
+    to: Annotated[str, _written(help="Target folder; by default data, and data/dictionaries for dictionaries.")] = "",
     yes: Annotated[bool, Option("--yes", help="Accept the licences shown.")] = False,
 ):
     "Show the licence of data sets and, if it is accepted, download them."
@@ -134,28 +144,27 @@ class _Train(TyperCommand):
 def _train(
     words: Annotated[
         list[str],
-        Argument(
+        _job_words(
             metavar="NAME=VALUE...",
-            autocompletion=complete,
             help="Parameters of nbs/train.ipynb, listed below: task=xnli method=macular seed=0 …",
         ),
     ],
-    to: Annotated[str, Option("--report", help="The notebook to write; by default runs/<name of the job>.ipynb.")] = "",
+    to: Annotated[str, Option("--report", help=f"The notebook to write; by default runs/<job>.ipynb{_ROOT}.")] = "",
 ):
     "Train a method on a task and score it in every language; the report is a notebook."
     values = parse_parameters(words)
     job = check(values)
     name = f"{job.task.split('/')[-1]}-{job.method}-s{job.seed}-{key(values, length=6)}"
-    to = to or str(root() / "runs" / f"{name}.ipynb")
-    print(command(job, to), flush=True)
+    to = str(Path(to).expanduser().absolute()) if to else str(root() / "runs" / f"{name}.ipynb")
+    elsewhere = "" if Path.cwd() == root() else f"cd {quote(str(root()))} && "
+    print(elsewhere + command(job, to), flush=True)
     run_notebook(job, to, sys.stdout)
 
 # %% ../nbs/99_cli.ipynb #0b574d8b
 _Words = Annotated[
     list[str],
-    Argument(
+    _job_words(
         metavar="PLAN",
-        autocompletion=complete,
         help="A .toml or .csv file, or parameters: task=xnli,pawsx method=macular seed=0,1,2 preset=mini",
     ),
 ]
@@ -216,14 +225,15 @@ def _run(  # noqa: PLR0913 (its options)
             raise Exit(code)
 
 # %% ../nbs/99_cli.ipynb #d99bd338
-_Folder = Annotated[str, Argument(metavar="RUN", help="The folder of a finished run, or its name below runs/.")]
+_NAMED = "or its name below runs/."
+_Folder = Annotated[str, _read_word(metavar="RUN", help=f"The folder of a finished run, {_NAMED}")]
 _Selection = Annotated[str, Option(help="Checkpoint selection: en_dev, last, averaged, all_dev_oracle.")]
 
 
 @app.command("rerun")
 def _rerun(
     folder: _Folder,
-    out: Annotated[str, Option(help="Folder of the repeated run.")] = "runs/again",
+    out: Annotated[str, _written(show_default=f"runs/again{_ROOT}", help="Folder of the repeated run.")] = "runs/again",
 ):
     "Repeat a run from its record and compare the results byte by byte. The exit code is 0 if equal, else 1."
     found = rerun(folder, out)
@@ -235,17 +245,13 @@ def _rerun(
 def _export(
     run: _Folder,
     folder: Annotated[
-        str,
-        Argument(
-            metavar="FOLDER",
-            help="The model folder to write; an earlier, unchanged export in it is replaced.",
-        ),
+        str, _written_word(metavar="FOLDER", help="The model folder; an earlier, unchanged export is replaced.")
     ],
     task: Annotated[
         str, Option(help="The task whose classifier is exported, for a multi-task method; by default the run's task.")
     ] = "",
     selection: _Selection = "en_dev",
-    backbone: Annotated[str, Option(help="The backbone's folder on this machine; by default as recorded.")] = "",
+    backbone: Annotated[str, _read(help="The backbone's folder on this machine; by default as recorded.")] = "",
 ):
     "Save a finished run as a model folder that transformers loads, with its card."
     from macular.deploy.huggingface import export  # imports torch
@@ -259,48 +265,42 @@ def _export(
 @app.command("predict")
 def _predict(
     folder: Annotated[
-        str, Argument(metavar="FOLDER", help="A model folder, a finished run's folder, or its name below runs/.")
+        str, _read_word(metavar="FOLDER", help=f"A model folder, a finished run's folder, {_NAMED}")
     ],
     file: Annotated[
         str,
-        Argument(
-            metavar="FILE", help="Pairs of texts: .csv, .tsv, .jsonl, .parquet; .txt with a tab between two texts."
-        ),
+        _read_word(metavar="FILE", help="Texts or pairs: .csv, .tsv, .jsonl, .parquet; .txt with a tab between two."),
     ],
-    columns: Annotated[tuple[str, str], Option(help="Columns of the first and the second text.")] = TEXTS,
+    column: Annotated[list[str], Option(help="Another column of the text; for pairs, two.")] = [],  # noqa: B006
     keep: Annotated[list[str], Option(help="Another column to copy, such as an id; repeatable.")] = [],  # noqa: B006
-    to: Annotated[str, Option(help="A new .csv, .jsonl or .parquet file; by default CSV is printed.")] = "",
+    to: Annotated[str, _written(help="A new .csv, .jsonl or .parquet file; by default CSV is printed.")] = "",
 ):
-    "Predict the label of each pair of texts in a file, with the probability of every label."
+    "Predict the labels of texts (column text) or pairs (text_a and text_b), with the probability of every label."
     if to:
         new_file(to)  # raises for an existing file before anything is computed
-    texts = read_texts(file, columns, keep)
+    texts = read_texts(file, column, keep)
     from macular.deploy.huggingface import predict_texts  # imports torch
 
-    frame = predict_texts(texts, folder, columns)
+    frame = predict_texts(texts, folder, column)
     print(f"{len(frame):,} rows in {write_table(frame, to)}\n" if to else frame.to_csv(index=False), end="")
 
 # %% ../nbs/99_cli.ipynb #97d464c2
 @app.command("distill")
 def _distill(
     run: Annotated[
-        str, Argument(metavar="RUN", help="The teacher: the folder of a finished run, or its name below runs/.")
+        str, _read_word(metavar="RUN", help=f"The teacher: the folder of a finished run, {_NAMED}")
     ],
     words: Annotated[
         list[str] | None,
-        Argument(
+        _job_words(
             metavar="[NAME=VALUE...]",
-            autocompletion=complete,
             help="Parameters of the student that differ from the teacher's: rounds=5 seed=1 …",
         ),
     ] = None,
-    out: Annotated[str, Option(help="Folder for the student's run; by default that of the teacher's run.")] = "",
+    out: Annotated[str, _written(help="Folder for the student's run; by default that of the teacher's run.")] = "",
     plain: Annotated[
         str,
-        Option(
-            help="A finished run of one encoder without a teacher, for example of cosda_ml, to compare with; "
-            "or its name below runs/."
-        ),
+        _read(help=f"A finished run of one encoder without a teacher, such as cosda_ml, to compare with; {_NAMED}"),
     ] = "",
 ):
     "Train one encoder on the predictions of a finished run; report the change in accuracy and in time."
@@ -334,8 +334,9 @@ _Measure = Annotated[str, Option(help="accuracy or macro_f1; by default the meas
 def _table(  # noqa: PLR0913 (its options)
     paths: Annotated[
         list[str],
-        Argument(
+        _read_word(
             metavar="PATH...",
+            show_default=f"runs{_ROOT}",
             help="Runs or their names below runs/, folders of runs, records (.jsonl), predictions of other programs: "
             "a table of item, language, label, prediction (.csv, .tsv, .parquet), one label a line (.txt, or XTREME's "
             "test-{lang}.tsv), samples of lm-eval.",
@@ -355,27 +356,27 @@ def _table(  # noqa: PLR0913 (its options)
     wanted = conditions(where)
     view = TableOptions(against, selection=selection)
     found = select(sum((records_at(path, wanted) for path in paths), []), **wanted)
-    print(_FORMS[form](_TABLES[by](measured(found, measure), view)).rstrip())
+    print(_FORMS[form](_TABLES[by](_measured(found, measure), view)).rstrip())
 
 # %% ../nbs/99_cli.ipynb #249e9913
 @app.command("compare")
 def _compare(
     a: Annotated[
         str,
-        Argument(
+        _read_word(
             metavar="A",
             help="A run's folder or its name below runs/, a file of records, or a method's name; "
             "file.jsonl:method for one of several.",
         ),
     ],
-    b: Annotated[str, Argument(metavar="B", help="The same for the other side.")],
-    runs: Annotated[list[str], Option(help="Where methods are searched for if A and B are names.")] = ["runs"],  # noqa: B006
+    b: Annotated[str, _read_word(metavar="B", help="The same for the other side.")],
+    runs: Annotated[list[str], _read(help="Where methods are searched for if A and B are names.")] = ["runs"],  # noqa: B006
     where: _Where = [],  # noqa: B006
     measure: _Measure = "",
 ):
     "Compare two runs or methods: the difference with its interval, per language, and the settings of both."
     wanted = conditions(where)
-    sides = [measured(select(side_of(name, runs, wanted), **wanted), measure) for name in (a, b)]
+    sides = [_measured(select(side_of(name, runs, wanted), **wanted), measure) for name in (a, b)]
     print(compare(*sides).markdown())
 
 # %% ../nbs/99_cli.ipynb #ff55403d
@@ -387,7 +388,7 @@ def main(
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # for terminals that cannot show every character
     try:
-        with ending():
+        with ending(), _one_process(partial(print, file=sys.stderr)):
             app(arguments, standalone_mode=True)
     except SystemExit as e:
         return e.code or 0

@@ -24,13 +24,26 @@ from pathlib import Path
 from .exceptions import StorageError
 
 # %% ../nbs/02_store.ipynb #66fc06cd
+_NO_FSYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF}  # "cannot", not "failed"
+_NO_OPEN = {errno.EACCES, errno.EPERM, errno.EISDIR}  # of a folder
+_unconfirmed = []  # the first path of this process that could not be flushed
+
+
 def _sync(path):
-    "Flush a file or a folder to the disk"
-    handle = os.open(path, os.O_RDONLY)
+    "Flush a file or a folder to the disk; warn once where the file system cannot"
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as e:
+        if e.errno not in (_NO_FSYNC | _NO_OPEN if Path(path).is_dir() else _NO_FSYNC):
+            raise
+        if not _unconfirmed:
+            _unconfirmed.append(path)
+            lost = "a power failure may lose the last ones"
+            warnings.warn(f"{path}: its file system cannot confirm writes ({e.strerror}); {lost}", stacklevel=3)
 
 
 def _aside(path, kind="tmp"):
@@ -158,8 +171,7 @@ def read_lines(
 
 # %% ../nbs/02_store.ipynb #eff5e8bd
 MANIFEST = "manifest.json"
-_FORMAT = 2  # the format of new manifests
-_READABLE = (1, 2)  # format 1 has no name
+_FORMAT, _READABLE = 2, (1, 2)  # the format of new manifests; those that are read: format 1 has no name
 
 
 def sha256(
@@ -199,9 +211,7 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # from fcntl.h and stdio.h
 def _exchange(a, b):
     "Exchange the names of two folders in one step; return whether the system supports it"
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if rename is None:
-        return False
-    return rename(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE) == 0
+    return rename is not None and rename(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE) == 0
 
 
 def _replace(aside, path):
@@ -287,13 +297,9 @@ def verify(
     bad = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     if not bad:
         return manifest
-    cases = []
-    for name in bad[:3]:
-        sums = _sum(expected.get(name), "not listed"), _sum(found.get(name), "missing")
-        cases.append(f"{name[:80]} ({sums[0]} expected, {sums[1]} found)")
-    raise StorageError(
-        f"{path} does not match its manifest: {', '.join(cases)}; in all {len(bad)} of {len(expected)} files"
-    )
+    sums = {name: (_sum(expected.get(name), "not listed"), _sum(found.get(name), "missing")) for name in bad[:3]}
+    cases = ", ".join(f"{name[:80]} ({a} expected, {b} found)" for name, (a, b) in sums.items())
+    raise StorageError(f"{path} does not match its manifest: {cases}; in all {len(bad)} of {len(expected)} files")
 
 
 def _sum(entry, otherwise):
@@ -306,12 +312,8 @@ def newest(
     name: str,  # the part before the number
 ) -> Path | None:  # the intact folder with the highest number
     "Return the last folder `name-N` that matches its manifest"
-    numbered = {}
-    for p in Path(folder).glob(f"{name}-*"):
-        number = p.name[len(name) + 1 :]
-        if number.isdecimal():
-            numbered[p] = int(number)
-    for p in sorted(numbered, key=numbered.get, reverse=True):
+    found = [p for p in Path(folder).glob(f"{name}-*") if p.name[len(name) + 1 :].isdecimal()]
+    for p in sorted(found, key=lambda p: int(p.name[len(name) + 1 :]), reverse=True):
         try:
             verify(p)
         except ForeignFolder:

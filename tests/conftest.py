@@ -107,7 +107,7 @@ SLOW_FIXTURES = {
 
 
 # the files that take longest, in this order, so that two workers end at the same time; the others follow by name
-LONGEST = "resume load jobs papermill model distill trainer mini site phases switch packing run reference cli".split()
+LONGEST = "browser resume load jobs papermill model distill trainer mini site phases switch packing run".split()
 
 
 def pytest_configure(config):

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from macular.core import key, mix, number, pick, uniform, visible
-from macular.data.lexicon import CHUNK, Lexicon, split
+from macular.core import CHUNK, key, mix, number, pick, split, uniform, visible
+from macular.data.lexicon import Lexicon
 from macular.exceptions import DataError, ParameterError
 from macular.text.code_switch import CodeSwitch, Draws, Place, Synonyms, _exchange, draw, item_numbers, rates, tally
 
@@ -247,6 +247,22 @@ def test_what_is_not_exchanged_stays_byte_for_byte(text, seed):
 def test_case_signs_and_spacing():
     out = CodeSwitch(("fr",), word=1.0)(["  “LOW\tPrices”\u00a0(work)…\n\nlow-work low's  "], ["i"], NINE)[0]
     assert out.text == "  “faible\tprix”\u00a0(travailler)…\n\nlow-work low's  "
+
+
+@pytest.mark.parametrize(
+    "source, words, text, switched",
+    [
+        ("tr", {"ılık": "lukewarm", "ilik": "marrow", "iyi": "good"}, "ILIK İyi ilik", "lukewarm good marrow"),
+        ("fr", {"aujourd'hui": "today", "c'est": "it is"}, "“Aujourd’hui”, c'est C’EST", "“today”, it is it is"),
+        ("en", {"caf\u00e9": "Kaffee", "don't": "nicht"}, "Cafe\u0301 don’t", "Kaffee nicht"),
+        ("fr", {"e\u0301te\u0301": "\u00e9t\u00e9"}, "E\u0301te\u0301 \u00e9t\u00e9", "E\u0301te\u0301 \u00e9t\u00e9"),
+    ],
+    ids=["Turkish", "apostrophes", "Unicode forms", "its own translation"],
+)
+def test_words_are_found_in_every_spelling(source, words, text, switched):
+    lexicon = Lexicon({"xx": words}, source=source)
+    (out,) = CodeSwitch(("xx",), word=1.0)([text], ["i"], lexicon)
+    assert out.text == switched and out.found == out.words == len(text.split())
 
 
 def test_phrases_stay_one_exchange():

@@ -11,11 +11,13 @@ import os
 import stat
 import time
 from pathlib import Path
+from unicodedata import normalize
 
 import pytest
 
+from macular.arguments import from_notebook
 from macular.exceptions import DataError, MacularError, ParameterError, SetupError, shown
-from macular.train.config import check, from_notebook
+from macular.train.config import check
 
 A, W = "accepted", "accepted, and said"
 HEAD = "id\ta\tb\tlabel\n"
@@ -40,6 +42,12 @@ def table(*rows, n=8, head=HEAD, start=0):
     "A file in order, and these rows behind it"
     good = [f"{i}\tthe dog sees house {i}\tthe cat reads book {i}\t{i % 2}" for i in range(start, start + n)]
     return head + "\n".join([*good, *rows]) + "\n"
+
+
+def spoken(lang, start=0):
+    "The same with a column for the language"
+    head, *rows = table(start=start).splitlines()
+    return "\n".join([f"lang\t{head}", *(f"{lang}\t{row}" for row in rows)]) + "\n"
 
 
 def dictionary(*lines):
@@ -426,12 +434,30 @@ DATA = [
         ("1 of 66 texts contain marks that change the writing direction",),
     ),
     ("thousands of accents", odd("e" + "\u0301" * 900), A, ()),
+    (
+        "rows in a language that is spelled otherwise",
+        {
+            "own.toml": TOML.replace('id = "id"', 'id = "id"\nlang = "lang"'),
+            "train.en.tsv": spoken("en"),
+            "dev.en.tsv": spoken("en", start=100),
+            "test.en.tsv": spoken("en", start=200),
+            "test.de.tsv": spoken("de-AT", start=300),
+        },
+        W,
+        ("test.de.tsv: 8 of 8 rows are not read; their lang is 'de-AT' (8 rows; did you mean 'de'?)",),
+    ),
+    (
+        "letters with separate accents in a second text",
+        {"test.de.tsv": table("8\tder Hund\t" + normalize("NFD", "어두운 집") + "\t1", start=300)},
+        W,
+        ("letters with separate accents (NFD) are unknown to the backbone: own test in de 1 of 9 texts in text_b",),
+    ),
     ("emoji of several characters", odd("a 👩‍👩‍👧 and 𝒜"), A, ()),
     (
         "one text in two Unicode forms",
         train(table("8\tcafé\tcat\t1", "9\tcafe\u0301\tcat\t1")),
         W,
-        ("1 of 10 pairs differ from another only in their Unicode form", "own train in en 1"),
+        ("1 of 10 examples differ from another only in their Unicode form", "own train in en 1"),
     ),
     ("wrongly decoded", odd("cafÃ©"), W, ("1 of 66 texts look wrongly decoded",)),
     (
@@ -566,21 +592,24 @@ DATA = [
         W,
         (
             "1 of 9 ids occur more than once",
-            "1 of 9 pairs occur with two labels",
-            "1 of 9 pairs occur more than once",
+            "1 of 9 examples occur with two labels",
+            "1 of 9 examples occur more than once",
         ),
     ),
     (
         "test rows that were trained on",
         {"test.en.tsv": table(start=200, n=6) + "\n".join(table().splitlines()[1:4]) + "\n"},
         W,
-        ("3 of 9 scored pairs are also training examples: own test in en 3",),
+        ("3 of 9 scored examples are also training examples: own test in en 3",),
     ),
     (
-        "max_train takes a label away",
-        {"train.en.tsv": HEAD + "".join(f"{i}\tthe dog {i}\tcat\t{int(i == 0)}\n" for i in range(12)), "@max_train": 2},
-        DataError,
-        ("max_train=2 leaves too few examples", "none of yes"),
+        "a test row that was trained on, in another Unicode form",
+        {
+            "train.en.tsv": table("8\tcafe\u0301\tcat\t1"),
+            "test.en.tsv": table("8\tcaf\u00e9\tcat\t1", start=200),
+        },
+        W,
+        ("1 of 9 scored examples are also training examples: own test in en 1",),
     ),
 ]
 
@@ -655,7 +684,30 @@ DICTIONARIES = [
         DataError,
         ("de: no word of the training examples is in it",),
     ),
-    ("signs and digits", {"words/en-de.txt": dictionary("7 sieben", "% Prozent")}, A, ()),
+    (
+        "signs and digits",
+        {"words/en-de.txt": dictionary("7 sieben", "% Prozent")},
+        W,
+        ("1 dictionary entries left out: 1 word with a sign at its edge",),
+    ),
+    (
+        "notes, alternatives, arrows and placeholders",
+        {"words/en-de.txt": dictionary("wine\tWein {m}", "old\talt, betagt", "new -> neu", "red\t-> rot", "x\t-")},
+        W,
+        (
+            "4 dictionary entries cleaned: 1 signs between the columns",
+            "1 notes in brackets",
+            "1 several alternatives",
+            "1 punctuation at the edges",
+            "1 dictionary entries left out: 1 translation without a letter",
+        ),
+    ),
+    (
+        "placeholders alone",
+        {"words/en-de.txt": "dog\t-\ncat\t?\nhouse\tN/A\n"},
+        DataError,
+        ("none of its 3 lines can be used", "2 translation without a letter", "1 placeholder"),
+    ),
     ("phrases", {"words/en-de.txt": dictionary("wine\tein Glas Wein")}, A, ()),
     ("an empty translation", {"words/en-de.txt": dictionary("wine\t")}, DataError, ("line 8 holds one column",)),
     (
@@ -664,7 +716,12 @@ DICTIONARIES = [
         DataError,
         ("line 8 holds a hidden character",),
     ),
-    ("a special token, HTML", {"words/en-de.txt": dictionary("wine [SEP]", "water <b>Wasser</b>")}, A, ()),
+    (
+        "a special token, HTML",
+        {"words/en-de.txt": dictionary("wine [SEP]", "water <b>Wasser</b>")},
+        W,
+        ("2 dictionary entries cleaned: 2 notes in brackets", "1 dictionary entries left out"),
+    ),
     (
         "Latin-1",
         {"words/en-de.txt": dictionary("over über").encode("latin-1")},
@@ -854,7 +911,7 @@ def pointer(path):
 
 
 def test_a_pointer_in_place_of_the_weights(tmp_path):
-    from macular.data.backbones import count_parameters
+    from macular.data.backbones import _count_parameters
     from macular.data.mini_world import backbone
     from macular.model.modules import load_encoder
 
@@ -863,14 +920,14 @@ def test_a_pointer_in_place_of_the_weights(tmp_path):
         SetupError,
         match=r"net/model.safetensors \(13\d bytes\) is no safetensors file; is it a Git LFS pointer\? Fetch it with git lfs pull",  # noqa: E501
     ):
-        count_parameters(tmp_path / "net")
+        _count_parameters(tmp_path / "net")
     with pytest.raises(SetupError, match="cannot load the backbone"):
         load_encoder(tmp_path / "net", 0)
     for head in (b"", b"\x02", (2).to_bytes(8, "little") + b"[]", (2).to_bytes(8, "little") + b"{x"):
         (tmp_path / "net" / "model.safetensors").write_bytes(head)
         with pytest.raises(SetupError, match="is no safetensors file"):
-            count_parameters(tmp_path / "net")
-    assert count_parameters(backbone("mini-bert")) > 1_000_000
+            _count_parameters(tmp_path / "net")
+    assert _count_parameters(backbone("mini-bert")) > 1_000_000
 
 
 @pytest.mark.parametrize(
@@ -1099,7 +1156,7 @@ def test_what_is_odd_is_kept_with_the_result(tmp_path):
         ),
         lambda event, facts: None,
     )
-    assert any("1 of 7 scored pairs are also training examples" in note for note in result.values["notes"])
+    assert any("1 of 7 scored examples are also training examples" in note for note in result.values["notes"])
     frame = result.predictions
     assert result.values["collapsed"] == [
         x for x in ("en", "de") if frame[frame.language == x].prediction.nunique() == 1
@@ -1108,13 +1165,13 @@ def test_what_is_odd_is_kept_with_the_result(tmp_path):
 
 
 def test_a_file_nobody_may_read(tmp_path, monkeypatch):
-    from macular.data import readers
+    from macular import core
 
     path = tmp_path / "own.tsv"
     path.write_text("x")
     monkeypatch.setattr(
-        readers.os, "access", lambda p, mode: not (Path(p) == path and mode == os.R_OK)
+        core.os, "access", lambda p, mode: not (Path(p) == path and mode == os.R_OK)
     )  # root may read everything
     with pytest.raises(DataError, match="may not be read by you"):
-        readers.content(path)
+        core.content(path)
     assert stat.S_ISREG(path.stat().st_mode)

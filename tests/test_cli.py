@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 import macular.cli
 from macular.arguments import _jobs_table, complete, engine, explained
 from macular.cli import app, main
+from macular.data.tasks import tasks
 from macular.exceptions import DataError, NumericError, ParameterError, SetupError
 from macular.jobs.plan import plan, state
 from macular.store import write_json
@@ -139,7 +140,7 @@ def complete_after(incomplete, *before):
 
 def test_names_and_values_are_completed():
     assert complete_after("") == [f"{name}=" for name in Job.__dataclass_fields__]
-    assert set(complete_after("task=")) == {"task=xnli", "task=pawsx", "task=qam", "task=qadsm"}
+    assert set(complete_after("task=")) == {f"task={name}" for name in tasks}
     assert complete_after("task=xnli,qa", "seed=0,1") == ["task=xnli,qam", "task=xnli,qadsm"]
     assert complete_after("method=cosda") == ["method=cosda_ml", "method=cosda_ml_x2"]
     assert complete_after("preset=") == ["preset=auto", "preset=mini", "preset=quick", "preset=paper"]
@@ -197,7 +198,8 @@ def test_every_command_has_the_short_form_of_help(capsys):
 def test_tasks_are_listed(capsys):
     assert main(["tasks"]) == 0
     said = capsys.readouterr().out
-    assert len(said.splitlines()) == 6 and "| xnli | XNLI | entailment, neutral, contradiction | en ar bg de" in said
+    assert len(said.splitlines()) == 2 + len(tasks)
+    assert "| xnli | XNLI | entailment, neutral, contradiction | en ar bg de" in said
 
 
 # exit codes
@@ -303,6 +305,99 @@ def test_a_value_that_is_code_stays_a_text(tmp_path):
     cell = translate_parameters("python3", "python", {"lexicon_dir": value}, "Parameters")
     [assign] = ast.parse(cell).body
     assert ast.literal_eval(assign.value) == value
+
+
+# paths
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    "A project with a record in runs/ and beside it another folder of that name; the working directory is its nbs/"
+    (tmp_path / "clone" / "nbs").mkdir(parents=True)
+    (tmp_path / "clone" / "settings.ini").write_text("")
+    for place in (tmp_path / "clone" / "runs", tmp_path / "runs"):
+        place.mkdir()
+        (place / "found.jsonl").write_text("")
+    monkeypatch.chdir(tmp_path / "clone" / "nbs")
+    return tmp_path / "clone"
+
+
+def seen_by(command, words, monkeypatch, name):
+    "The arguments that a command passes to a function of macular.cli"
+    seen = []
+    monkeypatch.setattr(macular.cli, name, lambda *a, **k: seen.append((*a, *k.values())) or sys.exit(0))
+    main([*command, *words])
+    return seen[0]
+
+
+@pytest.mark.parametrize(
+    "typed,meant",
+    [
+        (["../runs"], ["runs"]),
+        (["../../runs"], ["OUT/runs"]),
+        (["../runs/found.jsonl"], ["runs/found.jsonl"]),
+        (["found.jsonl"], ["runs/found.jsonl"]),  # a name below runs/
+        ([], ["runs"]),
+        (["/elsewhere"], ["/elsewhere"]),
+    ],
+)
+def test_a_relative_path_starts_at_the_working_directory(project, monkeypatch, typed, meant):
+    found = []
+    monkeypatch.setattr(macular.cli, "records_at", lambda path, wanted: found.append(path) or [])
+    main(["table", *typed])
+    assert found == [path.replace("OUT", str(project.parent)) for path in meant]
+
+
+def test_what_is_written_starts_at_the_working_directory(project, monkeypatch):
+    import macular.deploy.huggingface
+
+    seen = []
+    monkeypatch.setattr(macular.deploy.huggingface, "export", lambda *a: seen.append(a) or sys.exit(0))
+    main(["export", "../runs/found.jsonl", "models/x"])
+    main(["export", "found.jsonl", "../models/x", "--backbone", "../../runs"])
+    assert [a[:2] for a in seen] == [("runs/found.jsonl", "nbs/models/x"), ("runs/found.jsonl", "models/x")]
+    assert seen[1][-1] == str(project.parent / "runs")
+    assert seen_by(["rerun"], ["found.jsonl"], monkeypatch, "rerun") == ("runs/found.jsonl", "runs/again")
+    assert seen_by(["rerun"], ["found.jsonl", "--out", "x"], monkeypatch, "rerun") == ("runs/found.jsonl", "nbs/x")
+
+
+def test_paths_of_a_job_start_at_the_working_directory(project, monkeypatch):
+    "The same job from two folders has the same name, and its record no path"
+    (project / "nbs" / "own.toml").write_text("")
+    (project / "words").mkdir()
+    words = ["task=xnli", "out=../elsewhere", "lexicon_dir=../words", "backbone=google-bert/bert", "extensions=a,b.py"]
+    (project / "nbs" / "b.py").write_text("")
+    [found] = seen_by(["sweep", "plan"], [*words, "task=own.toml", "seed=0,1"], monkeypatch, "plans")
+    assert found == [
+        "task=xnli",
+        "out=elsewhere",
+        "lexicon_dir=words",
+        "backbone=google-bert/bert",
+        "extensions=a,nbs/b.py",
+        "task=nbs/own.toml",
+        "seed=0,1",
+    ]
+    (project / "nbs" / "plan.toml").write_text("")
+    assert seen_by(["sweep", "status"], ["plan.toml"], monkeypatch, "plans") == (["nbs/plan.toml"],)
+
+
+def test_a_path_of_the_root_is_not_taken_in_silence(project, capsys):
+    for words in (["table", "runs/found.jsonl"], ["sweep", "run", "task=xnli", "data_dir=runs"]):
+        assert main(words) == 2
+        said = capsys.readouterr().err
+        assert "start at the working directory" in said and "Did you mean ../runs" in said
+
+
+def test_in_the_root_words_stay_as_they_are(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    words = ["task=xnli", "out=x/./y", "lexicon_dir=~/d"]
+    assert seen_by(["sweep", "plan"], words, monkeypatch, "plans") == (words,)
+
+
+def test_help_says_where_paths_start(capsys):
+    assert main(["--help"]) == 0 and "Relative paths start at the working directory" in capsys.readouterr().out
+    assert main(["table", "--help"]) == 0
+    assert "below the project's root" in re.sub(r"[\s│]+", " ", capsys.readouterr().out)
 
 
 # sweeps

@@ -2,9 +2,13 @@
 
 import os
 import re
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -17,17 +21,18 @@ from macular.exceptions import (
     ParameterError,
     SetupError,
     StorageError,
-    brief,
+    _brief,
     error_class,
     first_line,
     shown,
     unknown,
 )
 from macular.jobs.engines import KilledError, attempt
+from macular.process import _anonymous, failure
 from macular.store import read_json
 from macular.train.config import Job, check, fill
 from macular.train.resolve import place
-from macular.train.run import _anonymous, failure, recorded
+from macular.train.run import recorded
 
 KINDS = (MacularError, ParameterError, DataError, SetupError, StorageError, NumericError)
 TEXT = st.text(st.characters(), max_size=300) | st.builds(
@@ -61,7 +66,7 @@ def test_one_hierarchy():
 def test_any_message_fits_a_screen(text, kind):
     error = kind(text)
     assert readable(str(error)) and error.args == (text,)
-    assert brief(str(error)) == str(error)
+    assert _brief(str(error)) == str(error)
     if readable(text):
         assert str(error) == text.strip()
 
@@ -69,7 +74,7 @@ def test_any_message_fits_a_screen(text, kind):
 @quick
 @given(st.lists(TEXT, min_size=2, max_size=40))
 def test_the_first_line_and_the_last_stay(lines):
-    said = brief("\n".join(["what is wrong", *lines, "what to do"]))
+    said = _brief("\n".join(["what is wrong", *lines, "what to do"]))
     assert said.startswith("what is wrong") and said.endswith("what to do") and readable(said)
 
 
@@ -157,6 +162,34 @@ def test_the_cause_is_kept(tmp_path):
     with pytest.raises(DataError) as raised:
         read_columns(tmp_path / "x.tsv", ["a"])
     assert isinstance(raised.value.__cause__, UnicodeDecodeError)
+
+
+HANGING = """
+import ctypes, sys
+import macular.exceptions as exceptions
+exceptions._PATIENCE = 1.0
+with exceptions.ending(), exceptions.SignalNote():
+    print("begun", flush=True)
+    if sys.argv[1] == "hangs":
+        lib, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+        lib.pthread_mutex_lock(mutex), lib.pthread_mutex_lock(mutex)
+    import time
+    until = time.monotonic() + 2.5
+    while time.monotonic() < until:  # a step that takes longer, then saves
+        time.sleep(0.1)
+    print("saved")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what,code,said", [("hangs", 143, ""), ("works", 0, "saved")])
+def test_a_signal_ends_a_program_that_hangs_in_a_library_and_no_other(what, code, said):
+    process = subprocess.Popen([sys.executable, "-c", HANGING, what], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "begun\n"
+    time.sleep(0.2)
+    process.terminate()
+    out, _ = process.communicate(timeout=60)
+    assert (process.returncode, out.strip()) == (code, said)
 
 
 # the record of a failure
@@ -258,7 +291,8 @@ def test_a_sweep_and_a_job_tell_the_same(job):
 def test_a_real_job_leaves_it_however_it_is_started(tmp_path):
     from macular.cli import main
 
-    words = ["task=pawsx", "method=finetune", "preset=mini", f"data_dir={tmp_path}/none", f"out={tmp_path}"]
+    words = ["task=pawsx", "method=finetune", "preset=mini", "backbone=mini-xlmr"]
+    words += [f"data_dir={tmp_path}/none", f"out={tmp_path}"]
     assert main(["sweep", "run", *words]) == 3
     [found] = tmp_path.glob("jobs/*/error.json")
     assert (

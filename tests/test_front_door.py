@@ -55,7 +55,7 @@ def test_planning_names_need_no_torch():
 def test_a_chapter_is_still_a_package():
     code = "import macular.data.tasks; from macular import train, tasks; print(train.__name__, len(tasks))"
     done = fresh(code, cwd=ROOT)
-    assert done.stdout.split() == ["macular.train", "4"], done.stderr
+    assert done.stdout.split() == ["macular.train", "6"], done.stderr
 
 
 @pytest.mark.slow

@@ -488,6 +488,57 @@ def test_a_report_whose_kernel_is_killed_is_tried_again(tmp_path):
     assert parameters_of(tmp_path / now["folder"])["max_train"] == 64
 
 
+SCRIPT = """
+import sys
+sys.path.insert(0, {tests!r})
+import fake_jobs
+from macular.jobs.engines import Processes, sweep
+from macular.jobs.plan import plan
+jobs = plan(dict(task="pawsx", method="finetune", preset="mini", seed=[0, 1], out={out!r}))
+{last}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("last", ["sweep(jobs, Processes(2), do=fake_jobs.wait)", "1 / (__name__ == '__main__')"])
+def test_a_script_without_a_guard_gets_that_sentence(tmp_path, last):
+    "Workers import the script again; they were not killed, and no job is noted as failed"
+    script = SCRIPT.format(tests=TESTS, out=str(tmp_path / "runs"), last=last)
+    guarded = "\nif __name__ == '__main__': sweep(jobs, Processes(2), do=fake_jobs.wait)\n"
+    (tmp_path / "script.py").write_text(script + guarded)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "script.py"], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1 and 'below `if __name__ == "__main__":`' in done.stderr.splitlines()[-1]
+    assert "killed" not in done.stderr and not list(tmp_path.glob("runs/*"))
+
+
+def test_a_sweep_shows_a_line_a_job_and_the_time_left(tmp_path, monkeypatch, capsys):
+    "From the file that each job writes; a job that is still running at the end is said to be saved"
+    import macular.process as process
+
+    shown, line = [], "Fine-tuning: step 40 of 75, 00:12 left, dev 81.2 %"
+    monkeypatch.setattr(process._ProgressLines, "show", lambda lines, name, text: shown.append(f"{name}: {text}"))
+    jobs = many(tmp_path, 3)
+
+    def do(job):
+        record = {"line": line, "told": "resumed at step 20", "left": 12.0}
+        write_json(place(job) / "progress.json", record)
+        time.sleep(1.5)
+        if job == jobs[2]:
+            write_json(place(job) / "progress.json", record | {"told": "saved at step 44; the same command resumes"})
+            raise SystemExit(143)
+        return fake_jobs.wait(job)
+
+    said = []
+    with pytest.raises(SystemExit):
+        sweep(jobs, do=do, say=said.append)
+    assert f"finetune on pawsx, seed 0: {line}, resumed at step 20" in shown
+    assert "sweep: 0 of 3 jobs done, about 36 s left" in shown
+    assert any(text.startswith("sweep: 2 of 3 jobs done, about 12 s left") for text in shown)
+    assert said[-1] == "finetune on pawsx, seed 2: saved at step 44; the same command resumes"
+
+
 # Ray
 
 
@@ -566,6 +617,22 @@ def test_a_cluster_that_is_not_there_is_told_at_once(tmp_path):
     with pytest.raises(SetupError, match="cannot reach a Ray cluster"):
         sweep(many(tmp_path, 1), Ray(address="127.0.0.1:1"), do=fake_jobs.wait)
     assert time.monotonic() - started < 20
+
+
+def test_ray_that_does_not_start_in_time_is_told(tmp_path, monkeypatch):
+    "Ray raises a bare exception; what is advised can be done"
+    ray = pytest.importorskip("ray", reason="Ray is not installed: the extra `cluster`")
+
+    def init(*args, **options):
+        raise Exception("The current node timed out during startup.\nThe raylet failed to start.")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(SetupError, match="(?s)Ray did not start .* timed out during startup.*--engine processes"):
+        sweep(many(tmp_path, 1), Ray(), do=fake_jobs.wait)
+    with pytest.raises(SetupError, match="cannot reach a Ray cluster: The current node timed out"):
+        sweep(many(tmp_path, 1), Ray(address="auto"), do=fake_jobs.wait)
 
 
 def test_without_ray_the_command_for_it_is_told(tmp_path, monkeypatch):

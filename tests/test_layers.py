@@ -15,7 +15,7 @@ parse = cache(ast.parse)
 PACKAGE = ROOT / "macular"
 CHAPTERS = list(tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["macular"]["chapters"])
 # the modules at the top, before and after the chapters
-FIRST, LAST = ("exceptions", "core", "store", "interrupts"), ("arguments", "cli")
+FIRST, LAST = ("exceptions", "core", "store", "process"), ("arguments", "cli")
 
 
 def module(path):
@@ -28,6 +28,7 @@ TORCH_FREE = {
     "exceptions",
     "core",
     "store",
+    "process",
     "data.readers",
     "data.tasks",
     "data.sources",

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from macular.data.lexicon import CHUNK, MUSE_LICENCE, Lexicon, count_words, read_file, read_pairs, split
+from macular.core import CHUNK, count_words, split
+from macular.data.lexicon import MUSE_LICENCE, Lexicon, read_file, read_pairs
 from macular.exceptions import DataError, ParameterError, SetupError
 
 ROOT = Path(__file__).parents[1]
@@ -17,21 +18,21 @@ REAL = ROOT / "../shared/data/dictionaries"
 real = pytest.mark.skipif(
     not (REAL / "en-de.txt").is_file(), reason="needs the MUSE files in ../shared/data/dictionaries"
 )
-# lines and different source words of the published files
+# lines, and different source words that are read, of the published files
 SIZES = {
-    "ar": (33663, 22305),
-    "bg": (61240, 49447),
-    "de": (101931, 74655),
-    "el": (56070, 45152),
-    "es": (112580, 93084),
-    "fr": (113286, 94681),
-    "hi": (38221, 31719),
+    "ar": (33663, 22198),
+    "bg": (61240, 49366),
+    "de": (101931, 74578),
+    "el": (56070, 45038),
+    "es": (112580, 92875),
+    "fr": (113286, 94472),
+    "hi": (38221, 31587),
     "ja": (35353, 31580),
-    "ko": (22357, 17517),
-    "ru": (53186, 42615),
-    "th": (24658, 22386),
-    "tr": (67799, 58901),
-    "vi": (77020, 74447),
+    "ko": (22357, 17516),
+    "ru": (53186, 42558),
+    "th": (24658, 22385),
+    "tr": (67799, 58700),
+    "vi": (77020, 74039),
     "zh": (39334, 32495),
 }
 FIGURE_2 = [
@@ -197,6 +198,127 @@ def test_codes_cannot_be_paths(tmp_path, lang):
         Lexicon({lang: {"a": "b"}})
 
 
+# ------------------------------------------------------------------ what is cleaned and left out
+@pytest.mark.parametrize(
+    "line, pairs",
+    [
+        ("lamp\tLampe {f} [ugs.]", "lamp Lampe"),
+        ("red\t(das) rot", "red rot"),
+        ("teacher\tLehrer(in)", "teacher Lehrer"),
+        ("run (verb)\tlaufen <a href='x'>", "run laufen"),
+        ("red\trot, rote; (das) Rot", "red rot, red rote, red Rot"),
+        ("red\trot/rötlich | rote", "red rot, red rötlich, red rote"),
+        ("red\t红/赤、朱", "red 红, red 赤, red 朱"),
+        ("cat\t1. Katze 2. Kater", "cat Katze, cat Kater"),
+        ("dog\tHund; m", "dog Hund"),
+        ("color, colour\tFarbe", "color Farbe, colour Farbe"),
+        ("and/or\tund/oder", "and/or und/oder"),
+        ("speed\tkm/h", "speed km/h"),
+        ("many\t1,000 Dinge", "many 1,000 Dinge"),
+        ("red -> rot", "red rot"),
+        ("red → rot", "red rot"),
+        ("red => rot", "red rot"),
+        ("red : rot", "red rot"),
+        ("red: rot", "red rot"),
+        ("red = rot", "red rot"),
+        ("red | rot", "red rot"),
+        ("ice cream -> Eis", "ice cream Eis"),
+        ("red\t-> rot", "red rot"),
+        ("red ->\trot", "red rot"),
+        ("red\t: rot", "red rot"),
+        ("red\t- rot", "red rot"),
+        ("red\t• rot", "red rot"),
+        ('red\t"rot"', "red rot"),
+        ("regards,\tGrüße,", "regards Grüße"),
+        ("red:\trot", "red rot"),
+        ("etc.\tusw.", "etc usw"),
+        ("e.g.\tz.B.", "e.g z.B."),
+        ("hello\thallo!", "hello hallo"),
+        ("red\trot [ugs.], rote {adj}", "red rot, red rote"),
+        ("don’t\tnicht", "don't nicht"),
+        ("well-known\tbe-kannt", "well-known be-kannt"),
+        ("red\t-", ""),
+        ("red\t—", ""),
+        ("red\t???", ""),
+        ("red\t...", ""),
+        ("red\t(kein)", ""),
+        ("red\t%", ""),
+        ("red\t١", ""),
+        ("red\tN/A", ""),
+        ("red\t#N/A", ""),
+        ("red\tNaN", ""),
+        ("red\tTODO", ""),
+        ("red\tki-", ""),
+        ("step-\tkambo", ""),
+        ("yes}}\tja}}", ""),
+        ("c++\tC++", ""),
+        ("#the\t#der", ""),
+        ("red\trot, -", "red rot"),
+    ],
+)
+def test_a_line_is_cleaned_or_left_out(tmp_path, line, pairs):
+    words, lines = read_pairs(write(tmp_path, "x.txt", f"{line}\nkept behalten\n"))
+    found = [f"{word} {t}" for word, translations in words.items() for t in translations if word != "kept"]
+    assert ", ".join(found) == pairs and lines == 2
+
+
+@pytest.mark.parametrize(
+    "head, name, is_head",
+    [
+        ("word\ttranslation", "x.txt", True),
+        ("English\tGerman", "x.txt", True),
+        ("source target", "x.txt", True),
+        ("eng\tdeu", "x.txt", True),
+        ("English word\tGerman_translation", "x.txt", True),
+        ("en\tde", "en-de.txt", True),
+        ("en\tde", "x.txt", False),
+        ("word\tWort", "en-de.txt", False),
+        ("german\tgerman", "en-de.txt", False),
+    ],
+)
+def test_a_header_line_is_left_out(tmp_path, head, name, is_head):
+    lexicon = read_file(write(tmp_path, name, f"{head}\nred\trot\n"), "de")
+    assert lexicon.provenance[0].get("left_out", {}) == ({"header line": 1} if is_head else {})
+    assert len(lexicon["de"]) == 2 - is_head
+
+
+def test_what_is_cleaned_is_counted(tmp_path):
+    lines = ["lamp\tLampe {f}", "red\trot, rote", "blue\t-> blau", "chair\t-", "when\tki-", "ok\tgut", "red\trote"]
+    (origin,) = read_file(write(tmp_path, "x.txt", "\n".join(lines)), "de").provenance
+    assert origin["cleaned"] == {"notes in brackets": 1, "several alternatives": 1, "punctuation at the edges": 1}
+    assert origin["left_out"] == {"translation without a letter": 1, "part of a word": 1} and origin["merged"] == 1
+    (origin,) = read_file(write(tmp_path, "y.txt", "red rot\n"), "de").provenance
+    assert not {"cleaned", "left_out"} & set(origin)
+    with pytest.raises(DataError, match="none of its 2 lines can be used: 2 translation without a letter") as error:
+        read_file(write(tmp_path, "z.txt", "red\t-\nblue\t-\n"), "de")
+    check_message(error)
+
+
+def test_null_is_a_placeholder_where_many_words_have_it(tmp_path):
+    few = read_file(write(tmp_path, "few.txt", "zero\tnull\nred\tnull\nblue\tblau\n"), "de")
+    assert list(few["de"]) == ["blue"] and few.provenance[0]["left_out"] == {"placeholder": 2}
+    many = "zero\tnull\n" + "".join(f"word{'x' * i}\tWort{'x' * i}\n" for i in range(200))
+    assert read_file(write(tmp_path, "many.txt", many), "de")["de"]["zero"] == ("null",)
+
+
+# ------------------------------------------------------------------ the form of a word
+def test_words_are_looked_up_in_one_form(tmp_path):
+    text = "cafe\u0301\tKaffee\naujourd'hui\the\u0301\nl’eau\tWasser\n"
+    lexicon = read_file(write(tmp_path, "fr-de.txt", text), "de", source="fr")
+    assert lexicon["de"] == {"café": ("Kaffee",), "aujourd'hui": ("hé",), "l'eau": ("Wasser",)}
+    for word in ("CAFÉ", "Cafe\u0301", "aujourd’hui", "Aujourdʼhui", "L'eau"):
+        assert lexicon.form(word) in lexicon["de"]
+    assert count_words(["Café cafe\u0301 L’eau l'eau"], "fr") == {"café": 2, "l'eau": 2}
+
+
+@pytest.mark.parametrize("lang, forms", [("tr", "iyi ışık"), ("az", "iyi ışık"), ("en", "i\u0307yi işik")])
+def test_lower_case_of_the_language(tmp_path, lang, forms):
+    lexicon = read_file(write(tmp_path, "x.txt", "İYİ good\nIŞIK light\n".replace("Yİ", "yi")), "en", source=lang)
+    assert list(lexicon["en"]) == forms.split() and lexicon.source == lang
+    assert lexicon.only(["en"]).source == lexicon.shuffle(0).source == lang
+    assert lexicon.drop_identity().form("I") == lexicon.form("I")
+
+
 # ------------------------------------------------------------------ contents
 def test_from_a_dictionary():
     lexicon = Lexicon({"de": {"Sofa": "Couch", "sofa": ["Sofa", "Couch"], "low": ("tief", "tief")}, "sw": {}})
@@ -320,11 +442,13 @@ def test_published_files():
     lexicon = Lexicon.read(REAL, [*SIZES, "ca"], licence=MUSE_LICENCE)
     assert time.process_time() - start < 15  # about 2 s
     assert {o["lang"]: (o["lines"], len(lexicon[o["lang"]])) for o in lexicon.provenance} == SIZES
-    assert lexicon.missing == ("ca",) and all(o["merged"] == 0 for o in lexicon.provenance)
+    assert lexicon.missing == ("ca",) and max(o["merged"] for o in lexicon.provenance) == 32  # `is,` beside `is`
+    changed = [sum(o.get("cleaned", {}).values()) + sum(o.get("left_out", {}).values()) for o in lexicon.provenance]
+    assert sum(changed) < 0.003 * sum(o["lines"] for o in lexicon.provenance)
     assert all(target in lexicon[lang][word] for lang, word, target in FIGURE_2)
     assert sum(" " in t for words in lexicon.values() for ts in words.values() for t in ts) == 0
     identity = {row["language"]: row.get("identity") for row in lexicon.report()}
-    assert identity["vi"] == 0.909 and identity["fr"] == 0.649
+    assert identity["vi"] == 0.912 and identity["fr"] == 0.649
 
 
 @pytest.mark.slow
@@ -335,10 +459,27 @@ def test_published_files_on_real_text():
     a, b = rows[0].index("sentence1"), rows[0].index("sentence2")
     texts = {text for row in rows if row[0] == "en" for text in (row[a], row[b])}
     rows = {row["language"]: row for row in Lexicon.read(REAL, ["de", "zh"]).report(texts)}
-    # the XNLI test set gives 74.6 / 67.2 % for German and 46.2 / 44.3 % for Chinese
-    assert rows["de"]["covered"] == pytest.approx(0.746, abs=0.015) and rows["de"]["changed"] == pytest.approx(
-        0.672, abs=0.015
-    )
+    # MUSE lists `is,` and `be,` with a comma, and not `is` and `be`: 2 points of German's coverage
+    assert rows["de"]["covered"] == pytest.approx(0.762, abs=0.005)
+    assert rows["de"]["changed"] == pytest.approx(0.684, abs=0.005)
     assert rows["zh"]["covered"] == pytest.approx(0.462, abs=0.015) and rows["zh"]["changed"] == pytest.approx(
         0.443, abs=0.015
     )
+
+
+def test_the_rules_of_look_up_are_in_keys_where_words_or_examples_come_from_files(tmp_path):
+    from macular.core import key
+    from macular.data.mini_world import lexicon
+    from macular.data.tasks import tasks
+    from macular.train.config import check, fill
+    from macular.train.inputs import Data, digests
+    from macular.train.methods import methods
+
+    given, method = {"task": "pawsx", "method": "cosda_ml", "preset": "mini"}, methods["cosda_ml"]
+    found = digests(Data(fill(check(given))), method, [tasks["pawsx"]])
+    assert found["lexicon"] == lexicon().digest  # the mini world's keys stay
+    write(tmp_path, "en-de.txt", "dog Hund\n")
+    data = Data(fill(check(given | {"lexicon_dir": str(tmp_path)})))
+    words = Lexicon({"de": {"dog": "Hund"}})
+    assert digests(data, method, [tasks["pawsx"]])["lexicon"] == key([words.digest, "en", Lexicon.rules])
+    assert digests(data, methods["finetune"], [tasks["pawsx"]])["lexicon"] is None

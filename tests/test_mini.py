@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from macular.data.lexicon import CHUNK
+from macular.core import CHUNK
 from macular.data.mini_world import Mini, _items, _makers, _told, backbone, lexicon, text, web
 from macular.data.scenes import (
     NP,

@@ -20,12 +20,20 @@ import toy
 import yaml
 from huggingface_hub import ModelCard, parse_eval_result_entries
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    Trainer,
+    TrainingArguments,
+    pipeline,
+)
 
 from macular.cli import main
 from macular.data.mini_world import Mini
 from macular.data.tasks import load
 from macular.deploy.card import _limits, _scores, _seeds_of, result_of, select_checkpoint
+from macular.deploy.distill import distill
 from macular.deploy.huggingface import MacularConfig, MacularForSequenceClassification, export, predict
 from macular.exceptions import DataError, ParameterError, StorageError
 from macular.store import read_json, verify, write_json
@@ -166,6 +174,184 @@ def test_any_backbone(done, tmp_path, kind, method):
     assert np.abs(said["p_paraphrase"] - now["p_paraphrase"]).max() < 1e-5 and said["p_paraphrase"].std() > 0
 
 
+# what the backbone's config.json says about outputs
+
+
+def odd_backbone(folder, **said):
+    "A backbone whose config.json was written for another use"
+    shutil.copytree(toy.backbone("bert"), folder)
+    config = read_json(folder / "config.json") | said
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+def by_pipeline(folder, rows):
+    "The probability of `paraphrase` by transformers' own pipeline"
+    classify = pipeline("text-classification", str(folder), truncation=True, top_k=None)
+    pairs = [{"text": a, "text_pair": b} for a, b in zip(rows["text_a"], rows["text_b"], strict=True)]
+    scored = [{score["label"]: score["score"] for score in scores} for scores in classify(pairs)]
+    assert all(abs(sum(p.values()) - 1) < 1e-5 for p in scored)
+    return np.array([p["paraphrase"] for p in scored])
+
+
+@pytest.mark.parametrize("kind", ["regression", "multi_label_classification"])
+@pytest.mark.parametrize("method", ["finetune", "macular_nots", "macular", "student"])
+def test_probabilities_are_the_runs_whatever_the_backbones_problem_type(done, tmp_path, kind, method):
+    backbone = odd_backbone(tmp_path / "backbone", problem_type=kind)
+    settings = {"backbone": backbone, "max_length": 32, "rounds": 1}
+    if method == "student":
+        result = distill(done("finetune", **settings), lambda event, facts: None, out=str(tmp_path / "runs"))
+    else:
+        result = done(method, **settings)
+    folder, rows = export(result, tmp_path / "model"), load("pawsx", "test", "de", WORLD)
+    said = predicted(result)[: len(rows)]
+    assert read_json(folder / "config.json")["problem_type"] == "single_label_classification"
+    assert np.abs(by_pipeline(folder, rows) - said["p_paraphrase"]).max() < 1e-5 and said["p_paraphrase"].std() > 0
+
+
+def test_an_older_export_that_kept_the_problem_type_is_predicted_with_probabilities(done, tmp_path):
+    said, rows = predicted(done("finetune")), load("pawsx", "test", "de", WORLD).to_pandas()
+    folder = export(done("finetune"), tmp_path / "model")
+    config = read_json(folder / "config.json") | {"problem_type": "regression"}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert np.abs(predict(rows, folder)["p_paraphrase"] - said["p_paraphrase"]).max() < 1e-5
+
+
+@pytest.mark.parametrize("method", ["finetune", "macular"])
+def test_a_backbone_that_returns_tuples_or_hidden_states(done, tmp_path, method):
+    backbone = odd_backbone(tmp_path / "backbone", return_dict=False, output_hidden_states=True)
+    result = done(method, backbone=backbone, max_length=32, rounds=1)
+    folder = export(result, tmp_path / "model")
+    rows = load("pawsx", "test", "de", WORLD)
+    assert np.abs(by_pipeline(folder, rows) - predicted(result)["p_paraphrase"]).max() < 1e-5
+
+
+# tools for transformers' models
+
+
+@pytest.fixture(scope="module", params=toy.KINDS)
+def two(request, tmp_path_factory):
+    "The folder of an untrained model of two encoders, its tokenizer, and a batch"
+    folder, words = tmp_path_factory.mktemp("two"), toy.tokenizer(request.param)
+    encoder = AutoConfig.from_pretrained(toy.backbone(request.param))
+    model = MacularForSequenceClassification(MacularConfig(encoder=encoder, alpha=0.3, num_labels=3))
+    toy.redraw(model, "two").save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder, words, words([("the cat", "a dog is"), ("the", "dog")], return_tensors="pt", padding=True)
+
+
+def opened(two, **options):
+    return AutoModelForSequenceClassification.from_pretrained(two[0], **options).eval()
+
+
+@torch.no_grad()
+def test_outputs_are_those_of_both_encoders(two):
+    model, batch = opened(two, attn_implementation="eager"), two[2]
+    found = model(**batch, output_hidden_states=True, output_attentions=True)
+    n, layers = batch["input_ids"].shape[1], 2
+    assert [s.shape for s in found.hidden_states] == [(2, n, 32)] * (layers + 1)  # two encoders of width 16
+    assert [a.shape for a in found.attentions] == [(2, 4, n, n)] * layers  # two encoders of two heads
+    own = model.encoder(**batch, output_hidden_states=True).hidden_states
+    assert torch.equal(found.hidden_states[-1][..., 16:], own[-1])
+    assert len(opened(two, output_hidden_states=True)(**batch).hidden_states) == layers + 1
+    as_tuple = model(**batch, return_dict=False)
+    assert isinstance(as_tuple, tuple) and torch.equal(as_tuple[0], found.logits)
+
+
+@torch.no_grad()
+def test_embeddings_in_place_of_ids(two):
+    model, batch = opened(two), dict(two[2])
+    logits = model(**batch).logits
+    embedded = model.get_input_embeddings()(batch.pop("input_ids"))
+    assert torch.allclose(model(inputs_embeds=embedded, **batch).logits, logits, atol=1e-6)
+    with pytest.raises(ValueError, match="inputs_embeds has width 16; 32 is needed, for two encoders"):
+        model(inputs_embeds=embedded[..., :16], **batch)
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(two):
+    model, found = opened(two).train(), []
+    for switch in (model.gradient_checkpointing_enable, model.gradient_checkpointing_disable):
+        switch()
+        model.zero_grad()
+        model(**two[2], labels=torch.tensor([0, 2])).loss.backward()
+        found.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+    assert toy.gap(*found) < 1e-6 and any(name.startswith("shared.") for name in found[0])
+
+
+@torch.no_grad()
+def test_more_tokens(two, tmp_path):
+    model, size = opened(two), len(two[1]) + 2
+    logits = model(**two[2]).logits
+    model.resize_token_embeddings(size)
+    assert model.get_input_embeddings().num_embeddings == size == model.config.encoder.vocab_size
+    assert torch.equal(model(**two[2]).logits, logits)
+    model.save_pretrained(tmp_path)
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    assert torch.allclose(again(**two[2]).logits, logits, atol=1e-6)
+    assert again(input_ids=torch.tensor([[size - 1]])).logits.isfinite().all()
+
+
+def fitted(model, words, folder, **options):
+    "HF's `Trainer` after four steps on twelve examples"
+    examples = [{**words("the cat", "a dog"), "labels": i % 3} for i in range(12)]
+    settings = {"max_steps": 4, "save_steps": 4, "learning_rate": 0.01, "report_to": [], "use_cpu": True}
+    arguments = TrainingArguments(str(folder), per_device_train_batch_size=4, disable_tqdm=True, **settings | options)
+    trainer = Trainer(model, arguments, train_dataset=examples, processing_class=words)
+    trainer.train()
+    return trainer, trainer.predict(examples).predictions
+
+
+def test_hf_trainer_trains_and_reloads_it(two, tmp_path):
+    before = opened(two)
+    trainer, found = fitted(opened(two), two[1], tmp_path, gradient_accumulation_steps=2, gradient_checkpointing=True)
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "checkpoint-4")
+    moved = {name.split(".")[0] for name, p in before.named_parameters() if not torch.equal(p, toy.state(again)[name])}
+    assert moved == {"shared", "encoder", "head"}
+    assert np.allclose(Trainer(again, trainer.args).predict(trainer.train_dataset).predictions, found, atol=1e-5)
+
+
+def test_accumulated_batches_give_the_loss_of_one(two, tmp_path):
+    "The model's loss is a mean; HF's `Trainer` must divide it by the number of portions"
+    sizes = [{"per_device_train_batch_size": 12}, {"gradient_accumulation_steps": 3}]
+    losses = []
+    for i, size in enumerate(sizes):
+        still = {"max_steps": 1, "learning_rate": 0.0, "logging_steps": 1, "save_strategy": "no"}
+        model = opened(two, **{"attn_implementation": "eager"})
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        examples = [{**two[1]("the cat", "a dog"), "labels": n % 3} for n in range(12)]
+        settings = {"per_device_train_batch_size": 4, "report_to": [], "use_cpu": True} | still | size
+        trainer = Trainer(
+            model, TrainingArguments(str(tmp_path / str(i)), disable_tqdm=True, **settings), train_dataset=examples
+        )
+        trainer.train()
+        losses.append(next(line["loss"] for line in trainer.state.log_history if "loss" in line))
+    assert abs(losses[0] - losses[1]) < 1e-3
+
+
+def test_adapters_of_peft(two, tmp_path):
+    peft = pytest.importorskip("peft")
+    layers = {"modernbert": ["Wqkv"], "deberta-v2": ["query_proj", "value_proj"]}
+    model = opened(two)
+    targets = layers.get(model.config.encoder.model_type, ["query", "value"])
+    lora = peft.LoraConfig(task_type="SEQ_CLS", target_modules=targets, modules_to_save=["head"], r=4)
+    adapted = peft.get_peft_model(model, lora)
+    learned = {name.split(".")[2] for name, p in adapted.named_parameters() if p.requires_grad}
+    assert learned == {"shared", "encoder", "head"}
+    adapted.enable_input_require_grads()
+    adapted.gradient_checkpointing_enable()
+    before = toy.state(adapted)
+    fitted(adapted, two[1], tmp_path / "trained", learning_rate=0.05)
+    assert toy.gap(before, toy.state(adapted)) > 0.01
+    adapted.eval().save_pretrained(tmp_path / "adapter")
+    again = peft.PeftModel.from_pretrained(opened(two), tmp_path / "adapter").eval()
+    with torch.no_grad():
+        logits = adapted(**two[2]).logits
+        assert torch.allclose(again(**two[2]).logits, logits, atol=1e-5)
+        assert torch.allclose(again.merge_and_unload()(**two[2]).logits, logits, atol=1e-5)
+
+
 def test_two_encoders_load_in_half_precision(folder):
     model = AutoModelForSequenceClassification.from_pretrained(folder("macular"), dtype=torch.bfloat16)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
@@ -246,7 +432,7 @@ def test_markup_in_a_text_is_text(done, tmp_path):
     path = export(done("finetune", backbone=str(toy.backbone("bert")), max_length=32, rounds=1), tmp_path / "model")
     tokenizer, pair = AutoTokenizer.from_pretrained(path), ("the [SEP] dog", "a [CLS] cat")
     ids = tokenizer(*pair)["input_ids"]
-    assert ids == tokenize(toy.tokenizer("bert"), *([t] for t in pair), 32).ids.tolist()
+    assert ids == tokenize(toy.tokenizer("bert"), [[t] for t in pair], 32).ids.tolist()
     assert ids.count(tokenizer.sep_token_id) == 2 and ids.count(tokenizer.cls_token_id) == 1
 
 

@@ -3,19 +3,26 @@ and what a builder gets wrong."""
 
 import csv
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
 from conftest import ROOT
 
 from macular.cli import main
-from macular.data.check import check_data
+from macular.data.check import SourceWords, _cutter, check_data
+from macular.data.lexicon import Lexicon
 from macular.data.mini_world import Mini, lexicon
 from macular.data.tasks import find, load
-from macular.exceptions import DataError, ParameterError
+from macular.deploy.huggingface import export, predict_texts
+from macular.exceptions import DataError, ParameterError, SetupError
+from macular.text.code_switch import CodeSwitch
+from macular.train.checks import check_inputs
 from macular.train.config import check
+from macular.train.resolve import resolve_job, settle
 from macular.train.run import preview, run
 
 pytestmark = pytest.mark.slow
@@ -352,3 +359,126 @@ def test_macro_f1_is_recommended_for_unequal_labels(shop):
     given = {"method": "finetune", "preset": "mini", "rounds": 1, "task": str(shop / "shop.toml")}
     done = run(check(given | {"out": str(shop / "runs")}), watch=lambda event, facts: None)
     assert any("have the label 'fits': macro-F1 is recommended" in note for note in done.values["notes"])
+
+
+# a source language without blanks between words
+
+SENTENCES = {  # subjects, ends; words separated by blanks
+    "ja": (["猫 が", "犬 が", "先生 が", "友達 が"], ["走っ て います", "寝 て います", "水 を 飲む", "本 を 読む"]),
+    "zh": (["小 猫", "小 狗", "老师", "我 的 朋友"], ["正在 跑步", "正在 睡觉", "喜欢 喝 水", "喜欢 看 书"]),
+    "th": (["แมว", "สุนัข", "ครู ของ ฉัน", "เพื่อน ของ ฉัน"], ["กำลัง วิ่ง อยู่", "กำลัง นอน หลับ", "ดื่ม น้ำ เย็น", "อ่าน หนังสือ ใหม่"]),
+    "lo": (["ແມວ", "ໝາ", "ຄູ ຂອງ ຂ້ອຍ", "ໝູ່ ຂອງ ຂ້ອຍ"], ["ກຳລັງ ແລ່ນ ຢູ່", "ກຳລັງ ນອນ ຫຼັບ", "ດື່ມ ນ້ຳ ເຢັນ", "ອ່ານ ປຶ້ມ ໃໝ່"]),
+    "km": (["ឆ្មា", "ឆ្កែ", "គ្រូ របស់ ខ្ញុំ", "មិត្ត របស់ ខ្ញុំ"], ["កំពុង រត់ លេង", "កំពុង ដេក លក់", "ផឹក ទឹក ត្រជាក់", "អាន សៀវភៅ ថ្មី"]),
+    "my": (["ကြောင်", "ခွေး", "ကျွန်တော့် ဆရာ", "ကျွန်တော့် သူငယ်ချင်း"], ["ပြေး နေ သည်", "အိပ် နေ သည်", "ရေ သောက် သည်", "စာအုပ် ဖတ် သည်"]),
+}
+
+
+def without_blanks(place, lang, segmenter="", between=""):
+    "A task of one's own whose source language has no blanks between words, and a dictionary of its first words"
+    subjects, ends = SENTENCES[lang]
+    texts = [f"{a} {b}".replace(" ", between) + ("。" if lang in ("ja", "zh") else "") for a in subjects for b in ends]
+    for split in ("train", "dev", "test"):
+        rows = [f"{a}\t{texts[(i + i % 2) % 16]}\t{('fits', 'misses')[i % 2]}" for i, a in enumerate(texts)]
+        (place / f"{split}.{lang}.tsv").write_text("\n".join(["search\toffer\tverdict", *rows, ""]), "utf-8")
+    words = place / "words"
+    words.mkdir()
+    pairs = dict.fromkeys(word for part in (*subjects, *ends) for word in part.split())
+    lines = [f"{word}\tword{i}" for i, word in enumerate(pairs)]
+    (words / f"{lang}-en.txt").write_text("\n".join([*lines, ""]), "utf-8")
+    record = f'name = "shop"\nlabels = ["misses", "fits"]\nlangs = ["en"]\nsource_lang = "{lang}"\n'
+    record += f'segmenter = "{segmenter}"\n' if segmenter else ""
+    record += '[source]\nfiles = "{split}.{lang}.tsv"\ntext_a = "search"\ntext_b = "offer"\nlabel = "verdict"\n'
+    (place / "shop.toml").write_text(record, "utf-8")
+    job = {"task": str(place / "shop.toml"), "method": "cosda_ml", "preset": "mini", "backbone": "mini-bert"}
+    return job | {"lexicon_dir": str(words), "rounds": 1, "out": str(place / "runs")}
+
+
+def checked(job):
+    return check_inputs(resolve_job(settle(check(job))))
+
+
+@pytest.mark.parametrize("lang", SENTENCES)
+def test_a_source_language_without_blanks_is_refused_with_that_reason(tmp_path, lang, capsys):
+    job = without_blanks(tmp_path, lang)
+    assert main(["data", "check", "--task", job["task"], "--lexicon-dir", job["lexicon_dir"]]) == 3
+    out = capsys.readouterr().out
+    said = f"the texts of shop in '{lang}' have no blanks between words"
+    assert said in out and "reversed" not in out and ("macular[zh]" in out) == (lang == "zh")
+    with pytest.raises(DataError, match=said):
+        checked(job)
+    assert checked(job | {"method": "finetune"}) is not None  # which switches no words
+
+
+@pytest.mark.parametrize("lang", SENTENCES)
+def test_separated_words_are_accepted(tmp_path, lang):
+    job = without_blanks(tmp_path, lang, between=" ")
+    assert checked(job) is not None
+    [row] = check_data(task=job["task"], lexicon_dir=job["lexicon_dir"]).dictionaries
+    assert row["covered"] > 0.95
+
+
+def test_without_a_dictionary_a_language_without_blanks_is_no_problem_of_the_data(tmp_path):
+    job = without_blanks(tmp_path, "ja")
+    assert check_data(task=job["task"], lexicon_dir=tmp_path).problems == []
+
+
+class Jieba:
+    "Stand-in for the package, which separates the words of `SENTENCES`"
+
+    setLogLevel = staticmethod(lambda level: None)
+
+    class Tokenizer:
+        def initialize(self):
+            (Path(self.tmp_dir) / "cache").write_text("")
+
+        def lcut(self, text):
+            words = sorted({w for part in sum(SENTENCES["zh"], []) for w in part.split()}, key=len, reverse=True)
+            return re.findall("|".join([*words, "."]), text)
+
+
+@pytest.fixture(params=["stand-in", "jieba"])
+def jieba(request, monkeypatch):
+    "jieba, or a stand-in for it"
+    _cutter.cache_clear()
+    if request.param == "jieba":
+        pytest.importorskip("jieba")
+    else:
+        monkeypatch.setitem(sys.modules, "jieba", Jieba)
+        monkeypatch.setattr("macular.data.check.version", lambda name: "0")
+    yield
+    _cutter.cache_clear()
+
+
+def test_chinese_as_the_source_language(tmp_path, jieba):
+    job = without_blanks(tmp_path, "zh", segmenter="jieba")
+    found = check_data(task=job["task"], lexicon_dir=job["lexicon_dir"])
+    assert found.problems == [] and found.dictionaries[0]["covered"] > 0.7
+    result = run(check(job), lambda event, facts: None)
+    rates = result.values["trainings"]["cosda_ml"]["switch_rates"]["shop"]
+    assert 0.3 < rates["realised"] < 0.6
+    text = "小猫正在睡觉。"
+    lexicon = SourceWords(find(job["task"])).lexicon(Lexicon.read(job["lexicon_dir"], ["en"], source="zh"))
+    [switched] = CodeSwitch(("en",), word=1.0)([text], ["a"], lexicon)
+    assert switched.original == text and switched.text.endswith("。") and switched.changed >= 2
+    words = {lexicon["en"][word][0] for word in ("正在", "睡觉")}
+    assert words <= set(switched.text.rstrip("。").split()), "replaced words are separated by blanks"
+    assert lexicon.digest != Lexicon.read(job["lexicon_dir"], ["en"], source="zh").digest
+    answers = predict_texts(pd.DataFrame({"text_a": [text], "text_b": [text]}), result.folder)
+    model = predict_texts(pd.DataFrame({"text_a": [text], "text_b": [text]}), export(result, tmp_path / "model"))
+    assert abs(answers["p_fits"] - model["p_fits"]).max() < 1e-5  # texts are read as they are
+
+
+def test_a_missing_segmenter_says_how_to_get_it(tmp_path, monkeypatch):
+    _cutter.cache_clear()
+    monkeypatch.setitem(sys.modules, "jieba", None)
+    with pytest.raises(SetupError, match="pip install 'macular\\[zh\\]'"):
+        checked(without_blanks(tmp_path, "zh", segmenter="jieba"))
+
+
+@pytest.mark.parametrize(
+    "lang, segmenter, said",
+    [("ja", "jieba", "separates Chinese words; the source language is 'ja'"), ("zh", "jeiba", "Did you mean 'jieba'")],
+)
+def test_a_segmenter_is_for_its_language(tmp_path, lang, segmenter, said):
+    with pytest.raises(ParameterError, match=said):
+        find(without_blanks(tmp_path, lang, segmenter)["task"])

@@ -101,8 +101,9 @@ def test_every_import_of_the_package_is_required():
         - {"macular"}
     )
     known = {canonicalize_name(r.name).replace("-", "_") for r in RUN}
-    pulled = {"IPython", "tokenizers", "yaml", "nbformat"}  # come with ipykernel, transformers and papermill
-    optional = {"opencc", "stanza", "ray"}  # asked for by an argument, whose error says how to install it
+    # come with ipykernel, transformers and papermill
+    pulled = {"IPython", "psutil", "tokenizers", "tqdm", "yaml", "nbformat"}
+    optional = {"opencc", "jieba", "stanza", "ray"}  # asked for by an argument, whose error says how to install it
     assert used - known - pulled - optional == set()
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import papermill
@@ -17,6 +18,7 @@ from conftest import copy_project
 from fake_hub import fill, serve
 
 from macular.exceptions import ParameterError
+from macular.process import _in_test
 from macular.train.config import Job, Preset
 
 pytestmark = pytest.mark.slow
@@ -133,8 +135,19 @@ def test_a_test_of_the_notebook_trains_anew(monkeypatch):
     names = opened({})
     assert names["job"].out == names["scratch"].name and not list(Path(names["job"].out).iterdir())
     assert opened({"injected": {"out": "elsewhere"}})["job"].out == "elsewhere"
-    monkeypatch.delenv("IN_TEST")
+    kernel = SimpleNamespace(get_ipython=lambda: SimpleNamespace(kernel=None))
+    monkeypatch.setitem(sys.modules, "IPython", kernel)  # IN_TEST was left in the shell that started a kernel
+    assert _in_test() is False
+    monkeypatch.undo()
+    monkeypatch.delenv("IN_TEST", raising=False)
     assert opened({})["job"].out == "runs"
+
+
+def test_in_test_of_a_users_shell_loses_no_result(tmp_path):
+    done = shell(f"IN_TEST=1 papermill {ROOT}/nbs/train.ipynb report.ipynb {SMALL}", tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    [found] = results(tmp_path / "runs")
+    assert f"job       runs/{found.parent.name}" in printed(tmp_path / "report.ipynb")
 
 
 def test_the_command_line_prints_what_happens(tmp_path):
@@ -149,6 +162,44 @@ def test_the_command_line_prints_what_happens(tmp_path):
         f"mean      {sum(accuracy) / 2:.1f} %, 2 languages, test" in done.stdout
         and f"job       {found.parent}" in done.stdout
     )
+
+
+LONG = "task=pawsx method=finetune preset=mini max_train=2000 rounds=2 langs=de"
+
+
+def in_a_terminal(command, stop):
+    "The exit code and the screen of a command that is stopped while its line moves"
+    pexpect = pytest.importorskip("pexpect")
+    process = pexpect.spawn("/bin/bash", ["-c", command], cwd=str(ROOT), timeout=300, encoding="utf-8")
+    process.setwinsize(40, 120)
+    process.expect(r"Fine-tuning: step \d+ of 126, \d\d:\d\d left")
+    before = process.before + process.after
+    stop(process)
+    process.expect(pexpect.EOF)
+    process.close()
+    return process.exitstatus, before + process.before
+
+
+def test_a_line_moves_in_the_terminal_and_a_stopped_run_says_so(tmp_path):
+    "`macular train` is interrupted; papermill resumes, is stopped by the control file, resumes and is interrupted"
+    here = str(Path(sys.executable).parent)
+    mill = " ".join(f"-p {word.replace('=', ' ')}" for word in LONG.split())
+    mill = f"{here}/papermill nbs/train.ipynb {tmp_path}/report.ipynb {mill} -p out {tmp_path}/runs"
+
+    def write_stop(process):
+        [history] = (tmp_path / "runs").glob("trainings/*/history.jsonl")
+        (history.parent / "control").write_text("stop")
+
+    for command, stop, code in (
+        (f"{here}/macular train {LONG} out={tmp_path}/runs --report {tmp_path}/r.ipynb", lambda p: p.sendintr(), 130),
+        (mill, write_stop, 0),
+        (f"{mill} --log-output", lambda p: p.sendintr(), 1),
+    ):
+        found, said = in_a_terminal(command, stop)
+        assert found == code and "Traceback" not in said
+        assert re.search(r"Fine-tuning: saved at step \d+; the same command resumes", said), said[-2000:]
+        assert ("Fine-tuning: resuming at step" in said) == (stop is write_stop or "--log-output" in command)
+        assert "over TCP" not in said or "macular train" not in command
 
 
 @pytest.mark.parametrize("word", ["langs=dee", "stage1=papr", "backbone=mini-brt", "task=xnil", "preset="])

@@ -77,7 +77,7 @@ def test_a_run_of_two_averaged_models_is_used_as_it_was_scored(tmp_path, pairs):
 def test_columns_are_named_and_others_kept(model, pairs, tmp_path):
     frame = pairs[:3].rename(columns={"text_a": "question", "text_b": "answer"}).assign(id=[7, 8, 9])
     frame.to_csv(tmp_path / "new.csv", index=False)
-    words = ["--columns", "question", "answer", "--keep", "id", "--to", str(tmp_path / "said.jsonl")]
+    words = ["--column", "question", "--column", "answer", "--keep", "id", "--to", str(tmp_path / "said.jsonl")]
     assert main(["predict", str(model), str(tmp_path / "new.csv"), *words]) == 0
     found = pd.read_json(tmp_path / "said.jsonl", lines=True)
     assert list(found)[:4] == ["id", "question", "answer", "prediction"] and found["id"].tolist() == [7, 8, 9]

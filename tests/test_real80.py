@@ -19,8 +19,8 @@ from fake_hub import fill, serve
 
 from macular.core import number
 from macular.data.mini_world import Mini
-from macular.data.sources import DevSplit, Folder, scored_half
-from macular.data.tasks import load, tasks
+from macular.data.sources import Folder
+from macular.data.tasks import DevSplit, load, scored_half, tasks
 from macular.exceptions import DataError, NumericError, ParameterError, SetupError
 from macular.jobs.plan import plan
 from macular.results.probes import _mean_above, majority_check

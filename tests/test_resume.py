@@ -621,7 +621,7 @@ def test_a_program_ends_as_the_signal_ends_it(legs):
 
 def test_who_may_listen(monkeypatch):
     "The main thread; SIGINT not in a notebook; nobody to what is ignored; and all is put back, also by an error"
-    from macular.exceptions import SignalNote, _wanted
+    from macular.process import SignalNote, _wanted
 
     assert set(_wanted()) == {signal.SIGTERM, signal.SIGINT}
     found = []

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import toy
+from conftest import ROOT
 
 from macular.data.mini_world import Mini
 from macular.exceptions import DataError, ParameterError
@@ -292,6 +293,212 @@ def test_the_precision_is_that_of_the_device_a_job_computes_on(monkeypatch):
         settle(Job(preset="mini", precision="auto")).precision == "fp32"
         and settle(Job(preset="quick")).precision == "bf16"
     )
+
+
+LAUNCHED = [
+    {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29533"},
+    {"OMPI_COMM_WORLD_SIZE": "2"},
+    {"PMI_SIZE": "2", "PMI_RANK": "1"},
+    {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"},
+    {"ACCELERATE_MIXED_PRECISION": "bf16", "ACCELERATE_DYNAMO_BACKEND": "inductor"},
+    {"ACCELERATE_USE_DEEPSPEED": "true"},
+    {"FSDP_VERSION": "2", "ACCELERATE_USE_FSDP": "true"},
+]
+
+
+@pytest.mark.parametrize("names", LAUNCHED)
+def test_variables_of_launchers_are_ignored_with_a_note(names, monkeypatch):
+    "One process, one step per batch, the job's precision; afterwards the environment is as before"
+    from macular.train.run import _device
+
+    for name, value in names.items():
+        monkeypatch.setenv(name, value)
+    told = []
+    with _device(check(SMALL | {"precision": "fp32"}), lambda event, facts: told.append(facts["note"])) as accelerator:
+        assert not names.keys() & os.environ.keys()
+        assert accelerator.num_processes == 1 and accelerator.gradient_accumulation_steps == 1
+        assert accelerator.mixed_precision == "no" and accelerator.distributed_type.value == "NO"
+    assert len(told) == 1 and all(name in told[0] for name in names)
+    assert all(os.environ[name] == value for name, value in names.items())
+
+
+def test_other_variables_are_left_alone(monkeypatch):
+    from macular.process import _one_process
+
+    for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MPI_HOME", "RANKING", "SLURM_NTASKS", "MY_WORLD_SIZE"):
+        monkeypatch.setenv(name, "1")
+    before = dict(os.environ)
+    with _one_process(pytest.fail):
+        assert os.environ == before
+
+
+@pytest.mark.slow
+def test_launchers_change_no_byte_of_a_job(finished, tmp_path):
+    names = {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4", "WORLD_SIZE": "2", "MASTER_PORT": "1", "RANK": "0"}
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import test_run; test_run.run(sys.argv[2], method='macular')"
+    here = str(Path(__file__).parent)
+    path = os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-c", code, here, str(tmp_path)]
+    subprocess.run(command, check=True, timeout=300, env=os.environ | names | {"PYTHONPATH": path})
+    one, two = (record(p) for p in (finished.folder.parent, tmp_path))
+    assert two and {name: one.get(name) for name in two} == two
+
+
+# what is told
+
+
+def told(out, **changes):
+    "The lines of a job's log, and its events"
+    from macular.train.run import lines
+
+    said, events = [], []
+
+    def watch(event, facts):
+        events.append((event, facts))
+        said.extend(lines(event, facts))
+
+    return run(out, watch=watch, **changes), said, events
+
+
+@pytest.mark.slow
+def test_a_stopped_training_says_where_it_is_saved_and_a_resumed_one_where_it_resumes(tmp_path):
+    from macular.exceptions import Stopped
+    from macular.train.run import lines
+
+    said = []
+
+    def watch(event, facts):
+        said.extend(lines(event, facts))
+        if event == "step" and facts["step"] == 3:
+            [training] = tmp_path.glob("trainings/*/history.jsonl")
+            (training.parent / "control").write_text("stop")
+
+    with pytest.raises(Stopped, match="step 3"):
+        run(tmp_path, watch=watch, method="finetune", stage1="paper")
+    assert said[-1] == "Fine-tuning: saved at step 3; the same command resumes"
+    assert "Fine-tuning: resuming at step 3" in told(tmp_path, method="finetune", stage1="paper")[1]
+
+
+def test_ipython_shows_a_stop_without_a_traceback():
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from macular.exceptions import Stopped
+
+    shell, shown = InteractiveShell(), []
+    shell._showtraceback = lambda kind, error, lines: shown.append(lines)
+    try:
+        raise Stopped("stopped in round 1, step 3; the same command resumes from there")
+    except Stopped:
+        shell.showtraceback()
+    assert shown == [["stopped in round 1, step 3; the same command resumes from there"]]
+
+
+@pytest.mark.slow
+def test_a_note_is_told_once(tmp_path):
+    _, said, _ = told(tmp_path, method="macular")
+    assert sum("the backbone holds no" in line for line in said) == 1
+
+
+def test_the_progress_of_a_job():
+    "Step, time left at the pace of each phase, also of later trainings, and the last dev accuracy"
+    from types import SimpleNamespace
+
+    from macular.train.checkpoints import _JobProgress
+
+    progress = _JobProgress()
+    first, second = SimpleNamespace(title="One"), SimpleNamespace(title="Two")
+    progress.take("data", {"steps": [{"discriminator": 8, "net": 4}, {"discriminator": 0, "net": 10}]})
+    phases = [("discriminator", 4), ("net", 2)]
+    assert str(progress) == "starting"
+    progress.take("start", {"method": first, "steps": 12, "phases": phases, "notes": []})
+    for step, (phase, batch) in enumerate([*(("discriminator", b) for b in (1, 2, 1, 2)), ("net", 1), ("net", 2)], 1):
+        progress.take("step", {"step": step, "phase": phase, "batch": batch})
+    progress.seconds.update({"discriminator": -progress.seconds["discriminator"], "net": -progress.seconds["net"]})
+    progress.seconds.update({"discriminator": 2.0, "net": 6.0})
+    progress.taken.update({"discriminator": 2, "net": 1})
+    assert progress.taken == {"discriminator": 4, "net": 2}  # steps that begin a pass are not counted
+    assert progress.left() == pytest.approx(4 * 0.5 + 2 * 3.0 + 10 * 3.0)
+    progress.take("round", {"dev": {"xnli": 80.0, "qam": 90.0}})
+    assert str(progress) == "One: step 6 of 12, 00:38 left, dev 85.0 %, mean of 2 tasks"
+    progress.take("start", {"method": second, "steps": 10, "phases": [("net", 5)], "notes": []})
+    progress.take("resume", {"method": second, "step": 5})
+    assert progress.left() == pytest.approx(5 * 3.0) and progress.told == "resumed at step 5"
+
+
+def test_outside_of_a_terminal_progress_is_printed_now_and_then(capsys, monkeypatch):
+    import macular.process as process
+
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    now = [100.0]
+    monkeypatch.setattr(process.time, "monotonic", lambda: now[0])
+    lines = process._ProgressLines(first=10.0)
+    for _ in range(1000):
+        now[0] += 1.0
+        lines.show("Macular", f"{now[0]:.0f}")
+    said = capsys.readouterr().out.splitlines()
+    assert said[:2] == ["Macular: 111", "Macular: 121"] and 10 < len(said) < 40
+
+
+# trackers
+
+
+@pytest.mark.slow
+def test_a_tracker_receives_losses_rates_and_dev_accuracy(finished, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    result = run(tmp_path, method="macular", track="tensorboard")
+    one, two = record(finished.folder.parent), record(tmp_path)
+    assert all(one[name] == h for name, h in two.items() if not name.startswith("tracking"))
+    assert result.folder.name == finished.folder.name and "track" not in read_json(result.folder / "config.json")
+    [folder] = (tmp_path / "tracking").iterdir()
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    names = set(events.Tags()["scalars"])
+    assert {"macular_nots/net/task_adv", "macular/net/consistency", "macular/net/rate", "macular/dev/pawsx"} <= names
+    rates = [s.value for s in events.Scalars("macular/net/rate")]
+    assert rates == sorted(rates, reverse=True) and rates[0] == pytest.approx(5e-4)
+    history = {}
+    for name, training in finished.values["trainings"].items():
+        folder = finished.folder.parent / "trainings" / training["key"]
+        history[name] = [line for line in read_lines(folder / "history.jsonl") if line.get("phase") == "net"]
+    got = [s.value for s in events.Scalars("macular/net/consistency")]
+    assert got == pytest.approx([line["consistency"] for line in history["macular"]], rel=1e-5)
+    dev = [s.value for s in events.Scalars("macular/dev/pawsx")]
+    assert dev == pytest.approx([d["pawsx"] for d in finished.values["trainings"]["macular"]["dev"]])
+    steps = [s.step for s in events.Scalars("macular/net/task")]
+    last = max(s.step for s in events.Scalars("macular_nots/net/task"))
+    assert steps == sorted(set(steps)) and steps[0] > last
+
+
+def test_a_tracker_that_is_not_installed_or_unknown_is_refused(tmp_path, monkeypatch):
+    from macular.exceptions import SetupError
+    from macular.train import run as module
+
+    with pytest.raises(ParameterError, match="Did you mean 'tensorboard'"):
+        check({"track": "tensorbord"})
+    monkeypatch.setattr(module, "train", lambda *a, **k: pytest.fail("a training was started"))
+    with pytest.raises(SetupError, match="dvclive, which is not installed. pip install dvclive"):
+        run(tmp_path, method="finetune", stage1="paper", track="dvclive")
+
+
+def test_the_trackers_are_those_of_accelerate():
+    from accelerate.utils import LoggerType
+
+    from macular.train.config import WORDS
+
+    assert set(WORDS["track"]) == {str(x) for x in LoggerType} - {"all"}
+
+
+@pytest.mark.slow
+def test_without_track_no_tracker_is_imported(tmp_path):
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from test_run import run; "
+        f"run({str(tmp_path)!r}, method='finetune', stage1='paper'); "
+        "print(*sorted({'tensorboard', 'torch.utils.tensorboard', 'wandb', 'mlflow'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.split() == []
 
 
 @pytest.mark.slow

@@ -4,12 +4,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import toy
 
-from macular.data.tasks import tasks
+from macular.arguments import from_notebook
+from macular.data.tasks import find, tasks
 from macular.exceptions import ParameterError
-from macular.train.config import _SOURCES, Job, check, fill, from_notebook, presets
+from macular.text.encode import ByCloze, TextEncoder, TextSettings
+from macular.train.checks import check_inputs
+from macular.train.config import _SOURCES, Job, check, fill, presets
 from macular.train.methods import methods
-from macular.train.resolve import method_of, training_key
+from macular.train.resolve import method_of, resolve_job, settle, training_key
 
 
 @pytest.mark.parametrize(
@@ -47,7 +51,6 @@ from macular.train.resolve import method_of, training_key
         ({"langs": 3}, "a list of names"),
         ({"deterministic": "yes"}, "say true or false"),
         ({"task": ""}, "task is empty"),
-        ({"method": ""}, "or say one of finetune"),
         ({"preset": ""}, "auto, mini, quick, paper"),
         ({"out": ""}, "leave it out for 'runs'"),
         ({"task": "xnil"}, "Did you mean 'xnli'"),
@@ -130,7 +133,7 @@ def test_a_filled_job_passes_its_own_check():
 def test_a_task_file_of_ones_own(tmp_path):
     path = tmp_path / "weather.toml"
     path.write_text('name = "weather"\nlabels = ["dry", "wet"]\nlangs = ["nl"]\nsource_lang = "de"\n')
-    assert check({"task": str(path), "langs": "de,nl", "stage1": "weather,xnli"}).task == str(path)
+    assert check({"task": str(path), "method": "macular", "langs": "de,nl", "stage1": "weather,xnli"}).task == str(path)
     with pytest.raises(ParameterError, match="There is: de, nl"):
         check({"task": str(path), "langs": "en"})
 
@@ -207,3 +210,116 @@ def test_a_betas_place():
     terms = method_of(fill(check({"beta1": 0.3, "beta2": 0.2, "beta3": 0.7}))).terms
     assert terms == {"task": 1.0, "aug_kl": 0.3, "lang_adv": 0.2, "consistency": 0.7}
     assert methods["macular"].terms["aug_kl"] == 1.0
+
+
+# a task's record, the preset, and parameters
+
+SHOP = """
+name = "shop"
+labels = ["misses", "fits"]
+langs = ["en", "de"]
+{stated}
+
+[source]
+files = "{{split}}.{{lang}}.tsv"
+text_a = "search"
+text_b = "offer"
+label = "verdict"
+"""
+
+
+@pytest.fixture
+def shop(tmp_path):
+    "A function that writes a task of one's own; every fourth pair of the German test set has 60 words more"
+
+    def write(stated="", train=40):
+        for name, n in (("train.en", train), ("dev.en", 12), ("test.en", 12), ("test.de", 12)):
+            lines = ["search\toffer\tverdict"]
+            for i in range(n):
+                more = " the dog" * 30 if name == "test.de" and i % 4 == 0 else ""
+                lines.append(f"the dog {i}{more}\tthe house\t{('misses', 'fits')[i % 2]}")
+            (tmp_path / f"{name}.tsv").write_text("\n".join(lines))
+        (tmp_path / "shop.toml").write_text(SHOP.format(stated=stated))
+        return {"task": str(tmp_path / "shop.toml"), "method": "finetune", "backbone": "mini-bert"}
+
+    return write
+
+
+STATED = "max_length = 100\nmax_train = 20\nlearning_rate = 0.003"
+
+
+@pytest.mark.parametrize("preset", presets)
+def test_parameter_then_record_then_preset(shop, preset):
+    def of(job):
+        return job.max_length or find(job.task).max_length, job.max_train, job.learning_rate
+
+    usual = presets[preset]
+    assert of(fill(check(shop() | {"preset": preset}))) == (
+        usual.max_length or 128,
+        usual.max_train,
+        usual.learning_rate,
+    )
+    given = shop(STATED) | {"preset": preset}
+    assert of(fill(check(given))) == (100, 20, 0.003)
+    assert of(fill(check(given | {"max_length": 90, "max_train": 8, "learning_rate": 0.1}))) == (90, 8, 0.1)
+    assert fill(fill(check(given))) == fill(check(given))
+
+
+def test_the_mini_world_keeps_its_length_and_real_texts_have_their_tasks():
+    def of(**given):
+        return fill(check({"task": "qam", "method": "finetune"} | given)).max_length
+
+    assert of(preset="mini") == 64 and of(preset="quick") is None
+    assert of(preset="mini", backbone="mini-bert", data_dir="data") == 256
+
+
+@pytest.mark.parametrize(
+    "stated, said",
+    [
+        ("max_length = 4", "max_length must be a whole number of tokens from 8, not 4"),
+        ("max_train = 1", "max_train must be a whole number of examples from 2, not 1"),
+        ("max_train = 2.5", "max_train must be a whole number"),
+        ("learning_rate = 2", "learning_rate must be a number above 0 and at most 1, not 2"),
+        ('learning_rate = "2e-5"', "learning_rate must be a number"),
+    ],
+)
+def test_a_record_states_what_a_parameter_could(shop, stated, said):
+    with pytest.raises(ParameterError, match=said):
+        check(shop(stated))
+
+
+def resolved(given):
+    return resolve_job(settle(check(given | {"preset": "mini"})))
+
+
+def test_a_job_says_where_its_settings_come_from(shop):
+    found = resolved(shop("max_length = 100") | {"learning_rate": 0.01}).settings
+    assert found == "max_length 100 (task record), max_train 1,200 (preset mini), learning_rate 0.01 (parameter)"
+    quick = resolve_job(fill(check(shop(STATED) | {"preset": "quick"})))
+    assert [part.split(" (")[1] for part in quick.settings.split(", ")] == ["task record)"] * 3
+
+
+def test_truncation_is_counted_for_each_language(shop):
+    job = resolved(shop("max_length = 32"))
+    said = [note for note in check_inputs(job) if "max_length" in note]
+    assert said == ["examples of shop cut at 32 tokens (max_length): test in de 3 of 12 (25.0%)"]
+    assert not [note for note in check_inputs(resolved(shop("max_length = 128"))) if "max_length" in note]
+    mini = resolved({"task": "pawsx", "method": "finetune", "max_length": 8, "max_train": 40, "langs": "de"})
+    [said] = [note for note in check_inputs(mini) if "max_length" in note]
+    assert "train in en 40 of 40 (100.0%)" in said and "test in de 500 of 500 (100.0%)" in said
+
+
+@pytest.mark.parametrize("method, kind", [("finetune", "bert"), ("finetune", "xlmr"), ("prompt", "bert")])
+def test_truncation_is_exact(method, kind):
+    rows, form = toy.rows("toy3", 40), ByCloze if method == "prompt" else TextEncoder
+    text = TextSettings(toy.tokenizer(kind), max_length=10**4)
+    lengths = form(toy.TASKS["toy3"], rows, text, "").tokens().lengths
+    limit = int(np.median(lengths))
+    found = form(toy.TASKS["toy3"], rows, replace(text, max_length=limit), "").truncated()
+    assert found == (lengths > limit).sum() and 0 < found < 40
+
+
+def test_examples_that_a_preset_leaves_out_are_counted(shop):
+    given = shop(train=1300)
+    assert "max_train of preset mini: 1,200 of 1,300 training examples of shop" in check_inputs(resolved(given))
+    assert not [n for n in check_inputs(resolved(given | {"max_train": 20})) if "max_train" in n]  # asked for

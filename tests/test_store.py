@@ -11,6 +11,7 @@ import random
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import tempfile
 import time
@@ -233,6 +234,51 @@ def forked(work, wait=True):
 
         traceback.print_exc()
         os._exit(1)
+
+
+# a disk that cannot flush folders
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
+def test_a_file_system_that_cannot_flush_folders_warns_once(tmp_path, monkeypatch, code):
+    flush = os.fsync
+
+    def files_only(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(code, os.strerror(code))
+        flush(handle)
+
+    monkeypatch.setattr(os, "fsync", files_only)
+    monkeypatch.setattr(store, "_unconfirmed", [])
+    with pytest.warns(UserWarning, match="cannot confirm writes") as told:
+        write_json(tmp_path / "a.json", 1)
+        write_json(tmp_path / "b.json", 2)
+        with store.sealed_folder(tmp_path / "c-1") as aside:
+            (aside / "inner").mkdir()
+            (aside / "inner" / "x").write_bytes(b"x")
+    assert len(told) == 1 and read_json(tmp_path / "b.json") == 2 and newest(tmp_path, "c").name == "c-1"
+
+
+def test_a_folder_that_cannot_be_opened_for_flushing_warns(tmp_path, monkeypatch):
+    "As on Windows, where `os.open` of a folder is refused"
+    opened = os.open
+
+    def files_only(path, flags, *more, **named):
+        if flags == os.O_RDONLY and os.path.isdir(path):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return opened(path, flags, *more, **named)
+
+    monkeypatch.setattr(store, "_unconfirmed", [])
+    monkeypatch.setattr(os, "open", files_only)
+    with pytest.warns(UserWarning, match="cannot confirm writes"):
+        write_json(tmp_path / "a.json", 1)
+    assert read_json(tmp_path / "a.json") == 1
+
+
+def test_a_disk_that_fails_to_flush_a_folder_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")))
+    with pytest.raises(StorageError, match="Input/output error"):
+        write_json(tmp_path / "a.json", 1)
 
 
 # who may read, and what can be foreseen

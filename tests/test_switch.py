@@ -14,8 +14,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 from transformers import AutoTokenizer, BertTokenizer, DebertaV2Tokenizer, PreTrainedTokenizerFast, XLMRobertaTokenizer
 
 import macular.text.encode
-from macular.core import mix, pick, uniform
-from macular.data.lexicon import CHUNK, Lexicon, split
+from macular.core import CHUNK, mix, pick, split, uniform
+from macular.data.lexicon import Lexicon
 from macular.data.mini_world import Mini, backbone, lexicon, text
 from macular.data.tasks import load, tasks
 from macular.text.batches import tokenize
@@ -305,9 +305,9 @@ def all_equal(tokenizer, stuff, max_length=64, whole=0.02):
         types=None if clean.types is None else clean.types[: clean.starts[some]],
         starts=clean.starts[: some + 1],
     )
-    assert mismatches(clean, tokenize(tokenizer, *(f[:some] for f in fields), max_length)) == 0
+    assert mismatches(clean, tokenize(tokenizer, [f[:some] for f in fields], max_length)) == 0
     found, tallied = chunked.switched(Place(3, "adversarial"), max_length)
-    assert mismatches(found, tokenize(tokenizer, *switched, max_length)) == 0
+    assert mismatches(found, tokenize(tokenizer, switched, max_length)) == 0
     assert tallied == counts and counts["changed"] > 0.2 * counts["words"]
     assert len(chunked.whole) <= whole * 2 * len(items), "the table is what is tested"
     return chunked
@@ -372,10 +372,10 @@ def test_every_white_space():
         bpe("always"),
     ):
         chunked = Chunked(tokenizer, [texts, texts[::-1]], np.arange(len(texts)), SWITCH, adversarial())
-        assert mismatches(chunked.tokens(99), tokenize(tokenizer, texts, texts[::-1], 99)) == 0
+        assert mismatches(chunked.tokens(99), tokenize(tokenizer, [texts, texts[::-1]], 99)) == 0
         switched, counts = by_text([texts, texts[::-1]], np.arange(len(texts)), Place())
         found, tallied = chunked.switched(Place(), 99)
-        assert mismatches(found, tokenize(tokenizer, *switched, 99)) == 0 and tallied == counts
+        assert mismatches(found, tokenize(tokenizer, switched, 99)) == 0 and tallied == counts
     assert len(_WHITE) == 25
 
 
@@ -388,8 +388,8 @@ def test_negative_control_word_without_its_suffix():
     def apart(texts):
         return [" ".join(" ".join(part for part in split(c) if part) for c in CHUNK.findall(t)) for t in texts]
 
-    wrong = tokenize(unigram(), *map(apart, switched), 64)
-    assert mismatches(wrong, tokenize(unigram(), *switched, 64)) > 1000
+    wrong = tokenize(unigram(), list(map(apart, switched)), 64)
+    assert mismatches(wrong, tokenize(unigram(), switched, 64)) > 1000
 
 
 def test_negative_control_other_draws():
@@ -397,7 +397,7 @@ def test_negative_control_other_draws():
     found, tallied = Chunked(mini("mini-bert"), fields, items, SWITCH, adversarial()).switched(
         Place(4, "adversarial"), 64
     )
-    assert mismatches(found, tokenize(mini("mini-bert"), *switched, 64)) > 250 and tallied != counts
+    assert mismatches(found, tokenize(mini("mini-bert"), switched, 64)) > 250 and tallied != counts
 
 
 # ------------------------------------------------------------------ draws and counts
@@ -416,6 +416,19 @@ def test_every_chunk_becomes_what_the_text_form_makes_of_it():
             table.surfaces.lengths[chosen], wanted.lengths
         )
         assert counts == tally(alone)
+
+
+@pytest.mark.parametrize("source", ["tr", "en"])
+def test_spellings_of_a_word_are_found_as_in_the_text(source):
+    words = {"ılık": "warm", "ilik": "marrow", "c'est": "it is", "caf\u00e9": "coffee", "don't": "not", "i": "me"}
+    lexicon = Lexicon({"de": words, "fr": {w: w.upper() for w in words}}, source=source)
+    texts = ["ILIK İlik I c’est C'EST", "cafe\u0301 Caf\u00e9 Don’t don't i"]
+    switch, items = CodeSwitch(("de", "fr"), word=1.0), np.arange(2).astype(np.uint64)
+    for name in ("mini-bert", "mini-xlmr"):
+        found, tallied = Chunked(mini(name), [texts, texts], items, switch, lexicon).switched(Place(3), 64)
+        switched, counts = by_text([texts, texts], items, Place(3), switch, lexicon)
+        assert mismatches(found, tokenize(mini(name), switched, 64)) == 0 and tallied == counts
+        assert counts["found"] == 18  # all but `I` in Turkish, all but `İlik` in English
 
 
 def test_near_synonyms_by_stay():
@@ -453,7 +466,7 @@ def test_sentence_rate_rounds_and_ids_as_strings():
         texts, counts = by_text(fields, names, Place(1, "t", round=round), switch)
         found, tallied = chunked.switched(Place(1, "t", round=round), 64)
         assert (
-            mismatches(found, tokenize(mini("mini-bert"), *texts, 64)) == 0
+            mismatches(found, tokenize(mini("mini-bert"), texts, 64)) == 0
             and tallied == counts
             and rates(tallied, switch) == rates(counts, switch)
         )
@@ -509,7 +522,7 @@ def test_truncation_of_switched_pairs(name):
     for max_length in (6, 7, 8, 9, 12, 16):
         assert (
             mismatches(
-                chunked.switched(Place(3, "adversarial"), max_length)[0], tokenize(tokenizer, *switched, max_length)
+                chunked.switched(Place(3, "adversarial"), max_length)[0], tokenize(tokenizer, switched, max_length)
             )
             == 0
         )
@@ -524,9 +537,9 @@ def test_which_side_loses(kind):
     special = sum(map(len, frame(tokenizer).ids))
     chunked, each = Chunked(tokenizer, fields, np.arange(len(pairs))), len(tokenizer.tokenize("dog"))
     for room in range(0, 27):
-        wanted = tokenize(tokenizer, *fields, special + room)
+        wanted = tokenize(tokenizer, fields, special + room)
         assert mismatches(chunked.tokens(special + room), wanted) == 0
-        a, b = longest_first(*(each * np.array(side) for side in zip(*pairs)), room)
+        a, b = longest_first([each * np.array(side) for side in zip(*pairs)], room)
         assert (a + b + special == wanted.lengths).all() and (a + b <= room).all()
 
 
@@ -663,7 +676,7 @@ def test_let_through():
 def test_added_tokens_in_chunks(token):
     tokenizer, texts = added(mini("mini-bert"), token), ["a Kubernetes cat, dogKubernetes.", "do Kubernetesdo cat,cat"]
     assert (
-        mismatches(Chunked(tokenizer, [texts, texts], np.arange(2)).tokens(64), tokenize(tokenizer, texts, texts, 64))
+        mismatches(Chunked(tokenizer, [texts, texts], np.arange(2)).tokens(64), tokenize(tokenizer, [texts, texts], 64))
         == 0
     )
 
@@ -705,7 +718,7 @@ def test_a_refused_tokenizer_goes_by_text():
     views, own = Views([tasks["xnli"]], {"xnli": rows("xnli")}, setting), rows("xnli")
     assert type(choose_encoder(tasks["xnli"], own, setting)) is TextEncoder and "Replace" in views.notes[0]
     assert (
-        mismatches(views.items(0, ("",)).views[""], tokenize(tokenizer, list(own["text_a"]), list(own["text_b"]), 24))
+        mismatches(views.items(0, ("",)).views[""], tokenize(tokenizer, [list(own["text_a"]), list(own["text_b"])], 24))
         == 0
     )
 
@@ -741,9 +754,9 @@ def test_multinli_with_the_muse_dictionaries(mbert, shared):
         CodeSwitch(langs, redraw=True),
     )
     chunked = Chunked(mbert, fields, items, switch, words)
-    assert mismatches(chunked.tokens(128), tokenize(mbert, *fields, 128)) == 0
+    assert mismatches(chunked.tokens(128), tokenize(mbert, fields, 128)) == 0
     for round in (0, 1):
         texts, counts = by_text(fields, items, Place(0, "xnli", round=round), switch, words)
         found, tallied = chunked.switched(Place(0, "xnli", round=round), 128)
-        assert mismatches(found, tokenize(mbert, *texts, 128)) == 0 and tallied == counts
+        assert mismatches(found, tokenize(mbert, texts, 128)) == 0 and tallied == counts
     assert len(data) > 1400 and chunked.whole == [] and chunked.nbytes < 20 * 2**20

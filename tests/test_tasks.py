@@ -9,8 +9,8 @@ from conftest import ROOT
 
 from macular.data.readers import read_columns, read_examples
 from macular.data.sources import File, Folder, Hub, Layout
-from macular.data.tasks import Task, facts, find, load, tasks
-from macular.exceptions import DataError, ParameterError
+from macular.data.tasks import Task, facts, find, load, not_read, tasks
+from macular.exceptions import DataError, ParameterError, odd_languages
 
 DATA = ROOT.parent / "shared" / "data"
 real = pytest.mark.skipif(not DATA.is_dir(), reason="the real files in ../shared/data are not here")
@@ -217,6 +217,224 @@ def test_what_is_no_file_is_refused(tmp_path):
         read_columns(tmp_path, ["a"])
     with pytest.raises(DataError, match="is not there"):
         read_columns(tmp_path / "none.tsv", ["a"])
+
+
+# malformed quoting
+
+
+@pytest.mark.parametrize(
+    "text, place, words",
+    [
+        ('a,b,label\nx,y,1\n"open,y,1\nx,y,0\n', "line 3", "a quote is opened that is never closed"),
+        ('a,b,label\n"open,y,1\n"x",y,0\n', "line 2", "text follows a closing quote, on line 3"),
+        ('a,b,label\nx,y,1\n"rain" fell,y,1\n', "line 3", "text follows a closing quote"),
+        ('a,b,label\n"two\nlines",y,1\n"rain"s,y,1\n', "line 4", "text follows a closing quote"),
+        ('a,b,label\n"say \\"hi\\" now",y,1\n', "line 2", "a backslash stands before a quote"),
+        ('a,b,label\nx,y,1\nsay \\"hi\\",y,1\n', "line 3", "a backslash stands before a quote"),
+        ('a,b,label\n\\"hi\\" there,y,1\n', "line 2", "a backslash stands before a quote"),
+        ('a,b,label\nx,y,1\n"x", "y",1\n', "line 3", "a blank stands before a quote"),
+        ("a,b,label\nx,y,1\nx\\, z,y,1\n", "line 3 has 4", "is the separator escaped by a backslash?"),
+        ('a,b,label\n"one\ntwo\nthree",y,1\nx,y,2\n', "line 5: '2'", "unknown label"),
+        ('a,b,label\n"one\ntwo",y,1\nx,1\n', "line 4 has 2", "do not have the 3 cells"),
+    ],
+)
+def test_malformed_quotes_in_csv_are_refused_with_their_line(tmp_path, text, place, words):
+    with pytest.raises(DataError) as raised:
+        read(tmp_path, text, "train.en.csv")
+    assert place in str(raised.value) and words in str(raised.value) and limits(raised)
+
+
+def test_another_separator_is_named_before_its_quotes(tmp_path):
+    text = 'a;b;label\n"x, y";"say ""z""";1\n'
+    with pytest.raises(DataError, match='separator = ";"'):
+        read(tmp_path, text, "x.csv")
+    assert read(tmp_path, text, "x.csv", replace(LAYOUT, separator=";"))["text_b"][:] == ['say "z"']
+
+
+def test_quotes_that_are_in_order(tmp_path):
+    text = 'a,b,label\n5" disk,"a ""b"" c",1\n"C:\\dir\\","ends \\""x""",0\n"",""" ",1\n'
+    rows = read(tmp_path, text, "x.csv", layout=replace(LAYOUT, published=True))
+    assert rows["text_a"][:] == ['5" disk', "C:\\dir\\", ""] and rows["text_b"][:] == ['a "b" c', 'ends \\"x"', '" ']
+    large = "a,b,label\n" + "x" * 300_000 + ",y,1\n"
+    assert len(read(tmp_path, large, "large.csv")[0]["text_a"]) == 300_000
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        HEAD + 'x\t"say ""y"", then"\t1\nx\ty\t0\n',  # pandas
+        HEAD + '"x"\t"y"\t"1"\n"z"\t"y"\t"0"\n',  # all cells
+        '"a"\t"b"\t"label"\n"x"\t"y"\t"1"\n"z"\t"y"\t"0"\n',  # R, with the header
+        HEAD + 'x\t"two\nlines"\t1\nx\ty\t0\n',  # a line break in a cell
+    ],
+    ids=["pandas", "all cells", "header", "line break"],
+)
+def test_a_tab_separated_file_with_csv_quotes_is_recognised(tmp_path, text):
+    with pytest.raises(DataError, match="say quoted = true below") as raised:
+        read(tmp_path, text)
+    assert limits(raised)
+    assert read(tmp_path, text, layout=replace(LAYOUT, quoted=True))["label"][:] == [1, 0]
+    assert read(tmp_path, text, "x.csv", layout=replace(LAYOUT, separator="\t"))["label"][:] == [1, 0]
+
+
+def test_quotes_of_the_texts_stay(tmp_path):
+    text = HEAD + '"x"\ty\t1\n"x" or y\t"say ""z"""\t0\n'
+    kept = ['"x"', '"x" or y']
+    assert read(tmp_path, text, layout=replace(LAYOUT, quoted=False))["text_a"][:] == kept
+    assert read(tmp_path, text, layout=replace(LAYOUT, published=True))["text_a"][:] == kept
+    assert read(tmp_path, HEAD + '"x"\ty\t1\n"x" or y\tz\t0\n')["text_a"][:] == kept
+
+
+@real
+def test_the_published_topics_are_tab_separated_with_csv_quotes():
+    rows = load("sib200", "train", source=Folder(str(DATA)))
+    text = rows["text_a"][rows["id"][:].index("1239")]
+    assert text.startswith("\"She’s very cute and sings quite well, too,\" he said according")
+    assert not any('""' in text for text in rows["text_a"])
+
+
+# Parquet
+
+
+def test_other_columns_of_a_parquet_file_do_not_matter(tmp_path):
+    import uuid
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    good = {"a": ["x", "z"], "b": ["y", "y"], "label": ["1", "0"]}
+    others = {
+        "map": pa.array([[("k", 1)], []], pa.map_(pa.string(), pa.int32())),
+        "uuid": pa.ExtensionArray.from_storage(pa.uuid(), pa.array([uuid.uuid4().bytes] * 2, pa.binary(16))),
+        "list": pa.array([["t"], []]),
+        "struct": pa.array([{"a": 1}, {"a": 2}]),
+        "null": pa.nulls(2),
+        "decimal": pa.array([1, 2], pa.decimal128(5)),
+    }
+    newer = {"info": {"features": {"list": {"_type": "SomethingNewer"}, "a": 3, "label": {"_type": "ClassLabel"}}}}
+    tables = [pa.table(good | {name: column}) for name, column in others.items()]
+    tables.append(pa.table(good).replace_schema_metadata({"huggingface": json.dumps(newer)}))
+    tables.append(pa.table(good).replace_schema_metadata({"huggingface": "no JSON"}))
+    tables.append(pa.table([*map(pa.array, good.values()), pa.array([1, 2]), pa.array([3, 4])], [*good, "c", "c"]))
+    for i, table in enumerate(tables):
+        pq.write_table(table, tmp_path / f"{i}.parquet")
+        rows = read_examples([tmp_path / f"{i}.parquet"], LAYOUT, PAIR.labels)
+        assert rows["text_a"][:] == ["x", "z"] and rows["label"][:] == [1, 0]
+    twice = pa.table([*map(pa.array, good.values()), pa.array(["1", "0"])], ["a", "b", "label", "label"])
+    pq.write_table(twice, tmp_path / "twice.parquet")
+    with pytest.raises(DataError, match="two columns are called 'label', which is columns 3 and 4"):
+        read_examples([tmp_path / "twice.parquet"], LAYOUT, PAIR.labels)
+
+
+# nulls, labels that are left out, Unicode
+
+
+def test_a_null_beside_another_column_is_empty(tmp_path):
+    rows = [{"a": "x", "t": "title", "b": None, "label": "1"}, {"a": "x", "t": None, "b": "body", "label": "0"}]
+    layout = replace(LAYOUT, text_b=("t", "b"))
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    assert read(tmp_path, text, "x.jsonl", layout)["text_b"][:] == ["title ", " body"]
+    rows.append({"a": "x", "t": None, "b": None, "label": "1"})
+    with pytest.raises(DataError, match="1 of 3 rows have an empty text in t, b. First: line 3"):
+        read(tmp_path, "".join(json.dumps(row) + "\n" for row in rows), "y.jsonl", layout)
+
+
+def test_labels_that_are_left_out_are_counted(tmp_path):
+    write(tmp_path / "train.en.tsv", HEAD + "x\ty\t1\nx\ty\t-\nz\ty\t0\nx\ty\t-\n")
+    source = replace(File("{split}.{lang}.tsv", "a", "b", labels=LAYOUT.labels), folder=str(tmp_path))
+    with pytest.raises(DataError, match=r'To leave such rows out, below \[source\]: left_out = \["-"\]'):
+        source.read(PAIR, "train", "en")
+    task = replace(PAIR, source=replace(source, left_out="-"))
+    rows = load(task, "train")
+    assert rows["text_a"][:] == ["x", "z"] and rows["id"][:] == ["0", "2"]  # numbers of the file's rows
+    assert not_read(task, "train") == ["train.en.tsv: 2 rows are left out, whose label is '-' (2)"]
+    with pytest.raises(DataError, match="only rows that `left_out` leaves out"):
+        load(replace(PAIR, source=replace(source, left_out=["-", "1", "0"])), "train")
+
+
+def test_labels_are_compared_in_composed_form(tmp_path):
+    apart, composed = "cafe\u0301", "caf\u00e9"
+    layout = replace(LAYOUT, labels={composed: "no", "1": "th\u00e9"})
+    rows = read(tmp_path, HEAD + f"x\ty\t{apart}\nx\ty\t1\n", layout=layout, labels=("no", "the\u0301"))
+    assert rows["label"][:] == [0, 1]
+
+
+# languages that are not read
+
+LOCALES = "lang\t" + HEAD
+
+
+@pytest.mark.parametrize(
+    "value, meant",
+    [
+        ("en-US", "en"),
+        ("en_GB", "en"),
+        ("EN", "en"),
+        ("eng", "en"),
+        ("eng_Latn", "en"),
+        ("English", "en"),
+        ("german", "de"),
+        ("Deutsch", "de"),
+        ("de_DE.UTF-8", "de"),
+        ("German (Austria)", "de"),
+        ("", None),
+        ("fr", None),
+        (" de ", "de"),
+        ("pt_br", "pt-BR"),
+        ("portuguese", "pt-BR"),
+    ],
+)
+def test_the_nearest_language_is_named(value, meant):
+    said = odd_languages(["en", value, value], ("en", "de", "pt-BR"))
+    assert said.startswith(repr(value)) and "2 rows" in said
+    assert (f"did you mean '{meant}'?" in said) if meant else ("did you mean" not in said)
+
+
+def test_rows_of_other_languages_are_counted(tmp_path):
+    text = LOCALES + "en\tx\ty\t1\nen\tx\ty\t0\nen-US\tx\ty\t1\n\tx\ty\t1\nde\tx\ty\t1\n"
+    for split in ("train", "test"):
+        write(tmp_path / f"{split}.tsv", text)
+    source = File("{split}.tsv", "a", "b", lang="lang", labels=LAYOUT.labels, folder=str(tmp_path))
+    task = replace(PAIR, source=source)
+    (train,), (test,) = not_read(task, "train"), not_read(task, "test")
+    assert len(load(task, "train")) == 2 and task.source.langs(task, "test") == ("en", "de")
+    assert train.startswith("train.tsv: 3 of 5 rows are not read; their lang is") and "'de' (1 row)" in train
+    assert "2 of 5 rows" in test and "'en-US' (1 row; did you mean 'en'?)" in test and "'' (1 row)" in test
+    write(tmp_path / "train.tsv", text.replace("en\t", "en_US\t"))
+    with pytest.raises(DataError, match="no rows whose lang is 'en'; it holds 'en_US' .2 rows; did you mean 'en'"):
+        load(task, "train")
+
+
+def test_files_of_other_languages_are_named(tmp_path):
+    for name in ("train.en", "train.de", "test.en", "test.de_DE", "test.fr"):
+        write(tmp_path / f"{name}.tsv", HEAD + "x\ty\t1\nz\ty\t0\n")
+    source = File("{split}.{lang}.tsv", "a", "b", labels=LAYOUT.labels, folder=str(tmp_path))
+    task = replace(PAIR, source=source)
+    assert not_read(task, "train") == []  # translations of the training examples are never read
+    (test,) = not_read(task, "test")
+    assert "'de_DE' (1 file; did you mean 'de'?), 'fr' (1 file)" in test
+    absolute = replace(source, files=str(tmp_path / "{split}.{lang}.tsv"), folder="elsewhere [1]")
+    assert "'de_DE'" in not_read(replace(task, source=absolute), "test")[0]
+    write(tmp_path / "de-AT" / "test.de-AT.tsv", HEAD)
+    nested = replace(source, files="{lang}/{split}.{lang}.tsv")
+    assert "'de-AT' (1 file; did you mean 'de'?)" in not_read(replace(task, source=nested), "test")[0]
+    write(tmp_path / "train.en.tsv", "").rename(tmp_path / "train.en_US.tsv")
+    assert "'en_US' (1 file; did you mean 'en'?)" in not_read(task, "train")[0]
+
+
+# examples held out for dev
+
+
+@pytest.mark.parametrize("first", [1, 2, 3, 200])
+def test_held_out_with_few_first_texts(tmp_path, first):
+    write(
+        tmp_path / "train.en.tsv",
+        HEAD + "".join(f"classify {i % first}\tsentence {i}\t{i % 2}\n" for i in range(200)),
+    )
+    source = File("{split}.{lang}.tsv", "a", "b", labels=LAYOUT.labels, folder=str(tmp_path), held_out=0.1)
+    task = replace(PAIR, source=source)
+    train, dev = load(task, "train"), load(task, "dev")
+    assert 8 <= len(dev) <= 40 and len(train) + len(dev) == 200 and not set(train["text_b"]) & set(dev["text_b"])
 
 
 # the official archives

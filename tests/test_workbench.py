@@ -28,7 +28,7 @@ from macular.ui import views as notebook_views
 from macular.ui.board import _means, _varying, board, heat_map, versus
 from macular.ui.error_browser import _KINDS, _answers, _of_kind, _share, _taught, errors
 from macular.ui.live import _ask, _status, _trainings, live
-from macular.ui.playground import _switch_pair, _token_ids, playground, show_batch
+from macular.ui.playground import _switch_texts, _token_ids, playground, show_batch
 from macular.ui.views import View, data_of, grid, safe
 
 CONTROL = select(
@@ -358,7 +358,7 @@ def test_the_playground_draws_as_training_does():
         switch([row[c]], [row["id"]], data.lexicon, Place(3, "pawsx", field))[0]
         for field, c in enumerate(("text_a", "text_b"))
     ]
-    assert wanted == _switch_pair((row["text_a"], row["text_b"]), data, switch, row["id"], 3)
+    assert wanted == _switch_texts((row["text_a"], row["text_b"]), data, switch, row["id"], 3)
     assert all(w._repr_html_() in view.html() for w in wanted)
 
 
@@ -396,7 +396,7 @@ def test_the_ids_are_those_of_training(name):
 
     folder, texts = backbone(name), ("<s> the dog </s> [SEP] 犬!", "<pad> never")
     whole = [Switched((Piece(t, t),), 1, 0, 0) for t in texts]
-    wanted = tokenize(AutoTokenizer.from_pretrained(folder), [texts[0]], [texts[1]], 200).ids
+    wanted = tokenize(AutoTokenizer.from_pretrained(folder), [[texts[0]], [texts[1]]], 200).ids
     shown = Page(str(_token_ids(whole, folder)))
     assert shown.texts[1::2] == list(map(str, wanted))
 

@@ -169,15 +169,14 @@ def reprs() -> dict:
 
     from macular.core import Difference, diff
     from macular.data import check, lexicon
-    from macular.data.tasks import Facts, Task
+    from macular.data.tasks import Task, _Facts
     from macular.deploy import distill
     from macular.exceptions import DataError
     from macular.jobs import rerun
     from macular.jobs.plan import plan
     from macular.jobs.search import Search
     from macular.results import compare, figures
-    from macular.results.formats import Cell, Table
-    from macular.results.statistics import Effect
+    from macular.results.formats import Cell, Effect, Table
     from macular.text.code_switch import CodeSwitch, Place
     from macular.train.config import Job, presets
     from macular.train.methods import macular
@@ -197,12 +196,13 @@ def reprs() -> dict:
     )
     [switched] = CodeSwitch(("de",), word=1.0)([" dog ".join(PAYLOADS)], ["1"], {"de": {"dog": (one, other)}}, Place())
     parameters = dict.fromkeys(("data_dir", "lexicon_dir", "synonyms", "tree_dir"), other)
+    here = parameters | {"preset": "mini", "backbone": "mini-bert", "task": "xnli"}
     shown = [
         diff(dict(zip("abcdefghijkl", PAYLOADS)), dict(zip("abcdefghijkl", PAYLOADS[::-1]))),
         check.DataReport(rows, rows, list(PAYLOADS), list(PAYLOADS)),
-        lexicon.CoverageReport(rows),
+        lexicon._CoverageReport(rows),
         lexicon.Lexicon({"de": {"dog": PLAIN}}),
-        plan([parameters | {"preset": "mini", "task": "xnli", "method": m} for m in ("finetune", "syn")]),
+        plan([here | {"method": m} for m in ("finetune", "syn")]),
         replace(macular, title=" ".join(PAYLOADS)),
         progress,
         compare.Comparison((one, other), Effect(1.0, 0.5, 1.5, 0.01, " ".join(PAYLOADS)), table, every, PAYLOADS),
@@ -212,7 +212,7 @@ def reprs() -> dict:
         Job(**parameters),
         replace(presets["mini"], backbone=" ".join(PAYLOADS)),
         table,
-        Facts(dict(zip(PAYLOADS, PAYLOADS))),
+        _Facts(dict(zip(PAYLOADS, PAYLOADS))),
         Task("odd", PAYLOADS, ("de",), title=" ".join(PAYLOADS), fields=(one, other)),
         switched,
         Picture(refuse),

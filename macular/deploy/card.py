@@ -19,8 +19,9 @@ from ..core import table
 from ..data.sources import archives, hub_layouts
 from ..data.tasks import Task, find
 from ..exceptions import DataError, ParameterError, unknown
+from ..results.formats import LEVEL
 from ..results.records import located, record, stages_of
-from ..results.statistics import LEVEL, summary
+from ..results.statistics import summary
 from ..store import read_json, verify
 from ..train.evaluate import averaged
 from ..train.run import Result
@@ -241,7 +242,7 @@ def _limits(taken: ExportSpec) -> list[str]:  # sentences
     if switched and bare:
         found.append(f"There was no dictionary for {', '.join(bare)}.")
     if values["collapsed"] and _scores(taken):
-        found.append(f"In {', '.join(values['collapsed'])} it predicts the same label for every pair.")
+        found.append(f"In {', '.join(values['collapsed'])} it predicts the same label for every example.")
     return found + [f"{note[0].upper()}{note[1:]}." for note in values["notes"]]
 
 # %% ../../nbs/deploy/01_card.ipynb #894f21e7
@@ -393,7 +394,7 @@ def _about(taken):
     labels = ", ".join(f"`{label}`" for label in task.labels)
     needs = "It is a stock class of transformers and needs no other package."
     if taken.frozen:
-        package = f"the package `macular` (here version {version('macular')}), which must be installed"
-        needs = f"Its class, `MacularForSequenceClassification`, comes with {package}."
-    asked = f"Classifies a pair of texts ({', '.join(task.fields)}) as one of {labels}."
+        needs = f"Its class, `MacularForSequenceClassification`, needs the package `macular` ({version('macular')})."
+    kind = "pair of texts" if task.fields[1:] else "text"
+    asked = f"Classifies a {kind} ({', '.join(task.fields)}) as one of {labels}."
     return f"{asked} Labels were learned in `{task.source_lang}` alone; it is meant for {langs}. {needs}"

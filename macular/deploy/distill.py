@@ -9,6 +9,7 @@ __all__ = ['Teacher', 'distill', 'DistillationReport', 'student_report']
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain, islice
 from time import perf_counter
 
 import torch
@@ -16,13 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core import diff, escape_markdown, key
+from ..data.readers import texts_of
 from .card import result_of, select_checkpoint, training_of
 from ..exceptions import ParameterError
 from ..jobs.rerun import refuse_student, reopen
 from ..model.losses import term
-from ..results.formats import Cell, Table, task_title, title
+from ..results.formats import LEVEL, Cell, Table, task_title, title
 from ..results.records import ALIKE, Record, job_of, parameters_of, record, stages_of
-from ..results.statistics import LEVEL, common, design, resampled
+from ..results.statistics import common, design, resampled
 from ..results.timing import Spread, machine, race, ratio
 from ..text.code_switch import CodeSwitch
 from ..text.encode import Views, features
@@ -251,54 +253,52 @@ def _difference(a: Record, b: Record, langs):
 # %% ../../nbs/deploy/03_distill.ipynb #6e8c6613
 def _latency(
     models: Mapping,  # name -> (model, tokenizer)
-    pairs: list,  # (first text, second text)
+    examples: list,  # tuples of one or two texts
     sizes: tuple = (1, 32),  # batch sizes
     rounds: int = 7,
-) -> dict:  # (name, size) -> seconds a pair, in each round
+) -> dict:  # (name, size) -> seconds an example, in each round
     "Measure the latency of models in turn"
     legs = {}
     for name, (model, tokenizer) in models.items():
         for size in sizes:
-            legs[name, size] = _leg(model, tokenizer, pairs, size)
+            legs[name, size] = _leg(model, tokenizer, examples, size)
     return race(legs, rounds, clock=perf_counter)
 
 
-def _leg(model, tokenizer, pairs, size):
-    "Return a leg of `race`: a function that returns the timed work, which returns the number of pairs"
+def _leg(model, tokenizer, examples, size):
+    "Return a leg of `race`: a function that returns the timed work, which returns the number of examples"
 
     def work():
         with torch.inference_mode():
-            for i in range(0, len(pairs), size):
-                texts = map(list, zip(*pairs[i : i + size], strict=True))  # all first texts, all second texts
+            for i in range(0, len(examples), size):
+                texts = map(list, zip(*examples[i : i + size], strict=True))  # all first texts, all second texts
                 batch = tokenizer(*texts, truncation=True, padding=True, return_tensors="pt").to(model.device)
                 model(**batch).logits.softmax(-1).cpu()  # (size, classes)
-        return len(pairs)
+        return len(examples)
 
     return lambda: work
 
 # %% ../../nbs/deploy/03_distill.ipynb #5c0aed11
-def _scored_pairs(
+def _scored_texts(
     run: Result,
     n: int = 64,
-) -> list:  # (first text, second text)
-    "Return pairs of a run's test set, equally many of each language"
+) -> list:  # tuples of one or two texts
+    "Return the texts of a run's test set, equally many of each language"
     data, split, langs = Data(job_of(run.folder)), run.values["split"], list(run.predictions["language"].unique())
-    tests = [data.rows(data.target, split, lang) for lang in langs]
-    found = []
-    for i in range(-(-n // len(tests))):  # the i-th pair of each language
-        found += [(test["text_a"][i], test["text_b"][i]) for test in tests if i < len(test)]
-    return found[:n]
+    each = -(-n // len(langs))  # examples of a language
+    tests = [islice(zip(*texts_of(data.rows(data.target, split, lang)), strict=True), each) for lang in langs]
+    return [*chain.from_iterable(zip(*tests, strict=False))][:n]  # the first of each language, the second, …
 
 
 def _serving(
     models: Mapping,  # "teacher" and "student" -> (model, tokenizer)
-    pairs: list,
+    examples: list,  # tuples of one or two texts
     sizes: tuple = (1, 32),
     rounds: int = 7,
 ) -> Table:
     "Compare parameters, memory and latency of teacher and student"
-    laps = _latency(models, pairs, sizes, rounds)
-    columns = ("model", "parameters", "weights, MiB", *(f"ms a pair, {size} at a time" for size in sizes))
+    laps = _latency(models, examples, sizes, rounds)
+    columns = ("model", "parameters", "weights, MiB", *(f"ms an example, {size} at a time" for size in sizes))
     lines = []
     for name, (model, _) in models.items():
         times = [str(Spread.of(laps[name, size]).times(1000)) for size in sizes]
@@ -310,7 +310,7 @@ def _serving(
     lines.append([f"{first} : {second}", f"{smaller:.2f}", Cell(smaller, form=".2f"), *times])
     here = machine()
     threads = f"{here['threads']} thread{'s' * (here['threads'] > 1)}"
-    timing = f"{len(pairs)} pairs, median [range] of {rounds} rounds in turn, from texts to probabilities"
+    timing = f"{len(examples)} examples, median [range] of {rounds} rounds in turn, from texts to probabilities"
     return Table(columns, lines, f"{timing}; {here['gpu'] or here['processor']}, {threads}.")
 
 # %% ../../nbs/deploy/03_distill.ipynb #eff44f90
@@ -378,4 +378,4 @@ def _timed(teacher, student, serve, rounds):
         models = {name: serve(select_checkpoint(r)) for name, r in (("teacher", teacher), ("student", student))}
     except ParameterError as e:
         return None, [f"Not timed: {e}"]
-    return _serving(models, _scored_pairs(student), rounds=rounds), []
+    return _serving(models, _scored_texts(student), rounds=rounds), []

@@ -22,6 +22,7 @@ from transformers import (
     pipeline,
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.utils import can_return_tuple
 
 from ..core import resolve
 from ..data.backbones import backbone_folder, hashes, refuse_code
@@ -48,21 +49,50 @@ class MacularConfig(PreTrainedConfig):
             self.encoder = AutoConfig.for_model(**self.encoder)
         super().__post_init__(**kwargs)
 
-# %% ../../nbs/deploy/02_huggingface.ipynb #d796798e
+# %% ../../nbs/deploy/02_huggingface.ipynb #beee3ae7
 def _stock_encoder(
     config,  # a backbone's
 ) -> tuple[nn.Module, int, str]:  # the module that returns e in place of logits, e's width, name of the removed layer
     "Build a stock classifier without its last layer and without reading weights"
+    attention = config._attn_implementation  # not part of the dictionary
     config = AutoConfig.for_model(**config.to_dict() | {"num_labels": LABELS, "id2label": None, "label2id": None})
-    model = AutoModelForSequenceClassification.from_config(config)
+    model = AutoModelForSequenceClassification.from_config(config, attn_implementation=attention)
     return model, *remove_classifier(model)
 
 
+class _BothEmbeddings(nn.Module):
+    "Embeddings of both encoders, side by side"
+
+    def __init__(self, shared: nn.Module, encoder: nn.Module):
+        super().__init__()
+        self.shared, self.encoder = shared, encoder
+
+    @property
+    def num_embeddings(self) -> int:
+        return self.encoder.num_embeddings
+
+    @property
+    def weight(self):  # (vocabulary, 2 width)
+        return torch.cat([self.shared.weight, self.encoder.weight], -1)
+
+    def forward(self, ids):  # (B, n) -> (B, n, 2 width)
+        return torch.cat([self.shared(ids), self.encoder(ids)], -1)
+
+
+def _side_by_side(shared, encoder, axis: int):  # a tuple of tensors each, or None
+    "Join the outputs of both encoders layer by layer"
+    if shared is None or encoder is None:
+        return None
+    return tuple(torch.cat(layers, axis) for layers in zip(shared, encoder, strict=True))
+
+# %% ../../nbs/deploy/02_huggingface.ipynb #d796798e
 class MacularForSequenceClassification(PreTrainedModel):
     "Eqs. 8 and 9: a mixture of the shared and the task-specific encoder, and a head"
 
     config_class = MacularConfig
     _supports_sdpa = True
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # the loss is a mean over the batch, which HF's `Trainer` divides itself
 
     def __init__(self, config: MacularConfig):
         super().__init__(config)
@@ -71,22 +101,58 @@ class MacularForSequenceClassification(PreTrainedModel):
         self.head = nn.Linear(width, config.num_labels)
         self.post_init()
 
-    def forward(self, input_ids=None, attention_mask=None, token_type_ids=None, labels=None):
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids=None,  # (B, n)
+        attention_mask=None,
+        token_type_ids=None,
+        position_ids=None,
+        inputs_embeds=None,  # (B, n, 2 width), in place of `input_ids`, from `get_input_embeddings()`
+        labels=None,  # (B,)
+        **options,  # output_hidden_states, output_attentions
+    ):
         given = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        given |= {"position_ids": position_ids, "output_hidden_states": self.config.output_hidden_states or None}
+        given |= {"output_attentions": self.config.output_attentions or None} | options
         inputs = {name: value for name, value in given.items() if value is not None}
-        e_m, e_t = self.shared(**inputs).logits, self.encoder(**inputs).logits  # (B, width) each
-        logits = self.head(aggregate(e_m, e_t, self.config.alpha))  # (B, labels)
+        shared, own = self._embedded(inputs_embeds)
+        m, t = self.shared(**inputs, **shared), self.encoder(**inputs, **own)
+        logits = self.head(aggregate(m.logits, t.logits, self.config.alpha))  # e_m, e_t: (B, width) -> (B, labels)
         loss = task_loss(logits, labels) if labels is not None else None
-        return SequenceClassifierOutput(loss, logits)
+        states = _side_by_side(m.hidden_states, t.hidden_states, -1)  # of each layer: (B, n, 2 width)
+        attentions = _side_by_side(m.attentions, t.attentions, 1)  # of each layer: (B, 2 heads, n, n)
+        return SequenceClassifierOutput(loss, logits, states, attentions)
+
+    def _embedded(self, inputs_embeds) -> tuple[dict, dict]:
+        "Return the argument `inputs_embeds` of the shared and of the task-specific encoder; none if it is None"
+        if inputs_embeds is None:
+            return {}, {}
+        given, wanted = inputs_embeds.shape[-1], self.get_input_embeddings().weight.shape[-1]
+        if given != wanted:
+            raise ValueError(f"inputs_embeds has width {given}; {wanted} is needed, for two encoders")
+        return tuple({"inputs_embeds": half} for half in inputs_embeds.chunk(2, -1))
 
     def get_input_embeddings(self):
-        return self.encoder.get_input_embeddings()
+        return _BothEmbeddings(self.shared.get_input_embeddings(), self.encoder.get_input_embeddings())
+
+    def set_input_embeddings(self, both):
+        self.shared.set_input_embeddings(both.shared)
+        self.encoder.set_input_embeddings(both.encoder)
+
+    def resize_token_embeddings(self, *size, **options):
+        "Resize the embeddings of both encoders; the arguments are those of transformers"
+        for encoder in (self.shared, self.encoder):
+            encoder.resize_token_embeddings(*size, **options)
+        self.config.encoder.vocab_size = self.encoder.config.vocab_size
+        return self.get_input_embeddings()
 
 # %% ../../nbs/deploy/02_huggingface.ipynb #790a1f89
 AutoConfig.register("macular", MacularConfig, exist_ok=True)
 AutoModelForSequenceClassification.register(MacularConfig, MacularForSequenceClassification, exist_ok=True)
 
 # %% ../../nbs/deploy/02_huggingface.ipynb #38e6ac3a
+_PLAIN = {"return_dict": True, "output_hidden_states": False, "output_attentions": False}
 _ENCODER = "encoder.body.model."  # prefix of the stock model's weights in a net of `macular.model.modules`
 
 
@@ -101,7 +167,8 @@ def _changed(config, **values):
 
 
 def _with_labels(config, labels):
-    return _changed(config, id2label=dict(enumerate(labels)), label2id={label: i for i, label in enumerate(labels)})
+    names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+    return _changed(config, problem_type="single_label_classification", **names)  # whatever the backbone's says
 
 
 def _stock_model(config, taken: ExportSpec) -> PreTrainedModel:  # `config` is the backbone's
@@ -150,7 +217,7 @@ def model_of(
     )
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     build = _composite_model if taken.frozen else _stock_model
-    return build(_changed(config, dtype="float32"), taken), tokenizer  # in the precision of the training
+    return build(_changed(config, dtype="float32", **_PLAIN), taken), tokenizer  # in the precision of the training
 
 # %% ../../nbs/deploy/02_huggingface.ipynb #74dfec9f
 def export(
@@ -191,31 +258,30 @@ def _refuse_to_replace(folder):
 
 # %% ../../nbs/deploy/02_huggingface.ipynb #0dc1c210
 def predict(
-    frame,  # a data frame with the pairs
+    frame,  # a data frame with the texts
     model,  # a model folder, or a hub name
-    columns: tuple[str, str] = ("text_a", "text_b"),  # of the first and the second text
+    columns: Sequence[str] = (),  # of the text, or of both texts; empty: text, or text_a and text_b
     batch_size: int = 32,
 ):  # the frame with `prediction` and p_<label>, the probability of each label
-    "Predict the labels of a table of pairs"
-    for column in columns:
-        if column not in frame:
-            raise ParameterError(unknown("column", column, frame.columns))
+    "Predict the labels of a table of texts or pairs"
+    columns = _text_columns(frame, columns)
     _check_texts(frame, columns)
     if Path(model).is_dir():
         refuse_code(Path(model))
-    texts, pair_texts = (frame[column].tolist() for column in columns)
-    order = sorted(range(len(frame)), key=lambda i: len(texts[i]) + len(pair_texts[i]))  # little padding
+    examples = list(zip(*(frame[column].tolist() for column in columns), strict=True))
+    order = sorted(range(len(frame)), key=lambda i: sum(map(len, examples[i])))  # little padding
     classify = pipeline(
         "text-classification",
         model=str(model),
         truncation=True,
         top_k=None,
+        function_to_apply="softmax",
         trust_remote_code=False,
         model_kwargs={"use_safetensors": True},
     )
-    pairs = [{"text": texts[i], "text_pair": pair_texts[i]} for i in order]
-    scored = classify(pairs, batch_size=batch_size) if pairs else []
-    probabilities = [{}] * len(frame)  # label -> probability, of each pair
+    inputs = [dict(zip(("text", "text_pair"), examples[i], strict=False)) for i in order]
+    scored = classify(inputs, batch_size=batch_size) if inputs else []
+    probabilities = [{}] * len(frame)  # label -> probability, of each example
     for i, scores in zip(order, scored, strict=True):
         probabilities[i] = {score["label"]: score["score"] for score in scores}
     new = {"prediction": [max(p, key=p.get) for p in probabilities]}
@@ -224,28 +290,36 @@ def predict(
     return frame.assign(**new)
 
 
+def _text_columns(frame, named):
+    "Return the columns of the texts; raise `ParameterError` if there is none of that name"
+    columns = tuple(named) or (("text",) if "text" in frame else TEXTS)
+    for column in columns:
+        if column not in frame:
+            raise ParameterError(unknown("column", column, frame.columns))
+    return columns
+
+
 def _check_texts(frame, columns):
     odd = []
     for column in columns:
         odd += [i for i, text in zip(frame.index, frame[column], strict=True) if not isinstance(text, str)]
     if odd:
-        raise DataError(f"{len(odd)} of {2 * len(frame)} texts are missing, first in row {odd[0]}; fill or drop them")
+        total = len(columns) * len(frame)
+        raise DataError(f"{len(odd)} of {total} texts are missing, first in row {odd[0]}; fill or drop them")
 
 # %% ../../nbs/deploy/02_huggingface.ipynb #a0e5b911
 def predict_texts(
-    frame,  # a data frame with the pairs
+    frame,  # a data frame with the texts
     folder,  # a model folder, a finished run's folder, or a run's name below runs/
-    columns: Sequence[str] = TEXTS,  # of the first and the second text
+    columns: Sequence[str] = (),  # of the text, or of both texts; empty: text, or text_a and text_b
 ):  # the frame with `prediction` and p_<label>, the probability of each label
-    "Predict the label of each pair of texts; raise `DataError` if the folder holds neither model nor run"
-    for column in columns:
-        if column not in frame:
-            raise ParameterError(unknown("column", column, frame.columns))
+    "Predict the label of each text or pair; raise `DataError` if the folder holds neither model nor run"
+    columns = _text_columns(frame, columns)
     run = located(folder)
     if run is not None:
         return _predict_with_run(frame, run, columns)
     if (resolve(folder) / "config.json").is_file():
-        return predict(frame, resolve(folder), tuple(columns))
+        return predict(frame, resolve(folder), columns)
     raise DataError(
         f"there is no model and no finished run in {folder}: neither config.json nor result.json is there. "
         "Give the folder of an export, the folder of a run, or a run's name below runs/."
@@ -264,9 +338,15 @@ def _predict_with_run(frame, run, columns):
     data, trainings = reopen(run, Accelerator(cpu=not torch.cuda.is_available()))
     if trainings[0].method.encoder == "syntax":
         raise ParameterError(f"{run.name} reads a dependency tree beside each text, which new texts do not have.")
-    pairs = {name: frame[column].tolist() for name, column in zip(TEXTS, columns, strict=True)}
+    fields = data.target.fields
+    if len(columns) != len(fields):
+        raise ParameterError(
+            f"{run.name} reads {len(fields)} text{'s' * (len(fields) > 1)} ({', '.join(fields)}), and {len(columns)} "
+            f"column{'s are' if len(columns) > 1 else ' is'} named: {', '.join(columns)}. Name as many columns."
+        )
+    texts = dict(zip(TEXTS, (frame[column].tolist() for column in columns), strict=False))
     # the reader of test sets needs an id and a label; the net sees neither
-    rows = as_dataset(data.target.labels, {"id": list(map(str, range(len(frame)))), "label": [0] * len(frame)} | pairs)
+    rows = as_dataset(data.target.labels, {"id": list(map(str, range(len(frame)))), "label": [0] * len(frame)} | texts)
     frames = []
     for t in trainings:
         net = t.net(t.weights(t.best))

@@ -11,7 +11,7 @@ import time
 import tomllib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from io import StringIO
 from itertools import product
@@ -265,14 +265,16 @@ def plan(
     "Check a table of jobs; the `ParameterError` lists all problems, and equal rows become one job"
     given, jobs, problems = rows(table), {}, []
     for n, values in enumerate(given, 1):
-        if values.get("preset") in (None, "auto"):
-            problem = f"preset is auto, which depends on the machine; a plan names it: {', '.join(presets)}"
-            problems.append((n, problem))
+        job, unnamed = None, values.get("preset") in (None, "auto")
         try:
             job = check(values)
         except ParameterError as e:
             problems += [(n, line) for line in str(e).splitlines()]
-        else:
+        if unnamed and (job is None or fill(job).preset != fill(job, gpu=True).preset):
+            problem = f"preset is auto, which depends on the machine; a plan names it: {', '.join(presets)}"
+            problems.append((n, problem))
+        elif job:
+            job = replace(job, preset=fill(job).preset)
             jobs.setdefault(identity(job), job)
     if problems:
         raise ParameterError(_problem_list(_grouped(problems), len(given)))

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core import Difference, diff, escape_markdown, number, permutation, resolve, table
-from ..data.readers import as_dataset
+from ..data.readers import TEXTS, as_dataset
 from ..exceptions import DataError, ParameterError
 from .engines import compute
 from ..results.records import located, parameters_of, stages_of
@@ -270,11 +270,7 @@ def _switched(data, training, task, examples):
         reason = "reads trees" if method.augment else "switches no words"
         raise ParameterError(f"'{method.name}' {reason}: there are no switched texts to encode")
     text = replace(text_settings(method, training.material, training.recipe), lexicon=data.lexicon)
-    first, second = TextEncoder(task, examples, text).exchanged(0)
-    columns = {
-        "id": examples["id"][:],
-        "text_a": [s.text for s in first],
-        "text_b": [s.text for s in second],
-        "label": examples["label"][:],
-    }
+    columns = {"id": examples["id"][:], "label": examples["label"][:]}
+    for name, switched in zip(TEXTS, TextEncoder(task, examples, text).exchanged(0), strict=False):
+        columns[name] = [s.text for s in switched]
     return as_dataset(task.labels, columns)

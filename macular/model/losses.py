@@ -9,14 +9,14 @@ __all__ = ['terms', 'task_loss', 'discriminator_loss', 'adversarial_loss', 'kl_s
 # %% ../../nbs/model/02_losses.ipynb #d0866027
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from inspect import signature
+from inspect import Parameter, signature
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..core import Registry
-from ..exceptions import ParameterError
+from ..exceptions import ParameterError, unknown
 
 # %% ../../nbs/model/02_losses.ipynb #efc98811
 def _full(x: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ def kl_s(
     second = _kl(p, q.detach()) if as_printed else _kl(q.detach(), p)
     return _kl(p.detach(), q) + second
 
-# %% ../../nbs/model/02_losses.ipynb #8e3a6782
+# %% ../../nbs/model/02_losses.ipynb #96bce599
 terms = Registry("term")
 
 
@@ -76,17 +76,55 @@ class _Term:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        "Return the names of the loss's parameters"
-        return tuple(signature(self.loss).parameters)
+        "Return the names of the loss's parameters, without those that have a default"
+        return tuple(p.name for p in signature(self.loss).parameters.values() if p.default is Parameter.empty)
 
+    def check(
+        self,
+        outputs: dict,  # name -> the reason why a method has not got it; empty: it has
+        method: str,
+    ):
+        "Raise `ParameterError` if the loss needs an output that is not there"
+        there = [output for output, lacking in outputs.items() if not lacking]
+        for need in self.needs:
+            if need not in outputs:
+                raise ParameterError(f"the term '{self.name}' of '{method}': {unknown('output', need, there)}")
+            if outputs[need]:
+                raise ParameterError(
+                    f"the term '{self.name}' of '{method}' asks for '{need}', but {outputs[need]}. "
+                    f"There is: {', '.join(there)}."
+                )
 
+    def value(self, values: dict) -> Tensor:  # scalar
+        "Compute the loss; raise `ParameterError` if an output is missing or the result is not one number"
+        missing = [need for need in self.needs if need not in values]
+        if missing:
+            raise ParameterError(f"the term '{self.name}': {unknown('output', missing[0], values)}")
+        try:
+            found = self.loss(**{need: values[need] for need in self.needs})
+        except Exception as e:
+            e.add_note(f"in the term '{self.name}'")
+            raise
+        if isinstance(found, Tensor) and found.numel() == 1 and found.is_floating_point():
+            return found
+        given = type(found).__name__
+        if isinstance(found, Tensor):
+            given = f"a tensor of shape {tuple(found.shape)} and type {str(found.dtype).removeprefix('torch.')}"
+        raise ParameterError(
+            f"the term '{self.name}' returned {given}; a loss is a tensor with one number, the mean over the batch"
+        )
+
+# %% ../../nbs/model/02_losses.ipynb #8e3a6782
 def term(
     name: str,  # the name that methods use
     eq: int | None = None,  # the paper's equation
 ):
     "Register a function of outputs as a term; registering it again replaces it"
+    if not isinstance(name, str):
+        raise ParameterError('a term needs a name: @term("name")')
 
     def register(loss):
+        _check_parameters(name, loss)
         known = terms.get(name)
         if known and known.loss.__module__ == __name__ != loss.__module__:
             raise ParameterError(f"'{name}' is one of the paper's terms; give a term of your own another name")
@@ -94,6 +132,20 @@ def term(
         return loss
 
     return register
+
+
+def _check_parameters(name, loss):
+    "Raise `ParameterError` unless each parameter of a loss is the name of an output or has a default"
+    try:
+        parameters = signature(loss).parameters.values()
+    except (TypeError, ValueError) as e:
+        raise ParameterError(f"the term '{name}' is no function with named parameters: {e}") from e
+    for p in parameters:
+        if p.kind not in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY):
+            raise ParameterError(
+                f"the term '{name}' has the parameter '{p}'; each parameter must be the name of an output, as in "
+                f"def {name}(logits, y)"
+            )
 
 # %% ../../nbs/model/02_losses.ipynb #03aa8fbf
 @term("task", eq=3)
@@ -162,7 +214,8 @@ class Objective:
             needed += [value for value in terms[name].needs if value not in needed]
         self.from_d = [name for name in needed if name.split("_")[0] == "d"]
         if self.from_d and discriminator is None:
-            raise ParameterError(f"{', '.join(self.weights)}: no discriminator was given")
+            users = [name for name in self.weights if set(terms[name].needs) & set(self.from_d)]
+            raise ParameterError(f"{', '.join(users)}: no discriminator was given")
         given = {"y", "task", "as_printed", *self.from_d}
         outputs = [name for name in needed if name not in given] + [_input_of(name) for name in self.from_d]
         self.outputs = tuple(dict.fromkeys(outputs))  # names of outputs of the net, without repetition
@@ -178,10 +231,7 @@ class Objective:
         if missing:
             values |= self.net(batch, missing)
         values |= {name: self.discriminator(values[_input_of(name)]) for name in self.from_d}
-        parts = {}
-        for name in self.weights:
-            term = terms[name]
-            parts[name] = term.loss(**{need: values[need] for need in term.needs})
+        parts = {name: terms[name].value(values) for name in self.weights}
         loss = sum(self.weights[name] * part for name, part in parts.items())
         return loss, parts
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassificatio
 from transformers.utils import logging
 
 from ..core import mix
-from ..exceptions import ParameterError, SetupError, first_line
+from ..exceptions import ParameterError, SetupError, first_line, unknown
 from ..text.packing import ON_HOST, filler, pack, packable, pad, prepare, start
 
 # %% ../../nbs/model/01_modules.ipynb #e1624022
@@ -148,6 +148,8 @@ def _pretrained(kind, backbone, seed, **options):
                 trust_remote_code=False,
                 use_safetensors=True,
                 dtype=torch.float32,
+                return_dict=True,  # whatever the checkpoint's config.json says
+                output_hidden_states=False,
                 **options,
             )
     except (OSError, ValueError, SafetensorError) as err:
@@ -218,7 +220,13 @@ class Net(nn.Module):
             "logits": lambda suffix: self.predict(e[suffix], batch),
             "tree": lambda suffix: self.encoder.trees[suffixes.index(suffix)],
         }
-        return {name: compute[name.split("_")[0]](_suffix(name)) for name in names}
+        found = {}
+        for name in names:
+            kind = name.split("_")[0]
+            if kind not in compute:
+                raise ParameterError(unknown("output of the net", name, compute))
+            found[name] = compute[kind](_suffix(name))
+        return found
 
 
 class MultiTask(Net):

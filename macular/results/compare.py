@@ -15,13 +15,24 @@ import numpy as np
 
 from ..core import diff, escape_markdown, root, table
 from ..data.tasks import MEASURES, tasks
-from .formats import SELECTED, Cell, Table, caption, duration, listed, task_title, title, unlabelled
+from macular.results.formats import (
+    LEVEL,
+    SELECTED,
+    Cell,
+    Effect,
+    Table,
+    caption,
+    duration,
+    listed,
+    task_title,
+    title,
+    unlabelled,
+    verdict,
+)
 from .paper import published
 from .records import Record, from_lines
 from .simulate import detectable
 from macular.results.statistics import (
-    LEVEL,
-    Effect,
     by_language,
     by_seed,
     common,
@@ -34,7 +45,6 @@ from macular.results.statistics import (
     seed_part,
     select,
     summary,
-    verdict,
 )
 from .tables import TableOptions, rows_of
 
@@ -53,11 +63,11 @@ class Comparison:
         "Difference, settings, languages and notes"
         a, b = self.names
         rows = [{"setting": f"`{name}`", a: left, b: right} for name, (left, right) in self.settings.items()]
-        parts = [escape_markdown(f"**{a} − {b}**: {self.effect}"), table(rows) if rows else "Made alike."]
-        return "\n\n".join([*parts, self.languages.markdown(), *map(escape_markdown, self.notes)])
+        head = escape_markdown(f"**{a} − {b}**: {self.effect}")
+        settings = table(rows) if rows else "Made alike."
+        return "\n\n".join([head, settings, self.languages.markdown(), *map(escape_markdown, self.notes)])
 
-    def _repr_markdown_(self):
-        return self.markdown()
+    _repr_markdown_ = markdown
 
 # %% ../../nbs/results/09_compare.ipynb #e830035b
 def _names(a, b, settings):
@@ -369,12 +379,9 @@ def _power(found):
     sd = np.sqrt(np.mean([seed_part(g)[0] * len(g) for g in gaps])) if gaps else 0
     if not sd > 0:
         return []
-    seeds = min(map(len, gaps))
-    points = detectable(seeds, sd, paired=True)
-    return [
-        f"Minimum detectable difference at 80 % power, with {seeds} seeds and their pooled deviation: "
-        f"{points:.1f} points."
-    ]
+    points = detectable(seeds := min(map(len, gaps)), sd, paired=True)
+    design = f"with {seeds} seeds and their pooled deviation"
+    return [f"Minimum detectable difference at 80 % power, {design}: {points:.1f} points."]
 
 
 def summarize(

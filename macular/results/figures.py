@@ -176,7 +176,7 @@ def plot_languages(
     fig.tight_layout()
     return fig
 
-# %% ../../nbs/results/08_figures.ipynb #85c1c465
+# %% ../../nbs/results/08_figures.ipynb #fb64eaec
 def measure_rows(
     predictions,  # a data frame: language, label, prediction and p_<label>, the probability of each label
     lang: str | None = None,  # None: a row a language; else a row a label of this language
@@ -212,7 +212,7 @@ def _label_rows(predictions):
         rows.append(row | {"recall": f"{100 * recall:.1f}" if count else "", "F1": f"{100 * f1:.1f}" if count else ""})
     return rows
 
-
+# %% ../../nbs/results/08_figures.ipynb #85c1c465
 def _of_probabilities(predictions):
     "Return log loss and expected calibration error of one language's predictions; nothing without probabilities"
     from sklearn.metrics import log_loss

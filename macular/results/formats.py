@@ -211,7 +211,7 @@ class Effect:
         between = "" if np.isnan(self.low) else f", {100 * LEVEL:.0f} % interval {self.low:+.2f} to {self.high:+.2f}"
         return f"{self.points:+.2f} points{between}: {self.verdict} ({self.how})"
 
-# %% ../../nbs/results/01_formats.ipynb #e2bdf57e
+# %% ../../nbs/results/01_formats.ipynb #17addc0a
 def by_task(rows):
     "Yield row name, task and records for each pair of row and task"
     for name, records in rows.items():
@@ -260,7 +260,7 @@ def _measures(records):
     text = " and ".join(named)
     return text[0].upper() + text[1:]
 
-
+# %% ../../nbs/results/01_formats.ipynb #e2bdf57e
 def _selected(rows, words):
     "Return how the round was selected, for records that say it: with their trainings, or with several selections"
     unknown = [name for name, own in rows.items() if not any(r.trainings or len(r.accuracy) > 1 for r in own)]

@@ -13,9 +13,9 @@ import numpy as np
 
 from ..core import permutation
 from ..exceptions import DataError, ParameterError
-from .formats import task_title
+from .formats import Effect, task_title
 from .records import Record
-from .statistics import Effect, by_seed, item_part, parallel, same_design, same_task, seed_part, student
+from .statistics import by_seed, item_part, parallel, same_design, same_task, seed_part, student
 
 # %% ../../nbs/results/10_probes.ipynb #24c7a6ac
 _HELD_OUT = 0.3  # of the items

@@ -14,8 +14,9 @@ import numpy as np
 
 from ..core import key, mix, number, uniform
 from ..exceptions import DataError, ParameterError
+from .formats import LEVEL
 from .records import Record
-from .statistics import LEVEL, by_seed, seed_part
+from .statistics import by_seed, seed_part
 
 # %% ../../nbs/results/06_simulate.ipynb #1f362c42
 def deviation(

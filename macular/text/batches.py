@@ -19,47 +19,45 @@ from .code_switch import reserved
 # %% ../../nbs/text/02_batches.ipynb #ac8a8a4f
 @dataclass(frozen=True)
 class Tokens:
-    "Tokenised pairs: `ids[starts[i]:starts[i + 1]]` is pair i"
+    "Tokenised examples, each of one or two texts: `ids[starts[i]:starts[i + 1]]` is example i"
 
     ids: np.ndarray  # (tokens,) int32
     types: np.ndarray | None  # (tokens,) int8, 0 in the first text, 1 in the second; None without token types
     starts: np.ndarray  # (n + 1,) int64
     pad: int  # the padding id
-    at: np.ndarray | None = None  # (n,) position in each pair of the token that represents it; None: its first
-    tree: np.ndarray | None = None  # (tokens, 2) int32, position of each token's head in its pair, part of speech
+    at: np.ndarray | None = None  # (n,) position in each example of the token that represents it; None: its first
+    tree: np.ndarray | None = None  # (tokens, 2) int32, position of each token's head in its example, part of speech
 
     def __len__(self):
         return len(self.starts) - 1
 
     @property
     def lengths(self):
-        "(n,) number of tokens of each pair, with special tokens"
+        "(n,) number of tokens of each example, with special tokens"
         return np.diff(self.starts)
 
 
-def _unknown_specials(tokenizer, ids, starts, encodings):
+def _unknown_specials(tokenizer, ids, starts, encoded):
     "Replace special tokens that result from text, such as a written `</s>`, by the unknown token"
     special = np.isin(ids, reserved(tokenizer))  # (tokens,) bool
-    expected = tokenizer.num_special_tokens_to_add(pair=True)
-    for i in np.flatnonzero(np.add.reduceat(special, starts[:-1]) > expected):  # pairs with too many special tokens
+    expected = tokenizer.num_special_tokens_to_add(pair=1 in encoded.sequence_ids(0))
+    for i in np.flatnonzero(np.add.reduceat(special, starts[:-1]) > expected):  # examples with too many special tokens
         own = slice(starts[i], starts[i + 1])
-        text = np.array(encodings[i].special_tokens_mask) == 0
+        text = np.array(encoded.encodings[i].special_tokens_mask) == 0
         ids[own][special[own] & text] = tokenizer.unk_token_id
 
 
 def tokenize(
     tokenizer,  # a fast tokenizer of transformers
-    a: Sequence[str],  # n first texts
-    b: Sequence[str],  # n second texts
-    max_length: int,  # maximum tokens per pair; the longer text is truncated first
+    fields: Sequence[Sequence[str]],  # n texts, or n first and n second texts
+    max_length: int,  # maximum tokens per example; the longer text of a pair is truncated first
 ) -> Tokens:
-    "Tokenise n pairs"
+    "Tokenise n examples of one or two texts"
     pad = tokenizer.pad_token_id or 0
-    if not len(a):
+    if not len(fields[0]):
         return Tokens(np.zeros(0, np.int32), None, np.zeros(1, np.int64), pad)
     encoded = tokenizer(
-        list(a),
-        list(b),
+        *map(list, fields),
         truncation="longest_first",
         max_length=max_length,
         split_special_tokens=True,
@@ -73,18 +71,18 @@ def tokenize(
     types = flat("token_type_ids", np.int8) if "token_type_ids" in encoded else None
     ids = flat("input_ids", np.int32)
     if len(ids):
-        _unknown_specials(tokenizer, ids, starts, encoded.encodings)
+        _unknown_specials(tokenizer, ids, starts, encoded)
     return Tokens(ids, types, starts, pad)
 
 # %% ../../nbs/text/02_batches.ipynb #efb8ea94
 def cut(
     tokens: Tokens,
-    rows: np.ndarray,  # (B,) numbers of pairs
-) -> dict:  # input_ids and, if any, token_type_ids: (T,) int64, pair after pair; lengths: (B,) array
-    "Copy pairs from a token store"
-    starts = tokens.starts[rows]  # (B,) start of each pair in the store
+    rows: np.ndarray,  # (B,) numbers of examples
+) -> dict:  # input_ids and, if any, token_type_ids: (T,) int64, example after example; lengths: (B,) array
+    "Copy examples from a token store"
+    starts = tokens.starts[rows]  # (B,) start of each example in the store
     lengths = tokens.starts[rows + 1] - starts  # (B,)
-    begins = np.cumsum(lengths) - lengths  # (B,) start of each pair in the view
+    begins = np.cumsum(lengths) - lengths  # (B,) start of each example in the view
     where = np.arange(lengths.sum()) + np.repeat(starts - begins, lengths)  # (T,) position of each token in the store
 
     def taken(values):

@@ -14,8 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core import pick
-from ..data.lexicon import split
+from ..core import pick, split, word_form
 from .chunks import Ragged, cutting, encode_strings, frame, ranges
 from .code_switch import CodeSwitch, Draws, Place, Synonyms, draw, item_numbers, tally
 
@@ -37,23 +36,23 @@ class _Table:
 def _tabulate(
     chunks: Sequence[str],  # different ones
     whole: Sequence[str],  # texts that stay whole, numbered after the chunks
-    lexicon,  # language -> lower-case word -> translations
+    lexicon,  # a `Lexicon`, or language -> word -> translations
     langs: Sequence[str],
     tokenizer,
 ) -> _Table:
     "Look up every chunk in every language, and tokenise all surface forms"
     parts = [split(chunk) for chunk in chunks]
-    dictionaries = [lexicon[lang] for lang in langs]
+    dictionaries, form = [lexicon[lang] for lang in langs], getattr(lexicon, "form", word_form)
     # surface form -> its number; the numbers after the chunks' own belong to `whole`
     number = {chunk: i for i, chunk in enumerate(chunks)}
     options, lengths = [], []  # surface forms of all rows, concatenated, and the number per row
     for chunk, (prefix, word, suffix) in zip(chunks, parts, strict=True):
-        lower = word.lower()
+        sought = form(word)
         for dictionary in dictionaries:
-            translations = dictionary.get(lower, ()) if word else ()
+            translations = dictionary.get(sought, ()) if word else ()
             lengths.append(len(translations))
             for translation in translations:
-                surface = chunk if translation.lower() == lower else prefix + translation + suffix
+                surface = chunk if form(translation) == sought else prefix + translation + suffix
                 options.append(number.setdefault(surface, len(number) + len(whole)))
     strings = list(number)
     surfaces = encode_strings(tokenizer, [*strings[: len(chunks)], *whole, *strings[len(chunks) :]])
@@ -87,15 +86,19 @@ def _choose(
     return out, counts + Counter(by_lang)
 
 # %% ../../nbs/text/04_chunk_table.ipynb #4cb74652
-_TEXTS = (1, 3)  # a pair has five parts: special tokens, first text, special tokens, second text, special tokens
+def _texts(parts):
+    "Return the parts that are texts: the second of three, or the second and the fourth of five"
+    return range(1, parts, 2)
 
 
 def longest_first(
-    a: np.ndarray,  # (n,) tokens of the first texts
-    b: np.ndarray,  # (n,) tokens of the second texts
-    room,  # available tokens for both
-) -> tuple[np.ndarray, np.ndarray]:  # (n,) tokens kept of the first and of the second texts
-    "Divide the available tokens between two texts as transformers does"
+    sizes: list[np.ndarray],  # (n,) tokens of single texts, or of first and of second texts
+    room,  # available tokens for them
+) -> tuple[np.ndarray, ...]:  # (n,) tokens kept of each
+    "Divide the available tokens among the texts of each example as transformers does"
+    if len(sizes) == 1:
+        return (np.minimum(sizes[0], room),)
+    a, b = sizes
     short = np.minimum(np.minimum(a, b), room // 2)
     long = np.minimum(np.maximum(a, b), room - short)
     return np.where(a <= b, short, long), np.where(a <= b, long, short)
@@ -103,17 +106,18 @@ def longest_first(
 
 def _truncate(
     lengths: np.ndarray,  # (slots,) tokens of each slot: a chunk, or a group of special tokens; changed in place
-    slots: np.ndarray,  # (n, 5) slots of each part of each pair
+    slots: np.ndarray,  # (n, parts) slots of each part of each example
     max_length: int,
-) -> tuple[np.ndarray, np.ndarray]:  # (slots,) tokens kept of each slot; (n, 5) tokens kept of each part
-    "Truncate the pairs that are too long"
-    ends = np.cumsum(slots)  # (5 n,) end of each part, in slots
+) -> tuple[np.ndarray, np.ndarray]:  # (slots,) tokens kept of each slot; (n, parts) tokens kept of each part
+    "Truncate the examples that are too long"
+    ends = np.cumsum(slots)  # (parts · n,) end of each part, in slots
     total = np.concatenate([[0], np.cumsum(lengths)])  # (slots + 1,) tokens before each slot
-    size = np.diff(total[np.concatenate([[0], ends])]).reshape(slots.shape)  # (n, 5) tokens of each part
-    starts = ends.reshape(slots.shape) - slots  # (n, 5) first slot of each part
-    kept = longest_first(size[:, 1], size[:, 3], max_length - size[:, ::2].sum(1))
-    for part, keep in zip(_TEXTS, kept, strict=True):
-        long = np.flatnonzero(keep < size[:, part])  # (long,) pairs whose text is truncated
+    size = np.diff(total[np.concatenate([[0], ends])]).reshape(slots.shape)  # (n, parts) tokens of each part
+    starts = ends.reshape(slots.shape) - slots  # (n, parts) first slot of each part
+    texts = _texts(slots.shape[1])
+    kept = longest_first([size[:, part] for part in texts], max_length - size[:, ::2].sum(1))
+    for part, keep in zip(texts, kept, strict=True):
+        long = np.flatnonzero(keep < size[:, part])  # (long,) examples whose text is truncated
         n, first = slots[long, part], starts[long, part]
         at = ranges(first, n)  # (slots of these texts,)
         left = np.repeat(keep[long] + total[first], n) - total[at]  # tokens kept from each slot on; may be negative
@@ -123,7 +127,7 @@ def _truncate(
 
 # %% ../../nbs/text/04_chunk_table.ipynb #452966c8
 class _Encoded(NamedTuple):
-    "Pairs as token ids: `ids[starts[i]:starts[i + 1]]` is pair i"
+    "Examples as token ids: `ids[starts[i]:starts[i + 1]]` is example i"
 
     ids: np.ndarray  # (tokens,) int32
     types: np.ndarray | None  # (tokens,) int8; None without token types
@@ -132,12 +136,12 @@ class _Encoded(NamedTuple):
 
 def _look_up(
     surfaces: Ragged,  # token ids of the surface forms
-    chosen: np.ndarray,  # (slots,) number of a surface form for each slot, pair by pair
-    slots: np.ndarray,  # (n, 5) slots of each part of each pair
-    types: tuple | None,  # token types of the five parts
-    max_length: int,  # maximum tokens per pair
+    chosen: np.ndarray,  # (slots,) number of a surface form for each slot, example by example
+    slots: np.ndarray,  # (n, parts) slots of each part of each example
+    types: tuple | None,  # token types of the parts
+    max_length: int,  # maximum tokens per example
 ) -> _Encoded:
-    "Look up the ids of pairs of surface forms"
+    "Look up the ids of examples given as surface forms"
     lengths, size = _truncate(surfaces.lengths[chosen], slots, max_length)
     if types is not None:
         types = np.repeat(np.tile(np.array(types, np.int8), len(size)), size.ravel())  # (tokens,)
@@ -172,33 +176,34 @@ def _number_chunks(
 
 # %% ../../nbs/text/04_chunk_table.ipynb #f6551d5a
 class _Slots(NamedTuple):
-    "Pairs as surface forms, slot by slot"
+    "Examples as surface forms, slot by slot"
 
-    counts: np.ndarray  # (pairs, 5) int32, number of slots of each part of a pair
-    part: np.ndarray  # (slots,) int8, part of the pair of each slot
+    counts: np.ndarray  # (examples, parts) int32, number of slots of each part of an example
+    part: np.ndarray  # (slots,) int8, part of the example of each slot
     surface: np.ndarray  # (slots,) int32, surface form of each slot without replacements
 
     @classmethod
-    def of(cls, pairs: int, fields: Sequence[_Numbered], known: int, special: int):
-        "Lay out pairs; `known` is the number of the first whole text, `special` that of the first special tokens"
-        counts = np.ones((pairs, 5), np.int32)  # special tokens have one slot
-        for text, field in zip(_TEXTS, fields, strict=True):
+    def of(cls, n: int, fields: Sequence[_Numbered], known: int, special: int):
+        "Lay out n examples; `known` is the number of the first whole text, `special` of the first special tokens"
+        parts = 2 * len(fields) + 1  # special tokens before, between and after the texts
+        counts = np.ones((n, parts), np.int32)  # special tokens have one slot
+        for text, field in zip(_texts(parts), fields, strict=True):
             counts[:, text] = field.lengths
-        part = np.repeat(np.tile(np.arange(5, dtype=np.int8), pairs), counts.ravel())
-        surface = special + part.astype(np.int32) // 2  # parts 0, 2 and 4: special tokens before, between and after
-        for text, field in zip(_TEXTS, fields, strict=True):
+        part = np.repeat(np.tile(np.arange(parts, dtype=np.int8), n), counts.ravel())
+        surface = special + part.astype(np.int32) // 2  # of the even parts, which are special tokens
+        for text, field in zip(_texts(parts), fields, strict=True):
             surface[part == text] = np.where(field.numbers < 0, known + ~field.numbers, field.numbers)
         return cls(counts, part, surface)
 
 # %% ../../nbs/text/04_chunk_table.ipynb #43e1f2d9
 class Chunked:
-    "Pairs of texts as chunks, and their token ids, unchanged or code-switched"
+    "Single texts or pairs as chunks, and their token ids, unchanged or code-switched"
 
     def __init__(
         self,
         tokenizer,  # a supported one: `chunking_obstacle` is None
-        fields,  # the first texts, the second texts
-        items,  # the pairs' ids or numbers
+        fields,  # the texts; of pairs the first texts and the second texts
+        items,  # the examples' ids or numbers
         switch: CodeSwitch | Synonyms | None = None,  # a CodeSwitch with its languages
         lexicon=None,  # language -> lower-case word -> translations
     ):
@@ -206,7 +211,7 @@ class Chunked:
         self.items = item_numbers(items)
         self.switch = switch
         self.lexicon = lexicon
-        self.frame = frame(tokenizer)
+        self.frame = frame(tokenizer, len(fields))
         # 1. number the different chunks, and collect the texts that stay whole
         cut, number, self.whole = cutting(tokenizer), {}, []
         numbered = [_number_chunks(cut, texts, number, self.whole) for texts in fields]
@@ -214,10 +219,10 @@ class Chunked:
         # 2. tokenise all surface forms
         langs = switch.plan(lexicon, Place())[0].langs if switch else ()
         table = _tabulate(list(number), self.whole, lexicon, langs, tokenizer)
-        # 3. append the three groups of special tokens
+        # 3. append the groups of special tokens
         special = Ragged.of(sum(self.frame.ids, ()), [len(ids) for ids in self.frame.ids])
         self.table = replace(table, surfaces=table.surfaces.joined(special))
-        # 4. arrange the surface forms pair by pair
+        # 4. arrange the surface forms example by example
         self.slots = _Slots.of(len(self.items), numbered, self.known, len(table.surfaces.lengths))
 
     @property
@@ -225,13 +230,13 @@ class Chunked:
         return self.table.nbytes + sum(a.nbytes for a in self.slots)
 
     def tokens(self, max_length: int) -> _Encoded:
-        "Return the token ids of the unchanged pairs"
+        "Return the token ids of the unchanged examples"
         return _look_up(self.table.surfaces, self.slots.surface, self.slots.counts, self.frame.types, max_length)
 
     def switched(self, place: Place, max_length: int) -> tuple[_Encoded, Counter]:
-        "Return the token ids of the switched pairs and the counts of `tally`; the `field` of `place` is ignored"
+        "Return the token ids of the switched examples and the counts of `tally`; the `field` of `place` is ignored"
         surfaces, chosen, counts = self.table.surfaces, self.slots.surface.copy(), Counter()
-        for field, part in enumerate(_TEXTS):
+        for field, part in enumerate(_texts(self.slots.counts.shape[1])):
             own, here = self.slots.part == part, replace(place, field=field)
             switch, drawn, stay = self.switch.plan(self.lexicon, here)
             draws = draw(switch, self.items, self.slots.counts[:, part], drawn)
@@ -248,6 +253,6 @@ class Chunked:
         "Return the slots of a field's whole texts, and these texts as `Switched`"
         surface = self.slots.surface
         slots = np.flatnonzero(own & (surface >= self.known)) if self.whole else np.arange(0)
-        pairs = np.searchsorted(np.cumsum(self.slots.counts.sum(1)), slots, side="right")  # (whole,) their pairs
+        owner = np.searchsorted(np.cumsum(self.slots.counts.sum(1)), slots, side="right")  # (whole,) their examples
         texts = [self.whole[k - self.known] for k in surface[slots]]
-        return slots, self.switch(texts, self.items[pairs], self.lexicon, place)
+        return slots, self.switch(texts, self.items[owner], self.lexicon, place)

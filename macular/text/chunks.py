@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..data.lexicon import CHUNK
+from ..core import CHUNK
 from .code_switch import reserved
 
 # %% ../../nbs/text/03_chunks.ipynb #814faaf1
@@ -192,26 +192,27 @@ def cutting(
 
 # %% ../../nbs/text/03_chunks.ipynb #7283db23
 class _Frame(NamedTuple):
-    "Special tokens around the two texts of a pair"
+    "Special tokens around the texts of an example"
 
-    ids: tuple  # the special tokens before, between and after
-    types: tuple | None  # token types of the five parts; None without token types
+    ids: tuple  # the special tokens before, between (in a pair) and after the texts
+    types: tuple | None  # token types of the three or five parts; None without token types
 
 
 def frame(
     tokenizer,
+    texts: int = 2,  # texts of an example
 ) -> _Frame:
-    "Determine the special tokens that a tokenizer adds to a pair"
-    encoded = tokenizer(["a"], ["b"], split_special_tokens=True, return_attention_mask=False)
-    part, parts = 0, []  # parts 1 and 3 are the texts; 0, 2 and 4 the special tokens
+    "Determine the special tokens that a tokenizer adds to a single text or a pair"
+    encoded = tokenizer(*[["a"], ["b"]][:texts], split_special_tokens=True, return_attention_mask=False)
+    part, parts = 0, []  # the texts are parts 1 and 3; the special tokens are parts 0, 2 and 4
     for text in encoded.sequence_ids(0):
         part = part + part % 2 if text is None else 2 * text + 1
         parts.append(part)
-    ids = {0: (), 2: (), 4: ()}
+    ids = dict.fromkeys(range(0, 2 * texts + 1, 2), ())
     for part, token in zip(parts, encoded["input_ids"][0], strict=True):
         if part in ids:
             ids[part] += (token,)
     if "token_type_ids" not in encoded:
         return _Frame(tuple(ids.values()), None)
     types = dict(zip(parts, encoded["token_type_ids"][0], strict=True))
-    return _Frame(tuple(ids.values()), tuple(types.get(part, 0) for part in range(5)))
+    return _Frame(tuple(ids.values()), tuple(types.get(part, 0) for part in range(2 * texts + 1)))

@@ -14,8 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core import mix, number, pick, uniform, visible
-from ..data.lexicon import CHUNK, split
+from ..core import CHUNK, mix, number, pick, split, uniform, visible, word_form
 from ..exceptions import DataError, ParameterError
 
 # %% ../../nbs/text/01_code_switch.ipynb #e4d16c25
@@ -179,6 +178,19 @@ def reserved(
     special = [] if tokenizer.unk_token_id is None else tokenizer.all_special_ids
     return np.setdiff1d(special, [tokenizer.unk_token_id]).astype(np.int32)
 
+# %% ../../nbs/text/01_code_switch.ipynb #182a67c0
+def _chunks(text, lexicon) -> list[tuple[int, str]]:  # place of each chunk in the text, chunk
+    "Split a text at white space and, where the source language has no blanks, between words"
+    chunks, cut = [(found.start(), found[0]) for found in CHUNK.finditer(text)], getattr(lexicon, "cut", None)
+    if cut is None:
+        return chunks
+    parts = []
+    for start, chunk in chunks:
+        for part in cut(chunk):
+            parts.append((start, part))
+            start += len(part)
+    return parts
+
 # %% ../../nbs/text/01_code_switch.ipynb #5a58ab50
 class _Drawn(NamedTuple):
     "Draw of a chunk that is tried"
@@ -190,23 +202,24 @@ class _Drawn(NamedTuple):
 
 def _exchange(
     texts,  # list of str
-    lexicon,  # language -> lower-case word -> translations
+    lexicon,  # a `Lexicon`, or language -> word -> translations
     langs,  # the languages, in the order of `draws.lang`
     draws: Draws,  # for every chunk of the texts
     stay: int = 0,  # number of extra options for the word itself, beside its translations
 ) -> list[Switched]:
     "Replace the drawn words of texts"
-    dictionaries = [lexicon[lang] for lang in langs]
-    chunks = [list(CHUNK.finditer(text)) for text in texts]
-    parts = [split(chunk[0]) for own in chunks for chunk in own]  # (n,) prefix, word, suffix
+    dictionaries, form = [lexicon[lang] for lang in langs], getattr(lexicon, "form", word_form)
+    chunks = [_chunks(text, lexicon) for text in texts]
+    parts = [split(chunk) for own in chunks for _, chunk in own]  # (n,) prefix, word, suffix
     tried = np.flatnonzero(draws.tried)  # (tried,) numbers of chunks
     drawn = list(zip(tried.tolist(), draws.lang[tried].tolist(), strict=True))
-    options = [dictionaries[lang].get(parts[i][1].lower(), ()) for i, lang in drawn]  # (tried,) translations
+    options = [dictionaries[lang].get(form(parts[i][1]), ()) for i, lang in drawn]  # (tried,) translations
     sizes = np.array([len(found) + stay for found in options], np.int64)
     chosen = pick(draws.bits[tried], sizes) - stay  # (tried,) number of a translation; negative: unchanged
     new = {}
     for (i, lang), found, k in zip(drawn, options, chosen.tolist(), strict=True):
-        new[i] = _Drawn(langs[lang], bool(found), found[k] if found and k >= 0 else None)
+        after = found[k] if found and k >= 0 and form(found[k]) != form(parts[i][1]) else None
+        new[i] = _Drawn(langs[lang], bool(found), after)
     switched, first = [], 0
     for text, own in zip(texts, chunks, strict=True):
         numbers = range(first, first + len(own))
@@ -219,13 +232,13 @@ def _exchange(
 def _augmented(augment, texts, items, lexicon, place):
     "Augment texts with a `CodeSwitch` or `Synonyms`"
     switch, place, stay = augment.plan(lexicon, place or Place())
-    lengths = [len(CHUNK.findall(text)) for text in texts]
+    lengths = [len(_chunks(text, lexicon)) for text in texts]
     return _exchange(texts, lexicon, switch.langs, draw(switch, items, lengths, place), stay)
 
 # %% ../../nbs/text/01_code_switch.ipynb #7fc3983b
 def _switched(
     text,
-    chunks,  # matches of `CHUNK`
+    chunks,  # from `_chunks`
     parts,  # of each chunk: prefix, word, suffix
     new,  # number of a chunk -> `_Drawn`, ascending
 ) -> Switched:
@@ -234,13 +247,18 @@ def _switched(
     new = {i: drawn for i, drawn in new.items() if parts[i][1]}
     for i, drawn in new.items():
         prefix, word, _ = parts[i]
-        if drawn.after is None or drawn.after.lower() == word.lower():
+        if drawn.after is None:
             continue
-        start = chunks[i].start() + len(prefix)
+        start = chunks[i][0] + len(prefix)
         if start > done:
             pieces.append(Piece(text[done:start], text[done:start]))
+        end = start + len(word)
+        if text[max(0, start - 1) : start].isalnum() and not (pieces and pieces[-1].after.endswith(" ")):
+            pieces.append(Piece("", " "))  # where the source language has no blanks
         pieces.append(Piece(word, drawn.after, drawn.lang))
-        done = start + len(word)
+        if text[end : end + 1].isalnum():
+            pieces.append(Piece("", " "))
+        done = end
     if done < len(text):
         pieces.append(Piece(text[done:], text[done:]))
     words = sum(bool(word) for _, word, _ in parts)

@@ -9,13 +9,17 @@ __all__ = ['TextSettings', 'TextEncoder', 'ChunkEncoder', 'agree', 'choose_encod
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
+from operator import attrgetter
 from types import NoneType
+from unicodedata import normalize
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 
+from ..data.readers import texts_of
 from ..data.tasks import Task
 from ..exceptions import ParameterError
 from .batches import Examples, Tokens, join, tokenize
@@ -32,11 +36,11 @@ class TextSettings:
     lexicon: Mapping = field(default_factory=dict)  # language -> word -> translations
     switch: CodeSwitch | None = None  # 𝒜
     seed: int = 0
-    max_length: int | None = None  # maximum tokens per pair; None: each task's own
+    max_length: int | None = None  # maximum tokens per example; None: each task's own
     synonyms: Synonyms | None = None  # copies with near-synonyms
     neighbours: Mapping = field(default_factory=dict)  # source language -> word -> near-synonyms
     form: Callable | None = (
-        None  # (task, rows, text, suffix) -> a `TextEncoder` subclass; None: plain pairs
+        None  # (task, rows, text, suffix) -> a `TextEncoder` subclass; None: plain texts
     )
 
     def drawn(self, suffix) -> tuple:
@@ -61,24 +65,33 @@ class TextEncoder:
         return self.text.max_length or self.task.max_length
 
     @property
-    def fields(self):
-        return self.rows["text_a"][:], self.rows["text_b"][:]
+    def fields(self) -> list:  # one or two lists of texts
+        return texts_of(self.rows)
 
     def place(self, round):
         return Place(self.text.seed, self.task.name, round=round)
 
     def tokens(self):
         "Return the tokens of the original examples"
-        return tokenize(self.text.tokenizer, *self.fields, self.max_length)
+        return tokenize(self.text.tokenizer, self.fields, self.max_length)
+
+    def truncated(self) -> int:
+        "Count the original examples that have more tokens than `max_length`"
+        sizes = np.zeros(len(self.rows), int)  # (n,) bytes, which are as many as the tokens or more
+        for texts in self.fields:
+            sizes += [len(normalize("NFKC", text).encode("utf-8", "surrogatepass")) for text in texts]
+        long = np.flatnonzero(sizes + 16 > self.max_length)  # 16: more than the special tokens of a pair
+        whole = type(self)(self.task, self.rows.select(long), replace(self.text, max_length=10**6), "")
+        return int((whole.tokens().lengths > self.max_length).sum())
 
     def switched(self, round):
         "Return the tokens of the examples with replaced words, and the counts of `tally`"
-        a, b = self.exchanged(round)
-        texts = [s.text for s in a], [s.text for s in b]
-        return tokenize(self.text.tokenizer, *texts, self.max_length), tally([*a, *b])
+        fields = self.exchanged(round)
+        texts = [list(map(attrgetter("text"), field)) for field in fields]
+        return tokenize(self.text.tokenizer, texts, self.max_length), tally(chain(*fields))
 
     def exchanged(self, round):
-        "Return both fields as lists of `Switched`"
+        "Return each field as a list of `Switched`"
         return [
             self.augment(texts, self.rows["id"][:], self.words, replace(self.place(round), field=f))
             for f, texts in enumerate(self.fields)
@@ -133,8 +146,9 @@ def choose_encoder(
     "Choose the fastest encoder that is correct for this tokenizer"
     if text.form:
         return text.form(task, rows, text, suffix)
-    augment, _ = text.drawn(suffix)
-    if chunking_obstacle(text.tokenizer) or not len(rows) or not isinstance(augment, (CodeSwitch, Synonyms, NoneType)):
+    augment, words = text.drawn(suffix)
+    is_known = isinstance(augment, (CodeSwitch, Synonyms, NoneType)) and not hasattr(words, "cut")
+    if chunking_obstacle(text.tokenizer) or not len(rows) or not is_known:
         return TextEncoder(task, rows, text, suffix)
     if _same_by_chunk(task, rows, text, suffix):
         return ChunkEncoder(task, rows, text, suffix)
@@ -259,28 +273,35 @@ def verbalise(
 
 # %% ../../nbs/text/05_encode.ipynb #633963b5
 class ByCloze(TextEncoder):
-    "Encoder of a task's examples as prompts: [CLS] A ? [MASK] , B [SEP]"
+    "Encoder of a task's examples as prompts: [CLS] A ? [MASK] , B [SEP], or [CLS] [MASK] : A [SEP] for single texts"
 
     def tokens(self):
         "Return the tokens of the original examples; raise ParameterError for a tokenizer without a mask token"
         tok = self.text.tokenizer
         if tok.mask_token_id is None:
             raise ParameterError("this backbone's tokenizer has no mask token; a cloze needs a masked language model")
-        question, comma = _known(tok, "?"), _known(tok, ",")
-        middle = [*question, tok.mask_token_id, *comma]
-        fixed = Ragged.of([tok.cls_token_id, *middle, tok.sep_token_id], [1, len(middle), 1])
-        first, second = self.fields
-        a = encode_strings(tok, [text or " " for text in first])
-        b = encode_strings(tok, [text or " " for text in second])
-        room = self.max_length - len(fixed.values)
-        kept_a, kept_b = longest_first(a.lengths, b.lengths, room)  # (n,) tokens kept of each text
-        gap = 1 + kept_a + len(question)  # (n,) position of the mask token in its pair
-        ids, starts = _interleave(fixed, (a, kept_a), (b, kept_b))
+        fields = [encode_strings(tok, [text or " " for text in texts]) for texts in self.fields]
+        fixed, before = _template(tok, len(fields))
+        # (n,) tokens kept of each text
+        kept = longest_first([texts.lengths for texts in fields], self.max_length - len(fixed.values))
+        ids, starts = _interleave(fixed, list(zip(fields, kept, strict=True)))
         types = np.zeros(len(ids), np.int8) if "token_type_ids" in tok.model_input_names else None
+        gap = before + (kept[0] if len(kept) == 2 else 0 * kept[0])  # (n,) position of the mask token in its example
         return Tokens(ids, types, starts, tok.pad_token_id or 0, at=gap)
 
     def switched(self, round):
         raise ParameterError("a cloze of code-switched texts is not supported; use a method with head='linear'")
+
+
+def _template(tok, texts):
+    "Return the fixed tokens before, between and after the texts, and how many of them stand before the mask token"
+    begin, mask, end = [tok.cls_token_id], [tok.mask_token_id], [tok.sep_token_id]
+    if texts == 1:
+        groups, before = [begin + mask + _known(tok, ":"), end], 1
+    else:
+        question = _known(tok, "?")
+        groups, before = [begin, question + mask + _known(tok, ","), end], 1 + len(question)
+    return Ragged.of(sum(groups, []), [len(group) for group in groups]), before
 
 
 def _known(tokenizer, mark):
@@ -288,20 +309,18 @@ def _known(tokenizer, mark):
     return [i for i in encode_strings(tokenizer, [mark]).values.tolist() if i != tokenizer.unk_token_id]
 
 
-def _interleave(fixed, first, second):
-    "Return ids and starts of n pairs: fixed tokens 0, first text, fixed tokens 1, second text, fixed tokens 2"
-    (a, kept_a), (b, kept_b) = first, second
-    n = len(kept_a)
-    every = np.arange(n)
-    fixed_lengths = fixed.lengths
-    pieces = []  # store, (n,) row of each pair, (n,) number of tokens from that row
-    for number, text in enumerate([(a, every, kept_a), (b, every, kept_b), None]):
-        pieces.append((fixed, np.full(n, number), np.full(n, fixed_lengths[number])))
-        if text:
-            pieces.append(text)
-    sizes = np.stack([size for _, _, size in pieces], 1)  # (n, 5)
+def _interleave(fixed, texts):
+    "Return ids and starts of n examples: fixed tokens 0, first text, fixed tokens 1, and so on; texts: (tokens, kept)"
+    n = len(texts[0][1])
+    pieces = []  # store, (n,) row of each example, (n,) number of tokens from that row
+    for number, length in enumerate(fixed.lengths):
+        pieces.append((fixed, np.full(n, number), np.full(n, length)))
+        if number < len(texts):
+            store, kept = texts[number]
+            pieces.append((store, np.arange(n), kept))
+    sizes = np.stack([size for _, _, size in pieces], 1)  # (n, pieces)
     starts = np.concatenate([[0], np.cumsum(sizes.sum(1))])  # (n + 1,)
-    ids, begin = np.empty(starts[-1], np.int32), starts[:-1].copy()  # begin: (n,) position of each pair's next piece
+    ids, begin = np.empty(starts[-1], np.int32), starts[:-1].copy()  # begin: (n,) position of the next piece
     for store, rows, size in pieces:
         ids[ranges(begin, size)] = store.take(rows, size)
         begin += size

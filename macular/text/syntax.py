@@ -8,13 +8,14 @@ __all__ = ['UPOS', 'Tree', 'tree_from_heads', 'read_conllu', 'Treebank', 'ByTree
 # %% ../../nbs/text/07_syntax.ipynb #20a4a86d
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from ..core import resolve
-from ..data.lexicon import CHUNK
+from ..core import CHUNK, resolve
 from ..data.readers import content
 from ..data.tasks import Task
 from ..exceptions import DataError, SetupError
@@ -182,6 +183,11 @@ def _origins(
     return np.concatenate([*found, [before]])
 
 
+def _positions(text):
+    "Return the position of each character, and the text's end: (characters + 1,)"
+    return np.arange(len(text) + 1)
+
+
 def _attach(
     words: np.ndarray,  # (tokens,) the word of each token of a text, ascending
     tree: Tree,
@@ -228,19 +234,18 @@ class ByTree(TextEncoder):
 
     def tokens(self):
         "Return the tokens of the original examples"
-        a, b = self.fields
-        sources = [np.arange(len(text) + 1) for text in a], [np.arange(len(text) + 1) for text in b]
-        return self._tokens((a, b), sources)
+        sources = [list(map(_positions, texts)) for texts in self.fields]
+        return self._tokens(self.fields, sources)
 
     def switched(self, round):
         "Return the tokens of the examples with replaced words, and the counts of `tally`"
-        a, b = self.exchanged(round)
-        texts = [s.text for s in a], [s.text for s in b]
-        return self._tokens(texts, (list(map(_origins, a)), list(map(_origins, b)))), tally([*a, *b])
+        fields = self.exchanged(round)
+        texts = [list(map(attrgetter("text"), field)) for field in fields]
+        return self._tokens(texts, [list(map(_origins, field)) for field in fields]), tally(chain(*fields))
 
     def _tokens(self, fields, sources):
-        "Return the tokens of two fields; `sources` maps the characters of each text to its original"
-        plain = tokenize(self.text.tokenizer, *fields, self.max_length)
+        "Return the tokens of the fields; `sources` maps the characters of each text to its original"
+        plain = tokenize(self.text.tokenizer, fields, self.max_length)
         trees = [np.zeros((0, 2), np.int32)]
         if len(plain):
             encoded = self.text.tokenizer(
@@ -249,12 +254,12 @@ class ByTree(TextEncoder):
             texts = [
                 zip(map(self.tree, own), source, strict=False) for own, source in zip(self.fields, sources, strict=True)
             ]
-            for encoding, *pair in zip(encoded.encodings, *texts, strict=False):
-                trees.append(self._tree(encoding, pair))
+            for encoding, *own in zip(encoded.encodings, *texts, strict=False):
+                trees.append(self._tree(encoding, own))
         return replace(plain, tree=np.concatenate(trees))
 
     def _tree(self, encoding, texts):
-        "Return the tree of a pair's tokens: (tokens, 2)"
+        "Return the tree of an example's tokens: (tokens, 2)"
         field = np.array([-1 if s is None else s for s in encoding.sequence_ids])  # (tokens,) 0, 1; -1: special
         spans = np.array(encoding.offsets, np.int64)  # (tokens, 2) first and last character + 1
         found = np.zeros((len(field), 2), np.int32)

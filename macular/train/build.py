@@ -58,7 +58,7 @@ class Hyperparameters:
     discriminator_rate: float = 1e-4  # of D, constant
     passes: int = 2  # t: passes of D before each pass of the net
     alpha: float = 0.5  # Eq. 8
-    max_length: int | None = None  # maximum tokens per pair; None: each task's own
+    max_length: int | None = None  # maximum tokens per example; None: each task's own
     pool: int = 16  # batches sorted by length together; 1: independent batches
     accumulation: int = 1  # portions of a batch, computed one after the other to save memory
 
@@ -300,8 +300,8 @@ def _check_length(material: TrainingInputs, recipe: Hyperparameters, config):
         length = recipe.max_length or task.max_length
         if length > positions:
             raise ParameterError(
-                f"{task.name}: {length} tokens per pair, but the backbone has {positions} positions. "
-                f"Set max_length={positions} or less."
+                f"{task.name}: {length} tokens per example, but the backbone has {positions} positions. "
+                f"Set max_length={positions} or less, or take a backbone with more positions."
             )
 
 # %% ../../nbs/train/08_build.ipynb #49ea1fd8

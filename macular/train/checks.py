@@ -11,15 +11,15 @@ import re
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain, islice, product
 from pathlib import Path
 
-from ..data.lexicon import count_words
-from ..data.readers import SEEN
+from ..core import count_words
+from ..data.check import SourceWords
+from ..data.readers import SEEN, TEXTS, texts_of
 from ..data.sources import File, splits
-from ..data.tasks import load
+from ..data.tasks import load, not_read
 from ..exceptions import DataError, SetupError, first_line, shown
-from ..model.losses import terms
 from .inputs import Data, dictionaries, one_source, read_lexicon, read_neighbours, resources
 from .resolve import ResolvedJob
 
@@ -50,44 +50,45 @@ def _odd_texts(
 ) -> list[str]:  # one sentence per kind
     "Count the unusual texts of each kind, and locate the first one"
     found = {kind: [] for kind in _ODD}
+    total = 0
     for place, examples in read.items():
-        for column in ("text_a", "text_b"):
-            for i, text in enumerate(examples[column][:]):
+        for texts in texts_of(examples):
+            total += len(texts)
+            for i, text in enumerate(texts):
                 for kind, is_odd in _ODD.items():
                     if is_odd(text):
-                        found[kind].append((place, examples["id"][i] if i < len(examples) else i))
-    total = 2 * sum(map(len, read.values()))
-    return [
-        f"{len(hits):,} of {total:,} texts {kind}; the first: {_where(*hits[0])}"
-        for kind, hits in found.items()
-        if hits
-    ]
+                        found[kind].append((place, examples["id"][i]))
+    hits = {kind: places for kind, places in found.items() if places}
+    return [f"{len(p):,} of {total:,} texts {kind}; the first: {_where(*p[0])}" for kind, p in hits.items()]
 
 
 def _where(place, item=None):
-    task, split, lang = place
-    return f"{task} {split} in {lang}" + ("" if item is None else f", item {item}")
+    return "{} {} in {}".format(*place) + ("" if item is None else f", item {item}")
 
 # %% ../../nbs/train/05_checks.ipynb #1ffbd2be
+def _composed(pair):
+    return tuple(unicodedata.normalize("NFC", text) for text in pair)
+
+
 @dataclass(frozen=True)
 class _File:
     "The examples of one file, with counts of unusual ones"
 
     place: tuple  # task, split, language
-    pairs: list
+    texts: list  # of each example, a tuple of one or two
     labels: list
     ids: list
 
     @classmethod
     def of(cls, place, examples):
-        pairs = list(zip(examples["text_a"][:], examples["text_b"][:], strict=True))
-        return cls(place, pairs, examples["label"][:], examples["id"][:])
+        texts = list(zip(*texts_of(examples), strict=True))
+        return cls(place, texts, examples["label"][:], examples["id"][:])
 
     def repeated(self):
-        return len(self.pairs) - len(set(self.pairs))
+        return len(self.texts) - len(set(self.texts))
 
     def contradictory(self):
-        labels = Counter(pair for pair, _ in set(zip(self.pairs, self.labels, strict=True)))
+        labels = Counter(texts for texts, _ in set(zip(self.texts, self.labels, strict=True)))
         return sum(n > 1 for n in labels.values())
 
     def twice(self):
@@ -99,24 +100,23 @@ class _File:
         return found
 
     def forms(self):
-        known, found = set(self.pairs), 0
-        for pair in known:
-            composed = tuple(unicodedata.normalize("NFC", text) for text in pair)
-            found += composed != pair and composed in known
+        known, found = set(self.texts), 0
+        for texts in known:
+            found += _composed(texts) != texts and _composed(texts) in known
         return found
 
     def seen(self, trained):
-        return sum(pair in trained for pair in self.pairs) if self.place[1] != "train" else 0
+        return sum(_composed(texts) in trained for texts in self.texts) if self.place[1] != "train" else 0
 
     def majority(self):
         return max(Counter(self.labels).values()) / len(self.labels)
 
 # %% ../../nbs/train/05_checks.ipynb #a1c07e52
 _ALONGSIDE = {
-    "repeated": "pairs occur more than once",
-    "contradictory": "pairs occur with two labels",
+    "repeated": "examples occur more than once",
+    "contradictory": "examples occur with two labels",
     "twice": "ids occur more than once; a number was appended",
-    "forms": "pairs differ from another only in their Unicode form (NFC, NFD)",
+    "forms": "examples differ from another only in their Unicode form (NFC, NFD)",
 }
 
 
@@ -125,12 +125,12 @@ def _odd_examples(
 ) -> list[str]:  # one sentence per kind
     "Count the examples that are unusual in comparison with others"
     files = [_File.of(place, examples) for place, examples in read.items()]
-    trained = {f.place[0]: set(f.pairs) for f in files if f.place[1] == "train"}
+    trained = {f.place[0]: set(map(_composed, f.texts)) for f in files if f.place[1] == "train"}
     told = []
     for kind, sentence in _ALONGSIDE.items():
         told.append(_told(sentence, [(getattr(f, kind)(), f) for f in files]))
     seen = [(f.seen(trained.get(f.place[0], ())), f) for f in files]
-    told.append(_told("scored pairs are also training examples", seen))
+    told.append(_told("scored examples are also training examples", seen))
     heavy = [f"{_where(f.place)} {f.majority():.1%}" for f in files if f.majority() > 0.9]
     if heavy:
         told.append(f"almost all examples have one label: {', '.join(heavy[:3])}; a majority classifier is as accurate")
@@ -141,26 +141,17 @@ def _told(kind, counts):
     found = [(n, f) for n, f in counts if n]
     if not found:
         return ""
-    total = sum(len(f.pairs) for _, f in found)
+    total = sum(len(f.texts) for _, f in found)
     places = ", ".join(f"{_where(f.place)} {n:,}" for n, f in found[:3])
     more = f" and {len(found) - 3} files more" if len(found) > 3 else ""
     return f"{sum(n for n, _ in found):,} of {total:,} {kind}: {places}{more}"
 
 # %% ../../nbs/train/05_checks.ipynb #6aa016cc
 _SCRIPTS = {
-    "ar": "ARABIC",
-    "ur": "ARABIC",
-    "fa": "ARABIC",
-    "bg": "CYRILLIC",
-    "ru": "CYRILLIC",
-    "uk": "CYRILLIC",
-    "el": "GREEK",
-    "he": "HEBREW",
-    "hi": "DEVANAGARI",
+    **dict.fromkeys(["ar", "fa", "ur"], "ARABIC"),
+    **dict.fromkeys(["bg", "ru", "uk"], "CYRILLIC"),
+    **{"el": "GREEK", "he": "HEBREW", "hi": "DEVANAGARI", "ko": "HANGUL", "th": "THAI", "zh": "CJK"},
     "ja": "HIRAGANA|KATAKANA|CJK",
-    "ko": "HANGUL",
-    "th": "THAI",
-    "zh": "CJK",
     **dict.fromkeys(["de", "en", "es", "fr", "it", "nl", "pt", "sv", "sw", "tr", "vi"], "LATIN"),
 }
 
@@ -179,10 +170,8 @@ def _has_letter(text, script):
     return any(script.match(unicodedata.name(c, "")) for c in text)
 
 
-def _crowded(
-    words,  # a dictionary: word -> translations
-) -> tuple[str, int]:  # the translation, and the number of words
-    "Return the translation that most words share"
+def _most_shared(words):
+    "Return the translation that most words share, and their number"
     counts = Counter(t.lower() for translations in words.values() for t in set(translations))
     return counts.most_common(1)[0] if counts else ("", 0)
 
@@ -192,46 +181,46 @@ def _odd_dictionaries(
     texts,  # training texts
 ) -> list[str]:  # sentences
     "Describe unusual dictionaries; raise `DataError` for those that cannot be right"
-    words = count_words(texts)
     found = data.found(read_lexicon)
+    words = count_words(SourceWords(data.target).separated(texts), found.source)
     wrong, few = [], []
     for lang in found:
-        known, problem = _coverage(found[lang], lang, words)
+        known, problem = _coverage(found, lang, words)
         if problem:
             wrong.append(problem)
         elif known < 0.1:
             few.append(f"{lang} {known:.1%}")
     _refuse_dictionaries(data, found, wrong)
+    same = [f"{row['language']} {row['identity']:.0%}" for row in found.report() if row.get("identity", 0) > 0.5]
     told = {
         "dictionaries that know few of the training words": few,
-        "dictionaries that mostly translate a word to itself": [
-            f"{line['language']} {line['identity']:.0%}" for line in found.report() if line.get("identity", 0) > 0.5
-        ],
+        "dictionaries that mostly translate a word to itself": same,
         "dictionaries that give one translation to many words": _one_for_many(found),
     }
     sentences = [f"{kind}: {', '.join(which[:8])}" for kind, which in told.items() if which]
     merged = sum(o.get("merged", 0) for o in found.provenance)
     if merged:
         sentences.append(f"{merged:,} pairs occur twice in a dictionary and count once")
+    for kind in ("cleaned", "left_out"):
+        if counts := sum((Counter(o.get(kind)) for o in found.provenance), Counter()):
+            kinds = ", ".join(f"{n:,} {name}" for name, n in counts.most_common())
+            sentences.append(f"{counts.total():,} dictionary entries {kind.replace('_', ' ')}: {kinds}")
     return sentences
 
 # %% ../../nbs/train/05_checks.ipynb #4ce5cfb9
-def _coverage(dictionary, lang, words):
+def _coverage(found, lang, words):
     "Return the share of the training words in the first column, and the problem of a wrong dictionary"
-    translations = {t.lower() for ts in dictionary.values() for t in ts}
+    dictionary = found[lang]
+    translations = {found.form(t) for ts in dictionary.values() for t in ts}
     total = max(1, sum(words.values()))
     there = sum(n for word, n in words.items() if word in dictionary) / total
     back = sum(n for word, n in words.items() if word in translations) / total
     problem = ""
     if _written(dictionary, lang) < 0.01:
-        problem = (
-            "the translations are not in its script; is this another language's file, or are the columns reversed?"
-        )
+        problem = "the translations are not in its script; is this another language's file, or are columns reversed?"
     elif back > 0.1 and back > 2 * there:
-        problem = (
-            f"the second column has {back:.0%} of the training words, the first {there:.0%}; "
-            "are the columns reversed?"
-        )
+        which = f"the second column has {back:.0%} of the training words, the first {there:.0%}"
+        problem = f"{which}; are the columns reversed?"
     elif not there:
         problem = "no word of the training examples is in it; is it for another language or another alphabet?"
     return there, f"{lang}: {problem}" if problem else ""
@@ -252,7 +241,7 @@ def _refuse_dictionaries(data, found, wrong):
 def _one_for_many(found):
     told = []
     for lang in found:
-        translation, n = _crowded(found[lang])
+        translation, n = _most_shared(found[lang])
         if n >= max(20, len(found[lang]) / 50):
             told.append(f"{lang} {shown(translation)} ({n:,} of {len(found[lang]):,} words)")
     return told
@@ -262,29 +251,41 @@ def _odd_tokens(
     data: Data,
     read: dict,  # from `whole`
 ) -> list[str]:
-    "Return the languages of which the tokenizer knows less than half; raise `SetupError` if it is unusable"
-    tokenizer = _tokenizer(data)
-    told = []
+    "Describe texts that the tokenizer does not know; raise `SetupError` if it is unusable"
+    tokenizer, told, decomposed = _tokenizer(data), [], []
     for place, examples in read.items():
-        ids = []
-        for text in examples[:50]["text_a"]:
-            ids += tokenizer(text[:2000], add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        unknown = ids.count(tokenizer.unk_token_id) / max(1, len(ids))
-        if unknown > 0.5:
-            told.append(f"{_where(place)} {unknown:.0%}")
-    if not told:
-        return []
-    return [
-        f"most tokens are unknown to the backbone: {', '.join(told[:3])}; use a backbone for this language"
-    ]
+        most = 0
+        for column, texts in zip(TEXTS, texts_of(examples), strict=False):
+            most = max(most, _unknown(tokenizer, texts[:50]))
+            apart = [text for text in texts if not unicodedata.is_normalized("NFC", text)]
+            composed = [unicodedata.normalize("NFC", text) for text in apart[:200]]
+            before, after = _unknown(tokenizer, apart[:200]), _unknown(tokenizer, composed)
+            if before > after:
+                which = f"{_where(place)} {len(apart):,} of {len(texts):,} texts in {column}"
+                decomposed.append(f"{which} ({before:.0%} of their tokens, {after:.0%} in composed form)")
+        if most > 0.5:
+            told.append(f"{_where(place)} {most:.0%}")
+    said, where = [], ", ".join(told[:3])
+    if told:
+        said.append(f"most tokens are unknown to the backbone: {where}; use a backbone for this language")
+    if decomposed:
+        where = ", ".join(decomposed[:6])
+        said.append(f"letters with separate accents (NFD) are unknown to the backbone: {where}; save the files in NFC")
+    return said
+
+
+def _unknown(tokenizer, texts):
+    "Return the share of unknown tokens"
+    read = [tokenizer(text[:2000], add_special_tokens=False, split_special_tokens=True) for text in texts]
+    ids = list(chain.from_iterable(encoded["input_ids"] for encoded in read))
+    return ids.count(tokenizer.unk_token_id) / max(1, len(ids))
 
 
 def _tokenizer(data):
     "Load the backbone's tokenizer; raise `SetupError` if it does not fit the embeddings"
     from transformers import AutoTokenizer
 
-    folder = data.backbone  # raises if there is none
-    name = Path(data.job.backbone).name
+    folder, name = data.backbone, Path(data.job.backbone).name  # raises if there is none
     try:
         config = json.loads((folder / "config.json").read_bytes())
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -306,18 +307,18 @@ def refuse(resolved: ResolvedJob):
     "Raise errors that can be detected before examples and backbone are read"
     data, target = resolved.data, resolved.target
     for stage in reversed(resolved.members[0]):
-        for name in stage.method.terms:
-            terms[name]  # raises for an unknown name
+        stage.check_terms(data.teacher is not None)
         if stage.method.augment or stage.method.synonyms:
             one_source(stage.all_tasks)
         resources(data, stage.method)
     from_files = isinstance(target.source, File)
     if not resolved.available["dev"] and not resolved.available["test"]:
         message = f"there are no dev and no test examples of '{target.name}' to score"
-        if from_files:
-            message += (
-                ". In its record, held_out = 0.1 below [source] holds out a tenth of the training examples"
-            )
+        unread = "; ".join(_unread(data, [target.name], ["dev", "test"]))
+        if unread:
+            message = f"no dev and no test example of '{target.name}' is read: {unread}. Write the record's codes there"
+        elif from_files:
+            message += ". In its record, held_out = 0.1 below [source] holds out a tenth of the training examples"
         raise DataError(message)
     if from_files:  # a mistake in a test file is reported now, not after the training
         for split in splits:
@@ -333,45 +334,48 @@ def check_inputs(
     _check_languages(resolved)
     read = _whole(resolved)
     _check_labels(data, read)
-    found = _odd_texts(read) + _odd_examples(read)
+    found = _unread(data, dict.fromkeys(place[0] for place in read), splits)
+    found += _odd_texts(read) + _odd_examples(read)
     methods = [stage.method for stage in resolved.stages]
+    if any(m.augment or m.synonyms for m in methods):
+        SourceWords(data.target).check(_training_texts(read))
     if any(m.augment for m in methods) and dictionaries(data) is not None:
         found += _odd_dictionaries(data, _training_texts(read))
     if any(m.synonyms for m in methods):
         data.found(read_neighbours)
-    found += _odd_tokens(data, read) + _odd_numbers(resolved, read)
+    found += _odd_tokens(data, read) + _odd_numbers(resolved, read) + resolved.left_out(read)
     data.odd[:] = found
     return found
+
+
+def _unread(data, names, which):
+    "Describe what is in the files of tasks and is not read"
+    return [s for name, split in product(names, which) for s in not_read(data.task(name), split, data.source)]
 
 
 def _training_texts(read):
     for (_, split, _), examples in read.items():
         if split == "train":
-            yield from examples["text_a"][:]
-            yield from examples["text_b"][:]
+            yield from chain(*texts_of(examples))
 
 
 def _check_labels(data, read):
-    missing = []
     for place, examples in read.items():
-        if place[1] != "train":
-            continue
         used = set(examples["label"][:])
         lost = [name for i, name in enumerate(examples.features["label"].names) if i not in used]
-        if lost:
-            missing.append(f"{_where(place)} has none of {', '.join(lost)}")
-    if missing:
-        said = "; ".join(missing)
-        raise DataError(f"max_train={data.job.max_train} leaves too few examples: {said}. Increase max_train.")
+        if lost and place[1] == "train":
+            said = f"{_where(place)} has none of {', '.join(lost)}. Increase max_train."
+            raise DataError(f"max_train={data.job.max_train} leaves too few examples: {said}")
 
 
 def _check_languages(resolved):
     scored = resolved.available[resolved.split]
     lost = [x for x in resolved.job.langs if x not in scored]
     if lost:
+        unread = _unread(resolved.data, [resolved.target.name], [resolved.split])
         raise DataError(
             f"langs contains {', '.join(lost)}, but {resolved.target.name} has no {resolved.split} examples in "
-            f"{'them' if len(lost) > 1 else 'it'}; there are in {', '.join(scored)}.\n"
+            f"{'them' if len(lost) > 1 else 'it'}; there are in {', '.join(scored)}. {' '.join(unread)}\n"
             "Add the files, or leave these languages out."
         )
 

@@ -6,6 +6,7 @@
 __all__ = ['EvaluationSet', 'probabilities', 'evaluate', 'averaged', 'mean_probabilities', 'score', 'representations']
 
 # %% ../../nbs/train/09_evaluate.ipynb #66a8dae7
+from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
@@ -116,6 +117,15 @@ def _collapsed(
 ) -> bool:
     "Return whether all predictions are the same class"
     return predictions["prediction"].nunique() == 1
+
+# %% ../../nbs/train/09_evaluate.ipynb #5ea3ce91
+def _majority(resolved: ResolvedJob) -> tuple[str, float]:
+    "Return the most frequent label of the scored examples, and its share"
+    counts = Counter()
+    for lang in resolved.languages[resolved.split]:
+        counts.update(resolved.data.rows(resolved.target, resolved.split, lang)["label"][:])
+    number, count = counts.most_common(1)[0]
+    return resolved.target.labels[number], count / counts.total()
 
 # %% ../../nbs/train/09_evaluate.ipynb #f0b32d56
 def averaged(weights: list[dict]) -> dict:

@@ -7,20 +7,21 @@ __all__ = ['ALGORITHM', 'PLACES', 'method_of', 'stage_methods', 'seeds', 'traini
            'changed', 'command', 'Stage', 'ResolvedJob', 'on_gpu', 'complete', 'settle', 'resolve_job']
 
 # %% ../../nbs/train/04_resolve.ipynb #f06c35fa
+import math
 import shlex
-from collections import Counter
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
 from ..core import key, resolve
+from ..data.mini_world import Mini
 from ..data.tasks import Task
 from ..exceptions import ParameterError
 from ..store import sha256
-from .config import BETAS, Job, check, extend, fill, presets, weights_without_loss
+from .config import BETAS, Job, check, fill, presets, weights_without_loss
 from .inputs import Data, digest, digests, has_trees, load_trees, trained_on
-from .methods import ADVERSARIES, Method, methods
+from .methods import ADVERSARIES, Method, extend, methods
 
 # %% ../../nbs/train/04_resolve.ipynb #cb6239d2
 def method_of(
@@ -92,18 +93,15 @@ def job_key(
     return key(ALGORITHM, "job", training, task, evaluation, config)
 
 # %% ../../nbs/train/04_resolve.ipynb #972ca59e
-def identity(
-    job: Job,  # with a preset
-) -> str:  # 16 hexadecimal digits
+def identity(job: Job) -> str:  # of a job with a preset: 16 hexadecimal digits
     "Return the name of a job, a hash of its parameters and the files they name"
-    parameters = {name: value for name, value in asdict(fill(job)).items() if name != "out"}
+    extensions = extend(job.extensions)  # may define the task
+    parameters = {name: value for name, value in asdict(fill(job)).items() if name not in ("out", "track")}
     task_file = sha256(resolve(job.task)) if job.task.endswith(".toml") else None
-    return key("planned", ALGORITHM, parameters, task_file, extend(job.extensions))
+    return key("planned", ALGORITHM, parameters, task_file, extensions)
 
 
-def place(
-    job: Job,
-) -> Path:
+def place(job: Job) -> Path:
     "Return the folder of a job's state, log, report and error"
     return resolve(job.out) / "jobs" / identity(job)
 
@@ -130,15 +128,8 @@ def command(
 
 # %% ../../nbs/train/04_resolve.ipynb #429d8ef0
 _HYPERPARAMETERS = (
-    "seed",
-    "rounds",
-    "batch_size",
-    "learning_rate",
-    "discriminator_rate",
-    "alpha",
-    "max_length",
-    "pool",
-    "accumulation",
+    *("seed", "rounds", "batch_size", "learning_rate", "discriminator_rate", "alpha"),
+    *("max_length", "pool", "accumulation"),
 )
 
 
@@ -158,6 +149,16 @@ class Stage:
     def all_tasks(self) -> tuple[Task, ...]:
         "Return the tasks whose training examples are read, the neighbour last"
         return (*self.tasks, self.neighbour) if self.neighbour else self.tasks
+
+    def check_terms(self, teacher: bool = False):  # teacher: whether there is one
+        "Raise `ParameterError` for an unknown loss, and for one that needs an output which the method has not got"
+        from macular.model.losses import terms
+
+        outputs = self.method.outputs(self.neighbour is not None, teacher)
+        for name in self.method.terms:
+            term = terms[name]  # raises for an unknown name
+            if name in self.method.active() and (self.neighbour or name != "consistency"):  # else it is left out
+                term.check(outputs, self.method.name)
 
     @property
     def hyperparameters(self) -> dict:
@@ -180,6 +181,31 @@ class Stage:
 
 # %% ../../nbs/train/04_resolve.ipynb #02cb60af
 PLACES = ("out", "data_dir", "lexicon_dir", "synonyms", "tree_dir", "extensions")  # paths; never part of a result
+
+# %% ../../nbs/train/04_resolve.ipynb #01c18b6e
+def _truncated(
+    resolved: "ResolvedJob",
+    tasks: dict,  # name -> (split, language, examples)
+) -> list[str]:  # one sentence a task
+    "Count the examples of each split and language that are longer than the maximum length"
+    from transformers import AutoTokenizer
+
+    from macular.text.encode import ByCloze, TextEncoder, TextSettings
+
+    text = TextSettings(AutoTokenizer.from_pretrained(resolved.data.backbone, trust_remote_code=False))
+    encoder = ByCloze if resolved.method.head == "cloze" else TextEncoder
+    found = []
+    for name, sets in tasks.items():
+        task, places = resolved.data.task(name), []
+        limit = resolved.job.max_length or task.max_length
+        for split, lang, examples in sets:
+            some = examples.select(range(0, len(examples), max(1, math.ceil(len(examples) / 5000))))
+            n = encoder(task, some, replace(text, max_length=limit), "").truncated()
+            if n:
+                places.append(f"{split} in {lang} {n:,} of {len(some):,} ({n / len(some):.1%})")
+        if places:
+            found.append(f"examples of {name} cut at {limit} tokens (max_length): {', '.join(places)}")
+    return found
 
 # %% ../../nbs/train/04_resolve.ipynb #15d77250
 @dataclass(frozen=True)
@@ -238,43 +264,47 @@ class ResolvedJob:
     @property
     def config(self) -> dict:
         "Return the job's parameters as stored in its result: names without paths"
-        kept = {name: value for name, value in asdict(self.job).items() if name not in PLACES}
+        kept = {name: value for name, value in asdict(self.job).items() if name not in (*PLACES, "track")}
         kept |= {"backbone": Path(self.job.backbone).name, "task": self.target.name}
         return kept | ({"teacher": self.data.teacher.name} if self.data.teacher else {})
 
-    @property
-    def majority(self) -> tuple[str, float]:
-        "Return the most frequent label of the scored examples, and its share"
-        counts = Counter()
-        for lang in self.languages[self.split]:
-            counts.update(self.data.rows(self.target, self.split, lang)["label"][:])
-        number, count = counts.most_common(1)[0]
-        return self.target.labels[number], count / counts.total()
-
-    def input_digests(self) -> dict:
-        "Return name -> hash of the inputs that were read; runs that are averaged have equal ones, except drawn samples"
-        data, stages = self.data, self.members[0]
+    @cached_property
+    def origins(self) -> dict[str, str]:
+        "Return where each setting that a task's record can state comes from: a parameter, the record or the preset"
         found = {}
-        for (task, split, lang), value in data.used.items():
-            if split == "train":
-                found[f"training examples of {task}"] = data.pools.get(task, value)
-                found[f"drawn sample of {task}"] = value
-            else:
-                found[f"{split} examples of {task} in {lang}"] = value
-        for task in {task.name: task for stage in stages for task in stage.all_tasks}.values():
-            found[f"task record of {task.name}"] = key(task.labels, task.langs, task.max_length, task.measure)
-        found["backbone files"] = key(data.hashes)
-        if any(stage.method.augment for stage in stages):
-            found["dictionaries"] = data.lexicon.digest
-        if any(stage.method.synonyms for stage in stages):
-            found["near-synonyms"] = data.neighbours.digest
-        if self.method.encoder == "syntax":
-            found["trees"] = key([o["sha256"] for o in data.origins if o.get("source") == "a file of trees"])
-        if data.teacher:
-            found["teacher"] = data.teacher.key
-        if self.job.extensions:
-            found["extensions"] = key(extend(self.job.extensions))
-        return dict(sorted(found.items()))
+        for name in ("max_length", "max_train", "learning_rate"):
+            value, unasked = getattr(self.job, name), getattr(fill(replace(self.job, **{name: None})), name)
+            stated = self.target.stated.get(name)
+            by_record = stated is not None and value in (stated, None)  # None: each task's own maximum length
+            usual = "task record" if by_record else f"preset {self.job.preset}"
+            found[name] = usual if value == unasked else "parameter"
+        return found
+
+    @property
+    def settings(self) -> str:
+        "Describe these settings, and where each comes from"
+        found = []
+        for name, origin in self.origins.items():
+            value = getattr(self.job, name)
+            if value is None:  # the preset has none
+                value = self.target.max_length if name == "max_length" else "all examples"
+            found.append(f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}")
+            found[-1] += f" ({origin})"
+        return ", ".join(found)
+
+    def left_out(self, read: dict) -> list[str]:  # from (task, split, language) -> examples, to sentences
+        "Count what training and evaluation leave out: examples beyond the preset's `max_train`, ends of long texts"
+        job, found, tasks = self.job, [], {}
+        for (name, split, lang), examples in read.items():
+            if not isinstance(self.data.task(name).source or self.data.source, Mini) or (job.max_length or 0) < 64:
+                tasks.setdefault(name, []).append((split, lang, examples))
+        for name in tasks:
+            n, most = self.data.sizes.get(name, 0), job.max_train or math.inf
+            if n > most and self.origins["max_train"].startswith("preset"):
+                found.append(f"max_train of preset {job.preset}: {most:,} of {n:,} training examples of {name}")
+        if tasks:
+            found += _truncated(self, tasks)
+        return found
 
     def evaluation_digests(self) -> dict:
         "Return split -> language -> hash of the scored examples and their trees"

@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -32,8 +32,8 @@ from .build import Built, Hyperparameters, TrainingInputs, build, build_net, tex
 from .checkpoints import load_weights, resume_notes, training_seconds
 from .evaluate import EvaluationSet, evaluate
 from .inputs import Data
-from .methods import Method
-from .resolve import Stage
+from .methods import Method, extend
+from .resolve import ResolvedJob, Stage
 from .trainer import Loop, fit
 
 # %% ../../nbs/train/10_stages.ipynb #42ec917c
@@ -158,8 +158,16 @@ def train(
 # %% ../../nbs/train/10_stages.ipynb #760f4939
 def _own_losses(method: Method) -> dict:
     "Hash the source of every loss of the method that is not the library's"
-    found = {name: terms[name].loss for name in method.active()}
-    return {name: key(inspect.getsource(f)) for name, f in found.items() if not f.__module__.startswith("macular.")}
+    found = {}
+    for name in method.active():
+        loss = terms[name].loss
+        if not loss.__module__.startswith("macular."):
+            try:
+                found[name] = key(inspect.getsource(loss))
+            except (OSError, TypeError) as e:
+                message = f"the source of the term '{name}' is part of the training's key, and cannot be read"
+                raise ParameterError(f"{message}: {e}. Define it with `def`, in a file or a cell.") from e
+    return found
 
 
 def there(file: Path, watch: Callable, make: Callable) -> bool:  # True if it was made now
@@ -203,7 +211,7 @@ def _make(training: Training, dev: dict, watch: Callable):
     write_json(environment_file, before)
     rounds = fit(
         built.phases,
-        loop_of(training.recipe),
+        replace(loop_of(training.recipe), tell=lambda event, n: watch(event, {"method": training.method, "step": n})),
         training.material.accelerator,
         training.folder,
         _dev_scores(training, dev, built.net, watch),
@@ -231,8 +239,16 @@ def _start(training: Training, built: Built, steps: int) -> dict:
         "steps": steps,
         "rows": {name: len(examples) for name, examples in training.material.rows.items()},
         "phases": [(p.name, p.steps * p.passes) for p in built.phases],
+        "rate": partial(_rate, {p.name: p for p in built.phases}, training.recipe.rounds),
         "notes": built.notes,
     }
+
+
+def _rate(phases: dict, rounds: int, line: dict) -> float:
+    "Return the learning rate of a step of the history"
+    phase = phases[line["phase"]]
+    done = ((line["round"] - 1) * phase.passes + line["pass"] - 1) * phase.steps + line["batch"] - 1
+    return phase.rate(done, rounds)
 
 
 def _dev_scores(training: Training, dev: dict, net, watch: Callable) -> Callable:
@@ -251,6 +267,32 @@ def _dev_scores(training: Training, dev: dict, net, watch: Callable) -> Callable
         return {"dev": scores}
 
     return on_round
+
+# %% ../../nbs/train/10_stages.ipynb #a26a8d8b
+def _input_digests(resolved: ResolvedJob) -> dict:
+    "Return name -> hash of the inputs that were read; runs that are averaged have equal ones, except drawn samples"
+    data, stages = resolved.data, resolved.members[0]
+    found = {}
+    for (task, split, lang), value in data.used.items():
+        if split == "train":
+            found[f"training examples of {task}"] = data.pools.get(task, value)
+            found[f"drawn sample of {task}"] = value
+        else:
+            found[f"{split} examples of {task} in {lang}"] = value
+    for task in {task.name: task for stage in stages for task in stage.all_tasks}.values():
+        found[f"task record of {task.name}"] = key(task.labels, task.langs, task.max_length, task.measure)
+    found["backbone files"] = key(data.hashes)
+    if any(stage.method.augment for stage in stages):
+        found["dictionaries"] = data.lexicon.digest
+    if any(stage.method.synonyms for stage in stages):
+        found["near-synonyms"] = data.neighbours.digest
+    if resolved.method.encoder == "syntax":
+        found["trees"] = key([o["sha256"] for o in data.origins if o.get("source") == "a file of trees"])
+    if data.teacher:
+        found["teacher"] = data.teacher.key
+    if resolved.job.extensions:
+        found["extensions"] = key(extend(resolved.job.extensions))
+    return dict(sorted(found.items()))
 
 # %% ../../nbs/train/10_stages.ipynb #7a6dece5
 def as_recorded(

@@ -8,6 +8,7 @@ __all__ = ['Phase', 'Loop', 'fit']
 # %% ../../nbs/train/07_trainer.ipynb #3c2b7a46
 import math
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext, suppress
@@ -21,7 +22,8 @@ from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ..core import mix
-from ..exceptions import NumericError, SetupError, SignalNote, Stopped, StorageError
+from ..exceptions import NumericError, ParameterError, SetupError, Stopped, StorageError
+from ..process import SignalNote, _one_process
 from ..store import write_bytes, write_json
 from .checkpoints import Checkpoints
 
@@ -40,6 +42,10 @@ class Phase:
     decay: bool = False  # linear decay of the learning rate to zero over all steps
     measure: Callable | None = None  # batches -> metrics to record at the end of the phase
 
+    def rate(self, done: int, rounds: int) -> float:
+        "Return the learning rate of the step after `done` steps of this phase"
+        return self.lr * (max(0.0, 1 - done / max(1, rounds * self.passes * self.steps)) if self.decay else 1.0)
+
 
 @dataclass(frozen=True)
 class Loop:
@@ -50,6 +56,7 @@ class Loop:
     clip: float = 1.0  # maximum gradient norm
     every: float = 600.0  # seconds between two checkpoints; 0: a checkpoint after every step
     exact: bool = True  # resume only if the steps are bit-identical to an uninterrupted run
+    tell: Callable | None = None  # called with "resume" or "saved", and the step
 
 # %% ../../nbs/train/07_trainer.ipynb #ddd0844e
 class _NotFinite(ArithmeticError):
@@ -64,14 +71,14 @@ class _Learner:
         self.params = {name: p for name, p in phase.trains.named_parameters() if p.requires_grad}
         self.optimizer = torch.optim.AdamW(self.params.values(), phase.lr, weight_decay=0.0, fused=True)
         self.prepared = accelerator.prepare(self.optimizer)
-        self.total = max(1, loop.rounds * phase.passes * phase.steps)
-        self.done = 0  # number of steps taken, of `total`
+        self.rounds = loop.rounds
+        self.done = 0  # number of steps taken
 
     def step(self, batch, *place) -> dict:  # the values of the loss and of its parts
         "Take one step on a batch, or on a list of (share of the batch, portion); `place` seeds the dropout"
         torch.manual_seed(int(mix(*place) >> 1))
         for group in self.optimizer.param_groups:
-            group["lr"] = self._rate()
+            group["lr"] = self.phase.rate(self.done, self.rounds)
         portions = batch if isinstance(batch, list) else [(1.0, batch)]
         values = Counter()
         for share, portion in portions:
@@ -83,14 +90,13 @@ class _Learner:
         self.done += 1
         return dict(values)
 
-    def _rate(self) -> float:
-        "Return the learning rate of the next step"
-        return self.phase.lr * (max(0.0, 1 - self.done / self.total) if self.phase.decay else 1.0)
-
     def _backward(self, share: float, portion) -> dict:
         "Add a portion's gradient, weighted by its share; return its values with the same weight"
         with self.accelerator.autocast():
             loss, parts = self.phase.loss(send_to_device(portion, self.accelerator.device))
+        if not loss.requires_grad:
+            names = ", ".join(parts) or "the loss"
+            raise ParameterError(f"phase '{self.phase.name}': no parameter that it trains changes {names}")
         values = {name: value.item() for name, value in ({"loss": loss} | parts).items()}
         _check_finite(values)
         self.accelerator.backward(share * loss)
@@ -185,10 +191,9 @@ class _Session:
         self.control = folder / "control" if folder else None
         self.on_round, self.on_step = on_round, on_step
         self.steps_a_round = sum(learner.phase.passes * learner.phase.steps for learner in learners)
-        self.step = 0  # number of steps taken
-        self.rounds = []  # the records of the finished rounds
-        self.record = {}  # of the current round
-        self.signals = SignalNote(self._on_signal)
+        self.step, self.rounds, self.record = 0, [], {}  # steps taken; records of finished rounds; of the current one
+        self.signals = SignalNote(self._on_signal, interrupt=True)
+        self.tell = loop.tell or (lambda event, step: None)
         self.may_end = False  # whether a signal ends the training at once
 
     def restore(self):
@@ -196,6 +201,8 @@ class _Session:
         if self.checkpoints:
             self._forget_pause()
             self.step, self.rounds, self.record = self.checkpoints.restore()
+            if 0 < self.step < self.steps_a_round * self.checkpoints.loop.rounds:
+                self.tell("resume", self.step)
 
     def save(self):
         "Save a state"
@@ -213,16 +220,21 @@ class _Session:
     def interruptible(self):
         "Mark code without steps, in which a signal saves and ends at once"
         self.may_end = True
-        if self.signals.number:
-            self._on_signal()
+        self._on_signal()
         try:
             yield
         finally:
             self.may_end = False
 
     def _on_signal(self, number=None):
-        if self.may_end:
+        if self.may_end and self.signals.number:
             self.save()
+            self._end()
+
+    def _end(self):
+        "Say that a state is saved, and end with the received signal, if there is one"
+        self.tell("saved", self.step)
+        if self.signals.number:
             self.signals.act()
 
     def log(self, line: dict):
@@ -251,7 +263,7 @@ class _Session:
             self.checkpoints.log({"step": self.step, **found})
             self.save()
             if self.signals.number:
-                self.signals.act()
+                self._end()
 
     def stop_requested(self, learner: _Learner) -> bool:
         "Follow the file `control`; return whether to stop, after the end of a pause"
@@ -281,10 +293,9 @@ class _Session:
         "Save a state and end with the received signal, or raise `Stopped`"
         self.save()
         self._forget_pause()
-        if self.signals.number:
-            self.signals.act()
+        self._end()
         where = f"round {place['round']}, phase '{place['phase']}', step {place['step']}"
-        raise Stopped(f"stopped in {where}; the same job resumes from there")
+        raise Stopped(f"stopped in {where}; the same command resumes from there")
 
     def _words(self) -> list[bytes]:
         "Return the request in the file `control`; an empty list if it is not a known one"
@@ -319,7 +330,9 @@ def fit(
     on_step: Callable | None = None,  # called with each line of the history
 ) -> list[dict]:  # the record of each round
     "Alg. 1 and Alg. 2: in every round train each phase in turn, the others frozen"
-    accelerator = accelerator or Accelerator(cpu=True)
+    if accelerator is None:
+        with _one_process(warnings.warn):
+            accelerator = Accelerator(cpu=True)
     folder = Path(folder) if folder else None
     learners = [_Learner(phase, loop, accelerator) for phase in phases]
     session = _Session(folder, learners, loop, on_round, on_step)

@@ -13,8 +13,8 @@ from functools import cache
 
 from markupsafe import Markup
 
-from ..core import resolve
-from ..data.lexicon import CHUNK, split
+from ..core import CHUNK, resolve, split, word_form
+from ..data.readers import texts_of
 from ..exceptions import DataError, ParameterError, unknown
 from ..store import read_json
 from ..train.inputs import Data
@@ -54,10 +54,9 @@ class _Answers:
             right=both["label"] == both["prediction"],
         )
 
-    def texts(self, lang: str) -> dict:  # item -> its two texts
+    def texts(self, lang: str) -> dict:  # item -> its texts
         found = self.data.rows(self.data.target, self.split, lang)
-        pairs = zip(found["text_a"], found["text_b"], strict=True)
-        return dict(zip(found["id"], pairs, strict=True))
+        return dict(zip(found["id"], zip(*texts_of(found), strict=True), strict=True))
 
     def dictionary(self, lang: str):  # empty where there is none
         if lang not in self.data.lexicon:
@@ -111,13 +110,14 @@ def _occurs(translation, text, lang):
 def _taught(
     source: Iterable[str],  # the texts in the source language
     other: Iterable[str],  # the same in another one
-    dictionary: dict,  # lower-case word -> translations; empty where there is none
+    dictionary: dict,  # word -> translations; empty where there is none
     lang: str,
+    own: str = "en",  # language of the source
 ) -> list:  # (word, its translations, the one in the other text or None); each word once
     "Find the words of an item whose translation occurs in the other text, so that code-switching could show them"
     words = {}
     for text in source:
-        words |= dict.fromkeys(split(chunk)[1].lower() for chunk in CHUNK.findall(text))
+        words |= dict.fromkeys(word_form(split(chunk)[1], own) for chunk in CHUNK.findall(text))
     text, found = " ".join(other), []
     for word in filter(None, words):
         translations = dictionary.get(word, ())
@@ -136,7 +136,7 @@ def _shares(answers: _Answers, lang: str) -> dict:  # "right → wrong" -> size 
 
     both, words = answers.pairs(lang), answers.dictionary(lang)
     source, other = answers.texts(answers.source), answers.texts(lang)
-    values = [_share(_taught(source[i], other[i], words, lang)) for i in both["item"]]
+    values = [_share(_taught(source[i], other[i], words, lang, answers.source)) for i in both["item"]]
     names = {True: "right", False: "wrong"}
     state = both["right_src"].map(names) + " → " + both["right"].map(names)
     return pd.Series(values).groupby(state.to_numpy()).agg(["size", "mean"]).to_dict("index")
@@ -170,7 +170,7 @@ def _item_page(
         sides.append((x, *shown, _answer(row, end, task.labels)))
     table = Markup("<p>There is no dictionary for {}.</p>").format(lang)
     if lang in answers.data.lexicon:
-        words = _taught(texts[answers.source], texts[lang], answers.dictionary(lang), lang)
+        words = _taught(texts[answers.source], texts[lang], answers.dictionary(lang), lang, answers.source)
         table = grid((answers.source, lang, ""), [_word(*word) for word in words])
     head = Markup("<p>item <code>{}</code>, label <b>{}</b></p>").format(row["item"], row["label"])
     return head + grid(("", *task.fields, "answer"), sides) + table

@@ -15,6 +15,7 @@ from markupsafe import Markup
 from ..core import permutation
 from ..data.backbones import local_backbone
 from ..data.lexicon import Lexicon, count_words
+from ..data.readers import TEXTS
 from ..data.tasks import tasks
 from ..text.code_switch import COLOURS, CodeSwitch, Place, Switched, rates, tally
 from ..train.inputs import Data
@@ -22,14 +23,14 @@ from ..train.resolve import method_of
 from .views import View, bar, data_of, grid, safe
 
 # %% ../../nbs/ui/02_playground.ipynb #0ce2ec15
-def _switch_pair(
-    texts: Iterable[str],  # the two
+def _switch_texts(
+    texts: Iterable[str],  # one or two
     data: Data,
     switch: CodeSwitch,  # no languages: nothing is switched
-    item: str = "typed",  # the pair's id
+    item: str = "typed",  # the example's id
     seed: int = 0,
 ) -> list[Switched]:
-    "Code-switch both texts of a pair as in training"
+    "Code-switch the texts of an example as in training"
     if not switch.langs:
         switch = CodeSwitch(data.lexicon.langs, word=0.0)
     found = []
@@ -57,7 +58,7 @@ def _entries(
     lines = []
     for p in dict.fromkeys(pieces):
         options = []
-        for translation in lexicon[p.lang][p.before.lower()]:
+        for translation in lexicon[p.lang][lexicon.form(p.before)]:
             form = Markup("<b><bdi>{}</bdi></b>" if translation == p.after else "<bdi>{}</bdi>")
             options.append(form.format(translation))
         lines.append((p.before, _tag(p.lang, p.lang), Markup(", ").join(options)))
@@ -70,7 +71,7 @@ def _coverage(
     langs: Iterable[str],
 ) -> dict:  # language -> share of the words; None where there is no dictionary
     "Return the share of the words that each dictionary has"
-    words = count_words(texts)
+    words = count_words(texts, lexicon.source)
     total = max(1, sum(words.values()))
     shares = {}
     for lang in langs:
@@ -166,8 +167,8 @@ def _switched_page(
     item: str = "typed",
     seed: int = 0,
 ) -> Markup:
-    "Show a pair before and after code-switching, with dictionary entries, rates and token ids"
-    switched = _switch_pair(texts, data, switch, item, seed)
+    "Show an example before and after code-switching, with dictionary entries, rates and token ids"
+    switched = _switch_texts(texts, data, switch, item, seed)
     lines = [(name, Markup(s._repr_html_())) for name, s in zip(data.target.fields, switched, strict=True)]
     both = grid(("", "before, and after"), lines)
     side = Markup('<div style="display:flex;flex-wrap:wrap;gap:0 2.5em;align-items:flex-start">{}{}</div>{}')
@@ -179,7 +180,7 @@ def _switched_page(
 
 # %% ../../nbs/ui/02_playground.ipynb #f4cc459b
 class _World:
-    "Pairs of the mini world's tasks, or of a run's task"
+    "Examples of the mini world's tasks, or of a run's task"
 
     def __init__(self, task: str = "xnli", run=None):
         self.run, self._read = run, {}
@@ -201,15 +202,16 @@ class _World:
         has_dev = data.target.source_lang in data.langs(data.target, "dev")
         return data.rows(data.target, "dev" if has_dev else "train")
 
-    def pair(self, task: str, item: int) -> dict:
-        "Return the texts of a pair, and the languages it may be switched into"
+    def example(self, task: str, item: int) -> dict:
+        "Return the texts of an example (of a single text, `text_b` is empty), and the languages to switch into"
         example, data = self.examples(task)[item], self.data(task)
         langs = tuple(lang for lang in data.target.langs if lang in data.lexicon)
-        return {"text_a": example["text_a"], "text_b": example["text_b"], "langs": langs}
+        return {"text_a": example["text_a"], "text_b": example.get("text_b", ""), "langs": langs}
 
     def page(self, **values) -> Markup:  # of the controls: task, item, text_a, text_b, langs, word, sentence, seed
-        "Show a pair with the values of the controls"
-        task, texts = values["task"], (values["text_a"], values["text_b"])
+        "Show an example with the values of the controls"
+        task = values["task"]
+        texts = (values["text_a"], values["text_b"])[: len(self.data(task).target.fields)]
         switch = CodeSwitch(tuple(values["langs"]), values["word"], values["sentence"])
         item = self.examples(task)["id"][values["item"]]
         return _switched_page(texts, self.data(task), switch, item, values["seed"])
@@ -219,7 +221,8 @@ def _controls(world, view):
     "Make the sliders, fields and buttons of a playground"
     import ipywidgets as w
 
-    now, wide = view.values, w.Layout(width="48%", height="4.5em")
+    now, pairs = view.values, world.data(view.values["task"]).target.fields[1:]
+    size = {"width": "48%" if pairs else "97%", "height": "4.5em"}
     slow = {"style": {"description_width": "8em"}, "layout": w.Layout(width="26em")}
     last = len(world.examples(now["task"])) - 1
     rate = {"min": 0, "max": 1, "step": 0.05}
@@ -230,9 +233,9 @@ def _controls(world, view):
         toggles.append(w.ToggleButton(lang in now["langs"], description=lang, tooltip=tip, layout=narrow))
     named = {
         "task": w.Dropdown(options=world.tasks, value=now["task"], description="task", **slow),
-        "item": w.IntSlider(now["item"], 0, last, description="pair", **slow),
-        "text_a": w.Textarea(now["text_a"], layout=wide, continuous_update=True),
-        "text_b": w.Textarea(now["text_b"], layout=wide),
+        "item": w.IntSlider(now["item"], 0, last, description="example", **slow),
+        "text_a": w.Textarea(now["text_a"], layout=w.Layout(**size), continuous_update=True),
+        "text_b": w.Textarea(now["text_b"], layout=w.Layout(**size, display=None if pairs else "none")),
         "langs": toggles,
         "word": w.FloatSlider(now["word"], description="word rate", **rate, **slow),
         "sentence": w.FloatSlider(now["sentence"], description="sentence rate", **rate, **slow),
@@ -251,17 +254,17 @@ def _controls(world, view):
 
 
 def _link(world, view, named):
-    "Update the texts when the pair changes, and pair and languages when the task changes"
+    "Update the texts when the example changes, and example and languages when the task changes"
 
-    def other_pair(change):
-        pair = world.pair(named["task"].value, change["new"])
-        view.change(text_a=pair["text_a"], text_b=pair["text_b"])
+    def other_example(change):
+        example = world.example(named["task"].value, change["new"])
+        view.change(text_a=example["text_a"], text_b=example["text_b"])
 
     def other_task(change):
         named["item"].max = len(world.examples(change["new"])) - 1
-        view.change(task=change["new"], item=0, **world.pair(change["new"], 0))
+        view.change(task=change["new"], item=0, **world.example(change["new"], 0))
 
-    named["item"].observe(other_pair, "value")
+    named["item"].observe(other_example, "value")
     named["task"].observe(other_task, "value")
 
 # %% ../../nbs/ui/02_playground.ipynb #6bd6f875
@@ -270,10 +273,11 @@ def playground(
     run=None,  # folder of a finished run: its task, dictionaries, encoder and rates
     **start,  # first values of item, text_a, text_b, langs, word, sentence, seed
 ) -> View:
-    "Code-switch pairs interactively (Fig. 2)"
+    "Code-switch examples interactively (Fig. 2)"
     world = _World(task, run)
     first = {"task": world.first, "item": start.get("item", 0)}
-    values = first | world.pair(**first) | {"word": world.augment.word, "sentence": world.augment.sentence, "seed": 0}
+    settings = {"word": world.augment.word, "sentence": world.augment.sentence, "seed": 0}
+    values = first | world.example(**first) | settings
     return View(world.page, lambda view: _controls(world, view), **values).change(**start)
 
 # %% ../../nbs/ui/02_playground.ipynb #d5fe234c
@@ -285,21 +289,22 @@ def _batch_lines(
     seed: int = 0,
     lang: str = "",  # shown beside the source language
     split: str = "dev",
-) -> list:  # of label, language, and both texts
-    "Make the lines of a table of pairs with their switched forms"
+) -> list:  # of label, language, and the texts
+    "Make the lines of a table of examples with their switched forms"
     target, examples = data.target, data.rows(data.target, split)
     other = data.rows(target, split, lang) if lang else None
     index = {id: i for i, id in enumerate(other["id"])} if lang else {}
     found = []
     for i in map(int, items):
-        pair = examples[i]
-        switched = _switch_pair((pair["text_a"], pair["text_b"]), data, switch, pair["id"], seed)
-        found.append((_tag("", target.labels[pair["label"]]), target.source_lang, pair["text_a"], pair["text_b"]))
+        example = examples[i]
+        texts = [example[name] for name in TEXTS if name in example]
+        switched = _switch_texts(texts, data, switch, example["id"], seed)
+        found.append((_tag("", target.labels[example["label"]]), target.source_lang, *texts))
         found.append(("", "switched", *map(_pieces, switched)))
-        if pair["id"] in index:
-            translated = other[index[pair["id"]]]
-            texts = [Markup("<bdi>{}</bdi>").format(safe(translated[name])) for name in ("text_a", "text_b")]
-            found.append(("", lang, *texts))
+        if example["id"] in index:
+            translated = other[index[example["id"]]]
+            shown = [Markup("<bdi>{}</bdi>").format(safe(translated[name])) for name in TEXTS if name in translated]
+            found.append(("", lang, *shown))
     return found
 
 
@@ -309,11 +314,11 @@ def _pieces(switched):
 # %% ../../nbs/ui/02_playground.ipynb #8f5cd827
 def show_batch(
     task: str = "xnli",
-    n: int = 4,  # pairs
+    n: int = 4,  # examples
     run=None,  # folder of a finished run, in place of the mini world
     **start,  # first values of lang, seed, split
 ) -> View:
-    "Show pairs with label, language, original and switched form"
+    "Show examples with label, language, original and switched form"
     world = _World(task, run)
     data = world.data(world.first)
     switch = world.augment.over(data.target.langs, data.lexicon)
