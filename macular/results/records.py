@@ -25,9 +25,6 @@ from ..store import read_json, write_bytes
 from ..train.config import Job, check, fill
 from ..train.methods import methods
 
-# %% ../../nbs/results/03_records.ipynb #bf8716e3
-SELECTIONS = ("en_dev", "last", "averaged", "all_dev_oracle")
-
 # %% ../../nbs/results/03_records.ipynb #cf180d35
 SELECTIONS = ("en_dev", "last", "averaged", "all_dev_oracle")
 
