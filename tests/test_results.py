@@ -449,7 +449,9 @@ def test_older_records_are_a_group_of_their_own():
 def test_rows_scored_on_different_examples_do_not_compare():
     a = [with_inputs(s, test_examples="a") for s in (0, 1)]
     b = [replace(with_inputs(s, test_examples="b"), method="finetune") for s in (0, 1)]
-    assert "xnli test: rows do not compare, as test examples differ: r0" in " ".join(overview([*a, *b]).notes)
+    table = overview([*a, *b])
+    assert "Rows do not compare, and none is bold, as test examples differ: r0" in " ".join(table.notes)
+    assert not any(row[1].best for row in table.rows)
     with pytest.raises(DataError, match="different test examples"):
         overview([*a, *b], TableOptions(against="finetune"))
 

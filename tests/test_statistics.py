@@ -580,10 +580,10 @@ def test_a_record_with_predictions_survives_a_file():
     assert back == run and back.measure == "macro_f1"
     assert all((back.shares(x) == run.shares(x)).all() for x in run.langs)
     assert len(line["answers"]) < 1200, "300 examples of two languages"
-    for broken in ("x", "", line["answers"][:40]):
-        if broken:
-            with pytest.raises(DataError, match="items cannot be unpacked"):
-                from_dict(line | {"answers": broken})
+    for broken in ("x", line["answers"][:40]):
+        with pytest.raises(DataError, match="items cannot be unpacked"):
+            from_dict(line | {"answers": broken})
+    assert not {"answers", "labels"} & set(replace(run, measure="accuracy").as_dict()), "no labels where bits suffice"
 
 
 def test_accuracies_alone_have_no_macro_f1():

@@ -25,9 +25,6 @@ from ..store import read_json, write_bytes
 from ..train.config import Job, check, fill
 from ..train.methods import methods
 
-# %% ../../nbs/results/03_records.ipynb #bf8716e3
-SELECTIONS = ("en_dev", "last", "averaged", "all_dev_oracle")
-
 # %% ../../nbs/results/03_records.ipynb #cf180d35
 SELECTIONS = ("en_dev", "last", "averaged", "all_dev_oracle")
 
@@ -125,9 +122,11 @@ class Record:
     def as_dict(self) -> dict:
         "Return the record as JSON can hold it; empty fields are left out"
         packed = _pack(self.correct, self.items) if self.correct else {"correct": None, "items": self.items}
-        answers = b"".join(pairs.astype("<u2").tobytes() for pairs in self.answers.values())
-        packed["answers"] = base64.b64encode(zlib.compress(answers)).decode() if answers else ""
-        packed |= {"folder": Path(self.folder).name, "measure": self.measure if self.measure != "accuracy" else ""}
+        packed |= {"folder": Path(self.folder).name, "measure": "", "labels": "", "answers": ""}
+        if self.measure != "accuracy":  # else the file holds no labels of the data
+            answers = b"".join(pairs.astype("<u2").tobytes() for pairs in self.answers.values() if self.correct)
+            packed |= {"measure": self.measure, "labels": self.labels}
+            packed["answers"] = base64.b64encode(zlib.compress(answers)).decode() if answers else ""
         values = {f.name: getattr(self, f.name) for f in fields(self)} | packed
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if v not in (None, "", (), {})}
 
@@ -192,7 +191,7 @@ def _check_record(r):
     if r.measure not in MEASURES:
         raise DataError(f"{who}: {unknown('measure', r.measure, MEASURES)}")
     odd = [x for x, c in r.correct.items() if not len(c) or abs(100 * c.mean() - shown[x]) > 1e-9]
-    odd += [x for x, (gold, given) in r.answers.items() if not np.array_equal(gold == given, r.correct[x])]
+    odd += [x for x, c in r.correct.items() if x in r.answers and not np.array_equal(np.equal(*r.answers[x]), c)]
     if odd:
         raise DataError(
             f"{who}: accuracy and items contradict each other in {', '.join(odd[:3])}; "

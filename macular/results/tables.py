@@ -206,34 +206,31 @@ def _notes(rows, view):
 
 def _input_notes(records):
     "Yield sentences on runs that are not averaged, do not compare, or are left out, with their folders"
-    alike, by_task = {}, {}
+    alike = {}
     for r in records:
         alike.setdefault(str(design(r)), []).append(r)
-        by_task.setdefault(f"{r.task} {r.split}", []).append(r)
     for found in alike.values():
         groups = _alike(found)
         if len(groups) > 1:
             names = listed(name for g in groups[1:] for name in groups[0][0].other_inputs(g[0]))
             runs = "; ".join(f"{_named_inputs(g[0])}: {listed(r.label for r in g)}" for g in groups)
             yield f"{title(found[0].method)} on {found[0].task}: not averaged, as inputs differ ({names}). {runs}."
-    for task, found in by_task.items():
-        yield from _test_notes(task, [r for r in found if r.inputs])
+    if differing := _other_tests(records):
+        runs = "; ".join(listed(labels) for labels in next(iter(differing.values())).values())
+        yield f"Rows do not compare, and none is bold, as {listed(differing)} differ: {runs}."
     for r in records:
         if r.replaced:
             yield f"{title(r.method)} on {r.task}, seed {r.seed}: {r.folder} is current; {'; '.join(r.replaced)}."
 
 
-def _test_notes(task, records):
-    "Yield a sentence where records of a task were scored on different examples"
-    by_test = {}  # examples -> their digests -> folders
+def _other_tests(records):
+    "Return the examples of which records were scored on different versions: name -> digest -> folders"
+    by_test = {}
     for r in records:
         for name, value in r.inputs.items():
             if name.startswith(f"{r.split} examples"):
                 by_test.setdefault(name, {}).setdefault(value, []).append(r.label)
-    differing = {name: found for name, found in by_test.items() if len(found) > 1}
-    if differing:
-        runs = "; ".join(listed(labels) for labels in next(iter(differing.values())).values())
-        yield f"{task}: rows do not compare, as {listed(differing)} differ: {runs}."
+    return {name: found for name, found in by_test.items() if len(found) > 1}
 
 # %% ../../nbs/results/07_tables.ipynb #f08e9b1b
 def _base(rows, view):
@@ -258,7 +255,9 @@ def _table(rows, families, view):
             line += _family(own, base, family, view)
         lines.append([*line, *_cost(own)])
     columns = ("method", *names, *_COSTS)
-    return Table(columns, _with_best(lines, range(1, len(names) + 1)), caption(rows, view), _notes(rows, view))
+    if not _other_tests(r for own in rows.values() for r in own):
+        lines = _with_best(lines, range(1, len(names) + 1))
+    return Table(columns, lines, caption(rows, view), _notes(rows, view))
 
 # %% ../../nbs/results/07_tables.ipynb #ac0c65b8
 def languages(
