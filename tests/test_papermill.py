@@ -170,8 +170,8 @@ LONG = "task=pawsx method=finetune preset=mini max_train=2000 rounds=2 langs=de"
 def in_a_terminal(command, stop):
     "The exit code and the screen of a command that is stopped while its line moves"
     pexpect = pytest.importorskip("pexpect")
-    process = pexpect.spawn("/bin/bash", ["-c", command], cwd=str(ROOT), timeout=300, encoding="utf-8")
-    process.setwinsize(40, 120)
+    env = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}  # ipykernel looks at it
+    process = pexpect.spawn("/bin/bash", ["-c", command], cwd=str(ROOT), env=env, timeout=300, encoding="utf-8")
     process.expect(r"Fine-tuning: step \d+ of 126, \d\d:\d\d left")
     before = process.before + process.after
     stop(process)
