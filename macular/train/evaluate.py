@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from ..data.tasks import Task, scored
+from ..data.tasks import MEASURES, Task, scored
 from ..exceptions import ParameterError
 from ..model.modules import aggregate
 from ..text.batches import cut
@@ -119,30 +119,30 @@ def _collapsed(
     return predictions["prediction"].nunique() == 1
 
 # %% ../../nbs/train/09_evaluate.ipynb #5ea3ce91
-def _majority(resolved: ResolvedJob, split: str, langs) -> tuple[str, float]:
-    "Return the most frequent label of the examples in some languages, and its share"
+def _majority(resolved: ResolvedJob, split: str, langs) -> tuple[str, float, float]:
+    "Return the most frequent label of the examples in some languages, its share, and the measure of always saying it"
     counts = Counter()
     for lang in langs:
         counts.update(resolved.data.rows(resolved.target, split, lang)["label"][:])
     number, count = counts.most_common(1)[0]
-    return resolved.target.labels[number], count / counts.total()
+    share = count / counts.total()
+    score = share if resolved.target.measure == "accuracy" else 2 * share / (1 + share) / len(counts)
+    return resolved.target.labels[number], share, score
 
 
 def _majority_notes(resolved: ResolvedJob, training) -> list[str]:
     "Warn if a run is less than 5 points better on dev than the most frequent label; recommend macro-F1 above 60 %"
     target, split, found = resolved.target, resolved.split, []
-    if target.measure != "accuracy":
-        return []
-    best = training.record["dev"][training.best - 1].get(target.name)  # percent
+    best = training.record["rounds"][training.best - 1]["dev"].get(target.name)  # percent
     if best is not None and target.source_lang in resolved.available["dev"]:
-        label, share = _majority(resolved, "dev", [target.source_lang])
-        if best < 100 * share + 5:
+        label, _, score = _majority(resolved, "dev", [target.source_lang])
+        if best < 100 * score + 5:
             found.append(
-                f"it has hardly learned: {best:.1f} % on {target.source_lang} dev, where always saying '{label}' is right in "
-                f"{share:.1%}; more examples, more rounds or another learning_rate may help"
+                f"it has hardly learned: {best:.1f} % {MEASURES[target.measure]} on {target.source_lang} dev, where "
+                f"always saying '{label}' gives {score:.1%}; more examples, more rounds or another learning_rate help"
             )
-    label, share = _majority(resolved, split, resolved.languages[split])
-    if share > 0.6:
+    label, share, _ = _majority(resolved, split, resolved.languages[split])
+    if share > 0.6 and target.measure == "accuracy":
         advice = "macro-F1 is recommended, measure = \"macro_f1\" in the task's record"
         found.append(f"{share:.0%} of the {split} examples have the label '{label}': {advice}")
     return found
