@@ -93,7 +93,9 @@ def german(tmp_path):
 
 def given(place, name, **more):
     return check(
-        {"task": str(place / f"{name}.toml"), "preset": "mini", "rounds": 1, "out": str(place / "runs")} | more
+        {"task": str(place / f"{name}.toml"), "preset": "mini", "backbone": "mini-xlmr", "rounds": 1}
+        | {"out": str(place / "runs")}
+        | more
     )
 
 
@@ -224,9 +226,9 @@ def test_without_dev_and_test_rows_the_way_out_is_said(shop):
         ('label = "verdict"', 'label = "verdict"\nseparator = ";;"', "one character"),
         ('label = "verdict"', 'label = "verdict"\nheld_out = 1.5', "held_out is 1.5"),
         ('text_a = "search"', "text_a = 1", "a column's name"),
-        ('text_b = "offer"', 'text_b = ""', "text_b is ''; a row has two texts"),
-        ('text_b = "offer"', "text_b = []", r"text_b is '\[\]'; a row has two texts"),
-        ('text_b = "offer"', 'text_b = ["offer", ""]', "a row has two texts"),
+        ('text_b = "offer"', 'text_b = ""', "text_b is ''; the name of the column with the text is needed"),
+        ('text_b = "offer"', "text_b = []", r"text_b is '\[\]'; the name of the column with the text is needed"),
+        ('text_b = "offer"', 'text_b = ["offer", ""]', "the name of the column with the text is needed"),
         ('label = "verdict"', 'label = ""', "column with the labels"),
         (
             'files = "{split}.{lang}.csv"',
@@ -327,7 +329,7 @@ def test_a_tasks_measure_selects_the_round_and_heads_its_table(shop, capsys):
     from macular.store import read_json
 
     (shop / "shop.toml").write_text('measure = "macro_f1"\n' + RECORD)
-    given = {"method": "finetune", "preset": "mini", "rounds": 2, "out": str(shop / "runs")}
+    given = {"method": "finetune", "preset": "mini", "backbone": "mini-xlmr", "rounds": 2, "out": str(shop / "runs")}
     lines = []
     done = run(
         check(given | {"task": str(shop / "shop.toml")}),
@@ -356,7 +358,8 @@ def test_macro_f1_is_recommended_for_unequal_labels(shop):
     lines = (shop / "test.de.csv").read_text().splitlines()
     few = [x for x in lines[1:] if x.endswith(",misses")][:3]
     (shop / "test.de.csv").write_text("\n".join([lines[0], *few, *[x for x in lines if x.endswith(",fits")]]) + "\n")
-    given = {"method": "finetune", "preset": "mini", "rounds": 1, "task": str(shop / "shop.toml")}
+    given = {"method": "finetune", "preset": "mini", "backbone": "mini-xlmr", "rounds": 1}
+    given["task"] = str(shop / "shop.toml")
     done = run(check(given | {"out": str(shop / "runs")}), watch=lambda event, facts: None)
     assert any("have the label 'fits': macro-F1 is recommended" in note for note in done.values["notes"])
 

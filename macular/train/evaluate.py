@@ -133,13 +133,13 @@ def _majority_notes(resolved: ResolvedJob, training) -> list[str]:
     target, split, found = resolved.target, resolved.split, []
     if target.measure != "accuracy":
         return []
-    best = training.record["dev"][training.best - 1].get(target.name)  # percent
+    best = training.record["rounds"][training.best - 1]["dev"].get(target.name)  # percent
     if best is not None and target.source_lang in resolved.available["dev"]:
         label, share = _majority(resolved, "dev", [target.source_lang])
         if best < 100 * share + 5:
             found.append(
-                f"it has hardly learned: {best:.1f} % on {target.source_lang} dev, where always saying '{label}' is right in "
-                f"{share:.1%}; more examples, more rounds or another learning_rate may help"
+                f"it has hardly learned: {best:.1f} % on {target.source_lang} dev, where always saying '{label}' "
+                f"gives {share:.1%}; more examples, more rounds or another learning_rate may help"
             )
     label, share = _majority(resolved, split, resolved.languages[split])
     if share > 0.6:
