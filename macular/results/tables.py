@@ -45,7 +45,7 @@ def _alike(records):
         group.append(r)
     return groups
 
-
+# %% ../../nbs/results/07_tables.ipynb #6e6beaf2
 def _named_inputs(r):
     return f"inputs {key(r.inputs, length=4)}" if r.inputs else "inputs not recorded"
 
@@ -203,7 +203,7 @@ def _notes(rows, view):
             )
     return (*found, *_input_notes(every))
 
-
+# %% ../../nbs/results/07_tables.ipynb #35e7af34
 def _input_notes(records):
     "Yield sentences on runs that are not averaged, do not compare, or are left out, with their folders"
     alike = {}
@@ -222,7 +222,7 @@ def _input_notes(records):
         if r.replaced:
             yield f"{title(r.method)} on {r.task}, seed {r.seed}: {r.folder} is current; {'; '.join(r.replaced)}."
 
-
+# %% ../../nbs/results/07_tables.ipynb #5741856c
 def _other_tests(records):
     "Return the examples of which records were scored on different versions: name -> digest -> folders"
     by_test = {}
@@ -328,7 +328,7 @@ def _mini_base(rows, view):
                 found.setdefault(task, own)
     return found
 
-
+# %% ../../nbs/results/07_tables.ipynb #434d1f72
 def _beside(own, base, part, choice):
     "Return the paper's cell, ours and the source: means, or differences from `base`"
     selection, backbone = choice
