@@ -272,8 +272,7 @@ def plan(
         except ParameterError as e:
             problems += [(n, line) for line in str(e).splitlines()]
         if auto and not (job and _is_own(job, find(job.task))):
-            problem = f"preset is auto, which depends on the machine; a plan names it: {', '.join(presets)}"
-            problems.append((n, problem))
+            problems.append((n, f"preset is auto, which depends on the machine; a plan names it: {', '.join(presets)}"))
         elif job:
             job = replace(job, preset=fill(job).preset)
             jobs.setdefault(identity(job), job)

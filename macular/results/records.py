@@ -328,8 +328,8 @@ def folder_of(
     job: Job,
 ) -> Path:  # its folder; of several results, whose data differ, the newest
     "Return the result of a job that is done"
-    wanted = {name: value for name, value in asdict(fill(job)).items() if name != "track"}
-    wanted = json.loads(json.dumps(wanted))
+    wanted = json.loads(json.dumps(asdict(fill(job))))
+    del wanted["track"]  # it is in no record
     if wanted["precision"] == "auto":  # the machine chose it
         del wanted["precision"]
     for result in sorted(resolve(job.out).glob("*/result.json"), key=lambda p: -p.stat().st_mtime_ns):
