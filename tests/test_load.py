@@ -320,10 +320,10 @@ def test_the_report_of_a_long_training_is_small(long_report):
     "20,000 steps told to the panel of the job's notebook and 100,000 of each training drawn in its figures"
     assert 50_000 < long_report.stat().st_size < 5_000_000
     cells = [c for c in nbformat.read(long_report, 4).cells if c.cell_type == "code"]
-    assert sum("image/png" in o.get("data", {}) for c in cells for o in c.outputs) == 2, (
-        "losses and languages are drawn"
+    assert sum("image/png" in o.get("data", {}) for c in cells for o in c.outputs) == 3, (
+        "losses, languages and confusions are drawn"
     )
-    [cell] = [c for c in cells if c.source.startswith("result = run(")]
+    [cell] = [c for c in cells if "result = run(job" in c.source]
     panels = [o for o in cell.outputs if o.output_type == "display_data"]
     assert len(panels) == 2 and "step 20000 of 20000" in panels[-1].data["text/plain"]
     printed = "".join(o.text for o in cell.outputs if o.output_type == "stream")
@@ -450,6 +450,7 @@ def world(tmp_path_factory):
             "task": str(folder / "own.toml"),
             "method": "cosda_ml",
             "preset": "mini",
+            "backbone": "mini-xlmr",
             "rounds": 1,
             "lexicon_dir": str(folder / "dictionaries"),
             "out": str(folder / "runs"),

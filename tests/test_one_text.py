@@ -1,5 +1,7 @@
 """Tasks of single texts: tokens, prompts, every method, stage 1 beside pairs, export, predictions, messages."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,10 +14,11 @@ from macular.data.sources import File, Folder, Hub
 from macular.data.tasks import Task, find, load, tasks
 from macular.deploy.huggingface import export, predict_texts
 from macular.exceptions import DataError, ParameterError
+from macular.jobs.plan import plan
 from macular.results.records import job_of
 from macular.text.code_switch import CodeSwitch
 from macular.text.encode import ByCloze, ChunkEncoder, TextEncoder, TextSettings, agree
-from macular.train.config import check
+from macular.train.config import check, fill
 from macular.train.inputs import Data, digest
 from macular.train.run import run
 
@@ -221,6 +224,31 @@ def test_every_label_is_in_a_sample(folder):
 def test_a_sample_smaller_than_the_labels_is_refused(folder, tmp_path):
     with pytest.raises(DataError, match="max_train=2 leaves too few examples: topics train in en has none of"):
         done(folder, "finetune", tmp_path, max_train=2)
+
+
+# ------------------------------------------------------------------ without further parameters
+
+
+def test_own_data_have_a_preset_a_method_and_steps_of_their_own(folder, tmp_path):
+    "`quick` on every machine; code-switching where there is a dictionary; at least 300 steps"
+    given = {"task": str(folder / "topics.toml"), "backbone": str(toy.backbone("xlmr"))}
+    alone = fill(check(given))
+    switched = fill(check(given | {"lexicon_dir": str(folder / "words")}))
+    assert (alone.preset, alone.method, switched.preset, switched.method) == ("quick", "finetune", "quick", "cosda_ml")
+    assert alone.rounds == 150 == fill(alone).rounds  # of 36 examples, two batches a round
+    assert fill(check(given | {"rounds": 2})).rounds == 2 and fill(check(given | {"batch_size": 4})).rounds == 34
+    assert fill(check({"task": "xnli"})).method == "macular" and fill(check({"task": "xnli"})).preset == "mini"
+    [job] = plan([given])
+    assert job.preset == "quick"
+    with pytest.raises(ParameterError, match="knows only the mini world's words, and the data are your own"):
+        check({"task": given["task"], "preset": "mini"})
+    assert check({"task": given["task"], "preset": "mini", "backbone": "mini-bert"}).backbone == "mini-bert"
+
+
+@pytest.mark.slow
+def test_a_run_that_hardly_learned_says_so_first(folder, tmp_path):
+    result = done(folder, "finetune", tmp_path, learning_rate=1e-9)
+    assert re.match(r"it has hardly learned: \d+\.\d % on en dev, where always saying '", result.values["notes"][0])
 
 
 @pytest.mark.slow

@@ -93,7 +93,9 @@ def german(tmp_path):
 
 def given(place, name, **more):
     return check(
-        {"task": str(place / f"{name}.toml"), "preset": "mini", "rounds": 1, "out": str(place / "runs")} | more
+        {"task": str(place / f"{name}.toml"), "preset": "mini", "backbone": "mini-xlmr", "rounds": 1}
+        | {"out": str(place / "runs")}
+        | more
     )
 
 
@@ -224,9 +226,9 @@ def test_without_dev_and_test_rows_the_way_out_is_said(shop):
         ('label = "verdict"', 'label = "verdict"\nseparator = ";;"', "one character"),
         ('label = "verdict"', 'label = "verdict"\nheld_out = 1.5', "held_out is 1.5"),
         ('text_a = "search"', "text_a = 1", "a column's name"),
-        ('text_b = "offer"', 'text_b = ""', "text_b is ''; a row has two texts"),
-        ('text_b = "offer"', "text_b = []", r"text_b is '\[\]'; a row has two texts"),
-        ('text_b = "offer"', 'text_b = ["offer", ""]', "a row has two texts"),
+        ('text_b = "offer"', 'text_b = ""', "text_b is ''; the name of the column with the text is needed"),
+        ('text_b = "offer"', "text_b = []", r"text_b is '\[\]'; the name of the column with the text is needed"),
+        ('text_b = "offer"', 'text_b = ["offer", ""]', "the name of the column with the text is needed"),
         ('label = "verdict"', 'label = ""', "column with the labels"),
         (
             'files = "{split}.{lang}.csv"',

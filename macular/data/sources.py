@@ -46,7 +46,8 @@ def _check_layout(layout):
         value = getattr(layout, name)
         require(value is None or _is_name_or_names(value), name, "a column's name is needed, or a list of them")
         filled = value and all([value] if isinstance(value, str) else value)
-        require(name != "text_a" or filled, name, "the name of the column with the text is needed, or a list of them")
+        wanted = "the name of the column with the text is needed, or a list of them"
+        require(filled or name == "columns" or name == "text_b" and value == (), name, wanted)
     for name in ("label", "separator", "id", "lang", "written_in", "licence"):
         require(isinstance(getattr(layout, name), (str, type(None))), name, "a text is needed")
     require(layout.label, "label", "the name of the column with the labels is needed")

@@ -347,7 +347,7 @@ def sweep(
                         continue
                     outcome = _give_up(job, deaths[job])
                 ended += 1
-                durations += [outcome["seconds"]] * (outcome["state"] == "done")
+                durations += [outcome["seconds"]] if outcome["state"] == "done" else []
                 number = done_before + ended
                 left = (time.monotonic() - started) / ended * (len(plan) - number)
                 say(_progress_line(job, outcome, number, len(plan), left))

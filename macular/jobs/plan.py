@@ -21,10 +21,11 @@ from typing import NamedTuple
 
 from ..core import escape_markdown, key, resolve, table
 from ..data.readers import content
+from ..data.tasks import find
 from ..exceptions import DataError, MacularError, ParameterError
 from ..results.records import parameters_of, stages_of
 from ..store import is_locked, read_json
-from ..train.config import LISTS, RANGES, Job, check, fill, presets
+from ..train.config import LISTS, RANGES, Job, _is_own, check, fill, presets
 from ..train.inputs import resources
 from ..train.resolve import Stage, changed, identity, place, resolve_job
 
@@ -265,14 +266,13 @@ def plan(
     "Check a table of jobs; the `ParameterError` lists all problems, and equal rows become one job"
     given, jobs, problems = rows(table), {}, []
     for n, values in enumerate(given, 1):
-        job, unnamed = None, values.get("preset") in (None, "auto")
+        job, auto = None, values.get("preset") in (None, "auto")
         try:
             job = check(values)
         except ParameterError as e:
             problems += [(n, line) for line in str(e).splitlines()]
-        if unnamed and (job is None or fill(job).preset != fill(job, gpu=True).preset):
-            problem = f"preset is auto, which depends on the machine; a plan names it: {', '.join(presets)}"
-            problems.append((n, problem))
+        if auto and not (job and _is_own(job, find(job.task))):
+            problems.append((n, f"preset is auto, which depends on the machine; a plan names it: {', '.join(presets)}"))
         elif job:
             job = replace(job, preset=fill(job).preset)
             jobs.setdefault(identity(job), job)

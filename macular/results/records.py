@@ -329,6 +329,7 @@ def folder_of(
 ) -> Path:  # its folder; of several results, whose data differ, the newest
     "Return the result of a job that is done"
     wanted = json.loads(json.dumps(asdict(fill(job))))
+    del wanted["track"]  # it is in no record
     if wanted["precision"] == "auto":  # the machine chose it
         del wanted["precision"]
     for result in sorted(resolve(job.out).glob("*/result.json"), key=lambda p: -p.stat().st_mtime_ns):

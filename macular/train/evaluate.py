@@ -137,9 +137,10 @@ def _majority_notes(resolved: ResolvedJob, training) -> list[str]:
     if best is not None and target.source_lang in resolved.available["dev"]:
         label, _, score = _majority(resolved, "dev", [target.source_lang])
         if best < 100 * score + 5:
+            said = "" if target.measure == "accuracy" else f" {MEASURES[target.measure]}"
             found.append(
-                f"it has hardly learned: {best:.1f} % {MEASURES[target.measure]} on {target.source_lang} dev, where "
-                f"always saying '{label}' gives {score:.1%}; more examples, more rounds or another learning_rate help"
+                f"it has hardly learned: {best:.1f} %{said} on {target.source_lang} dev, where always saying '{label}' "
+                f"gives {score:.1%}; more examples, more rounds or another learning_rate may help"
             )
     label, share, _ = _majority(resolved, split, resolved.languages[split])
     if share > 0.6 and target.measure == "accuracy":

@@ -118,7 +118,7 @@ class Data(_Words, _Backbone):
     def _named_source(self):
         if self.job.data_dir:
             return Folder(self.job.data_dir)
-        if presets[self.job.preset].source == "mini" and self.target.name in PAPER:
+        if presets[self.job.preset].source == "mini" and (self.target.source or self.target.name in PAPER):
             return Mini()
         return Hub() if self.target.name in hub_layouts or self.target.source else Folder("data")
 
