@@ -221,6 +221,56 @@ def _refuse_unseen(name, value, text):
     if _UNSEEN.search(text):
         raise ParameterError(f"{name} is {shown(value)}, which contains a NUL or half a character; type it again")
 
+# %% ../../nbs/train/02_config.ipynb #f39dd1b7
+def _is_own(job, task):
+    "Return whether the examples are not the mini world's: from files of the user's, or of a task outside the paper"
+    return bool(task.source or job.data_dir or task.name not in PAPER)
+
+
+def _preset_name(job, task, gpu=False):
+    "Return the preset that `auto` stands for: `quick` for the user's own data and with a GPU, else `mini`"
+    if job.preset != "auto":
+        return job.preset
+    real = _is_own(job, task) or gpu and not _in_test()
+    return os.environ.get("MACULAR_PRESET", "quick" if real else "mini")
+
+
+def _usual_method(job, task):
+    "Return the default method: `macular` in the paper's tasks, else code-switching if there is a dictionary"
+    if task.name in PAPER:
+        return "macular"
+    folder = resolve(job.lexicon_dir or "data/dictionaries")
+    known = any((folder / f"{task.source_lang}-{lang}.txt").exists() for lang in task.langs)
+    return "cosda_ml" if known else "finetune"
+
+
+_MIN_STEPS = 300  # of the net
+_counted = {}  # (name, size and time of change of each file) -> number of examples
+
+
+def _training_examples(job, task):
+    "Return the number of training examples, without downloading; None if it is not known"
+    if not (task.source or job.data_dir) and task.name in hub_layouts:
+        return Hub().layout(task, "train").size("train")
+    source = task.source or Folder(job.data_dir or "data")
+    try:
+        paths = source.paths(task, "train", task.source_lang)
+        about = [(str(path), os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths]
+        if (place := (task.name, *about)) not in _counted:
+            _counted[place] = len(load(task, "train", source=source))
+        return _counted[place]
+    except (MacularError, OSError, AttributeError):  # reported when the examples are read
+        return None
+
+
+def _enough_rounds(job, task):
+    "Return the rounds of a filled job, so many that the net learns for 300 steps; the mini preset keeps its own"
+    found = None if presets[job.preset].source == "mini" else _training_examples(job, task)
+    if not found:
+        return job.rounds
+    steps = -(-min(found, job.max_train or found) // job.batch_size)  # of a round
+    return max(job.rounds, -(-_MIN_STEPS // steps))
+
 # %% ../../nbs/train/02_config.ipynb #2a421354
 def _misfits(
     job: Job,  # with values that are valid separately
@@ -325,56 +375,6 @@ def _import_extensions(value):
     except ParameterError:  # reported with the other problems
         return
     extend(names)
-
-# %% ../../nbs/train/02_config.ipynb #f39dd1b7
-def _is_own(job, task):
-    "Return whether the examples are not the mini world's: from files of the user's, or of a task outside the paper"
-    return bool(task.source or job.data_dir or task.name not in PAPER)
-
-
-def _preset_name(job, task, gpu=False):
-    "Return the preset that `auto` stands for: `quick` for the user's own data and with a GPU, else `mini`"
-    if job.preset != "auto":
-        return job.preset
-    real = _is_own(job, task) or gpu and not _in_test()
-    return os.environ.get("MACULAR_PRESET", "quick" if real else "mini")
-
-
-def _usual_method(job, task):
-    "Return the default method: `macular` in the paper's tasks, else code-switching if there is a dictionary"
-    if task.name in PAPER:
-        return "macular"
-    folder = resolve(job.lexicon_dir or "data/dictionaries")
-    known = any((folder / f"{task.source_lang}-{lang}.txt").exists() for lang in task.langs)
-    return "cosda_ml" if known else "finetune"
-
-
-_MIN_STEPS = 300  # of the net
-_counted = {}  # (name, size and time of change of each file) -> number of examples
-
-
-def _training_examples(job, task):
-    "Return the number of training examples, without downloading; None if it is not known"
-    if not (task.source or job.data_dir) and task.name in hub_layouts:
-        return Hub().layout(task, "train").size("train")
-    source = task.source or Folder(job.data_dir or "data")
-    try:
-        paths = source.paths(task, "train", task.source_lang)
-        about = [(str(path), os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths]
-        if (place := (task.name, *about)) not in _counted:
-            _counted[place] = len(load(task, "train", source=source))
-        return _counted[place]
-    except (MacularError, OSError, AttributeError):  # reported when the examples are read
-        return None
-
-
-def _enough_rounds(job, task):
-    "Return the rounds of a filled job, so many that the net learns for 300 steps; the mini preset keeps its own"
-    found = None if presets[job.preset].source == "mini" else _training_examples(job, task)
-    if not found:
-        return job.rounds
-    steps = -(-min(found, job.max_train or found) // job.batch_size)  # of a round
-    return max(job.rounds, -(-_MIN_STEPS // steps))
 
 # %% ../../nbs/train/02_config.ipynb #2ffb110c
 def fill(
