@@ -2011,6 +2011,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'macular.ui.board': { 'macular.ui.board._comparison_page': ('ui/board.html#_comparison_page', 'macular/ui/board.py'),
                                   'macular.ui.board._contains': ('ui/board.html#_contains', 'macular/ui/board.py'),
                                   'macular.ui.board._dropdowns': ('ui/board.html#_dropdowns', 'macular/ui/board.py'),
+                                  'macular.ui.board._filled': ('ui/board.html#_filled', 'macular/ui/board.py'),
                                   'macular.ui.board._forest': ('ui/board.html#_forest', 'macular/ui/board.py'),
                                   'macular.ui.board._heat': ('ui/board.html#_heat', 'macular/ui/board.py'),
                                   'macular.ui.board._links': ('ui/board.html#_links', 'macular/ui/board.py'),

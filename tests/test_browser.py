@@ -298,9 +298,11 @@ def test_buttons_reach_a_training_elsewhere(lab, browser):
     says("running", "step")
     press("pause")
     says("paused", "asked to pause")
-    page.wait_for_timeout(3000)  # a step under way ends
-    before = out.inner_text()
-    page.wait_for_timeout(1500)
+    for _ in range(10):  # a step under way ends
+        before = out.inner_text()
+        page.wait_for_timeout(3000)
+        if out.inner_text() == before:
+            break
     assert out.inner_text() == before
     press("evaluate")
     says("asked to evaluate", "paused")

@@ -166,9 +166,9 @@ def test_the_cause_is_kept(tmp_path):
 
 HANGING = """
 import ctypes, sys
-import macular.exceptions as exceptions
-exceptions._PATIENCE = 1.0
-with exceptions.ending(), exceptions.SignalNote():
+import macular.process as process
+process._PATIENCE = 1.0
+with process.ending(), process.SignalNote():
     print("begun", flush=True)
     if sys.argv[1] == "hangs":
         lib, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)

@@ -65,7 +65,11 @@ def test_a_job_with_an_output_path(tmp_path):
     assert (
         "round 1: dev pawsx" in text and "| en |" in text and f"job       {tmp_path}/runs/{found.parent.name}" in text
     )
+    first = text.index("**Fine-tuning on PAWS-X:**")
+    assert re.search(r"% accuracy in de \(95 % interval over test items: \d+\.\d to \d+\.\d;", text[first:])
+    assert first < text.index("| en |") < text.index("preset `mini`, seed 0"), "the result first, the settings last"
     report = nbformat.read(tmp_path / "report.ipynb", 4)
+    assert all(c.metadata.jupyter.source_hidden for c in report.cells[3:] if c.cell_type == "code")
     assert "widgets" not in report.metadata and report.metadata.papermill.parameters["max_train"] == 48
 
 

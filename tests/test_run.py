@@ -514,7 +514,7 @@ def test_a_callers_accelerator_and_settings_survive_a_job():
     AcceleratorState._reset_state(reset_partial_state=True)  # as in a process that has made none yet
     own = Accelerator(cpu=True, mixed_precision="bf16", gradient_accumulation_steps=3)
     try:
-        with _device(settle(Job(preset="mini"))) as accelerator:
+        with _device(settle(Job(preset="mini")), lambda event, facts: None) as accelerator:
             assert accelerator.mixed_precision == "no" and torch.is_deterministic_algorithms_warn_only_enabled()
         assert own.mixed_precision == "bf16" and own.device.type == "cpu" and own.gradient_accumulation_steps == 3
         assert (

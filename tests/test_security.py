@@ -738,7 +738,9 @@ def running(notebook):
     "List what a browser or Jupyter would act upon when a notebook is opened"
     yield from {"widgets", "signature", "authors"} & set(notebook["metadata"])
     for cell in notebook["cells"]:
-        yield from set(cell["metadata"]) - {"tags"}
+        yield from set(cell["metadata"]) - {"tags", "jupyter"}
+        if cell["metadata"].get("jupyter", {"source_hidden": True}) != {"source_hidden": True}:
+            yield "jupyter"
         if "attachments" in cell:
             yield "attachments"
         for output in cell.get("outputs", []):

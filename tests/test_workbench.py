@@ -20,12 +20,13 @@ from xss_payloads import HIDDEN, PAYLOADS, VIEWS, views
 from macular.data.mini_world import backbone
 from macular.data.tasks import tasks
 from macular.exceptions import DataError, ParameterError
+from macular.results.formats import Table
 from macular.results.records import from_lines
 from macular.results.statistics import select
 from macular.store import lock
 from macular.text.code_switch import COLOURS, CodeSwitch, Piece, Place, Switched
 from macular.ui import views as notebook_views
-from macular.ui.board import _means, _varying, board, heat_map, versus
+from macular.ui.board import _filled, _means, _varying, board, heat_map, versus
 from macular.ui.error_browser import _KINDS, _answers, _of_kind, _share, _taught, errors
 from macular.ui.live import _ask, _status, _trainings, live
 from macular.ui.playground import _switch_texts, _token_ids, playground, show_batch
@@ -409,6 +410,12 @@ def test_sorting_and_filtering_say_the_same_numbers():
     assert sorted_.index("Macular") < sorted_.index("Fine-tuning") and plain.index("Fine-tuning") < plain.index(
         "Macular"
     )
+
+
+def test_a_board_says_that_it_found_nothing_and_shows_no_empty_column():
+    assert "Nothing found" in board(CONTROL, task="pawsx", contains="no such row").html()
+    table = Table(("method", "", "note"), [["a", "", ""], ["b", "", "new"]])
+    assert _filled(table).columns == ("method", "note") and _filled(table).rows == [["a", ""], ["b", "new"]]
 
 
 def test_the_heat_is_the_mean_over_seeds():

@@ -273,7 +273,7 @@ def verbalise(
 
 # %% ../../nbs/text/05_encode.ipynb #633963b5
 class ByCloze(TextEncoder):
-    "Encoder of a task's examples as prompts: [CLS] A ? [MASK] , B [SEP], or [CLS] [MASK] : A [SEP] for single texts"
+    "Encoder of a task's examples as prompts, `A ? [MASK] , B` for pairs and `[MASK] : A` for single texts"
 
     def tokens(self):
         "Return the tokens of the original examples; raise ParameterError for a tokenizer without a mask token"

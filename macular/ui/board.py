@@ -71,6 +71,17 @@ def _ordered(
     return replace(table, rows=rows)
 
 
+def _filled(table: Table) -> Table:
+    "Leave out columns in which no row has anything"
+    keep = []
+    for i in range(len(table.columns)):
+        texts = [row[i].text() if isinstance(row[i], Cell) else str(row[i]) for row in table.rows]
+        if any(texts) or not texts:
+            keep.append(i)
+    rows = [list(map(row.__getitem__, keep)) for row in table.rows]
+    return replace(table, columns=tuple(table.columns[i] for i in keep), rows=rows)
+
+
 def _contains(row, word):
     texts = [c.lower() for c in row if isinstance(c, str)]
     return not word or any(word.lower() in text for text in texts)
@@ -102,6 +113,8 @@ def _table_page(table: Table) -> Markup:
         return number.format("bold" if c.best else "normal", c.text()) if isinstance(c, Cell) else c
 
     body = grid(table.columns, [list(map(shown, row)) for row in table.rows])
+    if not table.rows:
+        body = Markup("<p>Nothing found: no row contains this text.</p>")
     for note in (table.caption, *table.notes):
         if note:
             body += Markup("<p><small>{}</small></p>").format(safe(note))
@@ -145,7 +158,7 @@ def board(
         choice = Choice(values["against"], values["spread"], values["selection"], rows=rows)
         found = _TABLES[values["show"]](records, values["task"], choice)
         sort = values["sort"] if values["sort"] in found.columns else ""
-        return _table_page(_ordered(found, sort, values["contains"]))
+        return _table_page(_filled(_ordered(found, sort, values["contains"])))
 
     options = {
         "show": [*_TABLES],
