@@ -365,7 +365,11 @@ def main(folder, legs):
     code = ended(forked(lambda: attempt(job, folder / "whole", {}, 0), folder / "again.log"))
     (folder / "again.json").write_text(
         json.dumps(
-            {"code": code, "same": untimed(tree(folder / "whole")) == before, "said": read_json(folder / "whole.events.json")}
+            {
+                "code": code,
+                "same": untimed(tree(folder / "whole")) == before,
+                "said": read_json(folder / "whole.events.json"),
+            }
         )
     )
     for name, leg in json.loads(Path(legs).read_text()).items():
@@ -650,7 +654,7 @@ def test_who_may_listen(monkeypatch):
 
 # ------------------------------------------------------------------ done
 def test_started_again_after_the_end_changes_nothing(legs):
-    "Not one file, by content, time or place, but for the time of the result: tables take the newest; and it says so"
+    "Not one file, by content, time or place (the result's time alone: tables take the newest); and it says so"
     assert read_json(legs / "again.json") == {"code": 0, "same": True, "said": {"data": 1, "found": 2, "already": 1}}, (
         legs / "again.log"
     ).read_text()[-2000:]
