@@ -193,7 +193,7 @@ def test_400_thousand_rows_are_read_and_switched_in_little_memory(tmp_path):
     assert 100 < peak - found["before"] < 1500
 
 
-# ------------------------------------------------------------------ a history of a million steps
+# ------------------------------------------------------------------ a history of many steps
 
 
 def write_history(folder, n, rounds=10):
