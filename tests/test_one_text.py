@@ -11,7 +11,7 @@ from transformers import pipeline
 from macular.core import permutation
 from macular.data.readers import as_dataset, read_texts, texts_of
 from macular.data.sources import File, Folder, Hub
-from macular.data.tasks import Task, find, load, tasks
+from macular.data.tasks import Task, find, load, not_read, tasks
 from macular.deploy.huggingface import export, predict_texts
 from macular.exceptions import DataError, ParameterError
 from macular.jobs.plan import plan
@@ -114,9 +114,12 @@ def test_codes_of_languages_in_paths_and_columns(tmp_path):
     files = File({"test": "{lang}/test.tsv"}, "text", codes=codes, folder=str(tmp_path))
     column = File({"test": "deu_Latn/test.tsv"}, "text", codes={"de": "de_DE"}, lang="locale", folder=str(tmp_path))
     task = Task("t", ("no", "yes"), ("de",), source=files)
-    assert len(load(task, "test", "de")) == 4
+    assert len(load(task, "test", "de")) == 4 and not_read(task, "test") == []
     task = Task("t", ("no", "yes"), ("de",), source=column)
     assert load(task, "test", "de")["text_a"][:] == ["ein Hund", "kein Hund"]
+    assert not_read(task, "test") == [
+        "test.tsv: 2 of 4 rows are not read; their locale is 'en_US' (2 rows; did you mean 'en'?)"
+    ]
 
 
 def test_sib200_and_xsid_are_known(shared):

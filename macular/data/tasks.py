@@ -258,10 +258,11 @@ def not_read(
             files |= {path: layout for path in source.paths(task, split, lang) if path.is_file()}
         except MacularError:
             continue
+    codes = [layout.codes.get(lang, lang) for lang in langs]  # as the files write them
     for path in files:
-        said += _rows_not_read(path, layout, langs)
+        said += _rows_not_read(path, layout, codes)
     if "{lang}" in layout.files[split] and not layout.published:
-        said += _files_not_read(source.base(task, split, own), layout.files[split], langs, split)
+        said += _files_not_read(source.base(task, split, own), layout.files[split], codes, split)
     return said
 
 

@@ -317,6 +317,7 @@ def refuse(resolved: ResolvedJob):
         unread = "; ".join(_unread(data, [target.name], ["dev", "test"]))
         if unread:
             message = f"no dev and no test example of '{target.name}' is read: {unread}. Write the record's codes there"
+            message += ', or say below [source] how the files write them, as codes = {en = "en-US"}'
         elif from_files:
             message += ". In its record, held_out = 0.1 below [source] holds out a tenth of the training examples"
         raise DataError(message)
