@@ -729,6 +729,16 @@ def test_never_less_than_one_whole_state(tmp_path, monkeypatch, before):
     assert seen and all(seen)
 
 
+def test_older_states_that_a_kill_left_at_the_end_are_removed(tmp_path):
+    "Killed after the last state was written, and before the one before it was removed"
+    folder = tmp_path / "training"
+    trained(folder, stop=17, every=0)
+    shutil.copytree(folder / "state-17", tmp_path / "older")
+    assert trained(folder) == [18] and names(folder) == ["state-18"]
+    shutil.move(tmp_path / "older", folder / "state-17")
+    assert trained(folder) == [] and names(folder) == ["state-18"]
+
+
 def test_another_trainings_state_is_neither_read_nor_removed(tmp_path):
     from macular.exceptions import StorageError
 

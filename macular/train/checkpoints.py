@@ -154,6 +154,9 @@ class Checkpoints:
             for path in damaged:
                 shutil.rmtree(path, ignore_errors=True)
         position = _read_state(self, state) if state else (0, [], {})
+        if len(position[1]) == self.loop.rounds:  # stopped at the end, before the older states were removed
+            for path in states[: states.index(state)]:
+                shutil.rmtree(path, ignore_errors=True)
         _check_room(self, self.loop.rounds - len(position[1]))
         if state:
             self.begun -= training_seconds(self.folder) or 0
