@@ -154,7 +154,7 @@ def _train(
     "Train a method on a task and score it in every language; the report is a notebook."
     values = parse_parameters(words)
     job = check(values)
-    name = f"{job.task.split('/')[-1]}-{job.method}-s{job.seed}-{key(values, length=6)}"
+    name = f"{job.task.split('/')[-1]}-{job.method or 'auto'}-s{job.seed}-{key(values, length=6)}"
     to = str(Path(to).expanduser().absolute()) if to else str(root() / "runs" / f"{name}.ipynb")
     elsewhere = "" if Path.cwd() == root() else f"cd {quote(str(root()))} && "
     print(elsewhere + command(job, to), flush=True)

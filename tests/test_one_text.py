@@ -242,7 +242,7 @@ def test_own_data_have_a_preset_a_method_and_steps_of_their_own(folder, tmp_path
     assert fill(check(given | {"rounds": 2})).rounds == 2 and fill(check(given | {"batch_size": 4})).rounds == 34
     assert fill(check({"task": "xnli"})).method == "macular" and fill(check({"task": "xnli"})).preset == "mini"
     [job] = plan([given])
-    assert job.preset == "quick"
+    assert (job.preset, job.method) == ("quick", "finetune")
     with pytest.raises(ParameterError, match="knows only the mini world's words, and the data are your own"):
         check({"task": given["task"], "preset": "mini"})
     assert check({"task": given["task"], "preset": "mini", "backbone": "mini-bert"}).backbone == "mini-bert"

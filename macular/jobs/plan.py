@@ -274,7 +274,7 @@ def plan(
         if auto and not (job and _is_own(job, find(job.task))):
             problems.append((n, f"preset is auto, which depends on the machine; a plan names it: {', '.join(presets)}"))
         elif job:
-            job = replace(job, preset=fill(job).preset)
+            job = replace(job, **{name: getattr(fill(job), name) for name in ("preset", "method")})
             jobs.setdefault(identity(job), job)
     if problems:
         raise ParameterError(_problem_list(_grouped(problems), len(given)))
