@@ -94,7 +94,7 @@ def resume_notes(
     state = newest(folder, "state")
     return read_json(state / "position.json").get("remarks", []) if state else []
 
-# %% ../../nbs/train/06_checkpoints.ipynb #b84d20e7
+# %% ../../nbs/train/06_checkpoints.ipynb #4ab423a8
 class Checkpoints:
     "The folder of a training: its weights, its states and its history"
 
@@ -163,7 +163,7 @@ class Checkpoints:
         (self.folder / "nonfinite.json").unlink(missing_ok=True)  # the step is repeated
         return position
 
-
+# %% ../../nbs/train/06_checkpoints.ipynb #b84d20e7
 def _step_of(state: Path) -> int:
     "Return the number in a state's name"
     return int(state.name.removeprefix("state-"))
