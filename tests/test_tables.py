@@ -570,7 +570,7 @@ def test_xtremes_folders_need_their_examples(tmp_path, capsys, monkeypatch):
 
 
 def test_advice_can_be_typed(tmp_path, capsys):
-    "What the message names: a list, nothing, a number"
+    "Every selection that a message advises can be typed: a list, nothing, a number"
     three = [
         Record("macular", "qam", {"en_dev": {"en": 50.0 + s}}, s, parameters={"langs": list(langs), "word_rate": rate})
         for s, (langs, rate) in enumerate([(("de", "fr"), None), ((), None), ((), 0.5)])

@@ -266,15 +266,16 @@ def plan(
     "Check a table of jobs; the `ParameterError` lists all problems, and equal rows become one job"
     given, jobs, problems = rows(table), {}, []
     for n, values in enumerate(given, 1):
-        job, auto = None, values.get("preset") in (None, "auto")
+        filled, auto = None, values.get("preset") in (None, "auto")
         try:
             job = check(values)
+            filled = fill(job)
         except ParameterError as e:
             problems += [(n, line) for line in str(e).splitlines()]
-        if auto and not (job and _is_own(job, find(job.task))):
+        if auto and not (filled and _is_own(job, find(job.task))):
             problems.append((n, f"preset is auto, which depends on the machine; a plan names it: {', '.join(presets)}"))
-        elif job:
-            job = replace(job, **{name: getattr(fill(job), name) for name in ("preset", "method")})
+        elif filled:
+            job = replace(job, preset=filled.preset, method=filled.method)
             jobs.setdefault(identity(job), job)
     if problems:
         raise ParameterError(_problem_list(_grouped(problems), len(given)))
@@ -285,7 +286,7 @@ def plan(
 
 def _problem_list(problems, total):
     lines = [f"{_numbered(numbers, 'row')} of {total}: {problem}" for problem, numbers in problems.items()]
-    return "\n".join(lines[:8] + ([f"and {len(lines) - 8} more problems"] if len(lines) > 8 else []))
+    return "\n".join(lines[:8] + [f"and {len(lines) - 8} more problems"] * (len(lines) > 8))
 
 
 def _numbered(numbers, noun):

@@ -253,13 +253,15 @@ def _training_examples(job, task):
     if not (task.source or job.data_dir) and task.name in hub_layouts:
         return Hub().layout(task, "train").size("train")
     source = task.source or Folder(job.data_dir or "data")
+    if not hasattr(source, "paths"):  # it reads no files
+        return None
     try:
         paths = source.paths(task, "train", task.source_lang)
         about = [(str(path), os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths]
         if (place := (task.name, *about)) not in _counted:
             _counted[place] = len(load(task, "train", source=source))
         return _counted[place]
-    except (MacularError, OSError, AttributeError):  # reported when the examples are read
+    except (MacularError, OSError):  # reported when the examples are read
         return None
 
 
