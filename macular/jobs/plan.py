@@ -268,8 +268,7 @@ def plan(
     for n, values in enumerate(given, 1):
         filled, auto = None, values.get("preset") in (None, "auto")
         try:
-            job = check(values)
-            filled = fill(job)
+            filled = fill(job := check(values))
         except ParameterError as e:
             problems += [(n, line) for line in str(e).splitlines()]
         if auto and not (filled and _is_own(job, find(job.task))):
