@@ -22,11 +22,11 @@ from ..core import escape_markdown, key, resolve, table
 from ..data.tasks import MEASURES, item_shares, scored
 from ..exceptions import DataError, StorageError, unknown
 from ..store import read_json, write_bytes
-from ..train.config import Job, check, fill
+from ..train.config import WORDS, Job, check, fill
 from ..train.methods import methods
 
 # %% ../../nbs/results/03_records.ipynb #cf180d35
-SELECTIONS = ("en_dev", "last", "averaged", "all_dev_oracle")
+SELECTIONS = ("en_dev", *WORDS["selections"])
 
 # %% ../../nbs/results/03_records.ipynb #893fe478
 @dataclass(frozen=True, eq=False)
@@ -84,7 +84,8 @@ class Record:
         if selection in (found := getattr(self, self.measure)):
             return found[selection]
         what, there = MEASURES[self.measure], ", ".join(found) or "accuracies; read the run, which holds predictions"
-        raise DataError(f"record of '{self.method}' on {self.task} has no {what} '{selection}', only {there}")
+        more = "" if selection in self.accuracy else f". The same job with selections={selection} scores it"
+        raise DataError(f"record of '{self.method}' on {self.task} has no {what} '{selection}', only {there}{more}")
 
     def shares(self, lang: str) -> np.ndarray:  # (items,) percent
         "Return what each item contributes to the measure of a language: the mean is the measure"
@@ -281,14 +282,13 @@ def record(folder, **tags) -> Record:
 
     folder = resolve(folder)
     result = read_json(folder / "result.json")
-    config = dict(result["config"])
+    config = {name: value for name, value in result["config"].items() if name != "selections"}  # `accuracy` holds them
     task = config["task"]
     fields_of_job = {name: config.pop(name) for name in ("method", "task", "seed", "backbone", "preset")}
     found = marked(pd.read_parquet(folder / "predictions.parquet"))
     selections = {s: v["accuracy"][task] for s, v in result.get("selections", {}).items()}
     found["accuracy"] = selections | found["accuracy"]
     found["macro_f1"] = result.get("macro_f1", {}) | found["macro_f1"]
-    last = stages_of(result)[-1]
     return Record(
         **found,
         **fields_of_job,
@@ -296,7 +296,7 @@ def record(folder, **tags) -> Record:
         trainings={name: t["key"] for name, t in result["trainings"].items()},
         algorithm=result.get("algorithm"),
         parameters=config,
-        dev=tuple(d[task] for d in last.get("dev", ()) if d),
+        dev=tuple(d[task] for d in stages_of(result)[-1].get("dev", ()) if d),
         cost=_cost(folder, result),
         notes=tuple(result["notes"]),
         tags=tags,
@@ -333,7 +333,7 @@ def folder_of(
     if wanted["precision"] == "auto":  # the machine chose it
         del wanted["precision"]
     for result in sorted(resolve(job.out).glob("*/result.json"), key=lambda p: -p.stat().st_mtime_ns):
-        if wanted.items() <= parameters_of(result.parent).items():
+        if wanted.items() <= ({"selections": []} | parameters_of(result.parent)).items():
             return result.parent
     raise StorageError(f"the job left no result in {job.out}")
 

@@ -295,8 +295,12 @@ def selections(
     view: TableOptions = TableOptions(),
 ) -> Table:
     "Methods and tasks by the way the round was selected"
+    records = list(records)
     rows = rows_of(records, view.rows)
-    lines = []
+    lines, notes = [], _notes(rows, view)
+    if missing := [s for s in SELECTIONS if not any(s in r.accuracy for r in records)]:
+        asked = f"the same jobs with selections={','.join(missing)} score {'them' if missing[1:] else 'it'}"
+        notes = (*notes, f"Not scored: {', '.join(missing)}; {asked}.")
     for name, task, own in by_task(rows):
         line = [name, task]
         for s in SELECTIONS:
@@ -305,7 +309,7 @@ def selections(
         lines.append(line)
     every = "; ".join(f"{s}: {words}" for s, words in SELECTED.items())
     columns = ("method", "task", *SELECTIONS)
-    return Table(columns, lines, caption(rows, view, selected=every, closing=""), _notes(rows, view))
+    return Table(columns, lines, caption(rows, view, selected=every, closing=""), notes)
 
 # %% ../../nbs/results/07_tables.ipynb #d57459a0
 def _theirs(method, task, langs, backbone):
