@@ -27,9 +27,10 @@ from ..core import key, resolve
 from ..data.tasks import MEASURES, Task, scored
 from ..exceptions import ParameterError, StorageError
 from ..model.losses import terms
+from ..model.vocabulary import trained_ids
 from ..store import is_locked, lock, read_json, verify, write_json
 from .build import Built, Hyperparameters, TrainingInputs, build, build_net, text_settings
-from .checkpoints import load_weights, resume_notes, training_seconds
+from .checkpoints import _begun_whole, load_weights, resume_notes, training_seconds
 from .evaluate import EvaluationSet, _as_frame, _Kept, probabilities
 from .inputs import Data
 from .methods import Method, extend
@@ -74,12 +75,11 @@ class Training:
         verify(folder)
         return load_file(folder / "net.safetensors")
 
-    @cached_property
-    def _net(self):
-        return build_net(self.method, self.material, self.recipe)
+    _net = None  # built at the first call of `net`
 
     def net(self, weights: dict):
         "Return the net with these weights, in evaluation mode; all calls return the same object"
+        self._net = self._net or build_net(self.method, self.material, self.recipe, trained_ids(weights))
         load_weights(self._net, weights)
         return self._net.eval()
 
@@ -201,7 +201,7 @@ def _waiting(folder: Path, watch: Callable):
 # %% ../../nbs/train/10_stages.ipynb #e5be0fdf
 def _make(training: Training, dev: dict, watch: Callable):
     "Train and write the folder's files, `training.json` last"
-    built = build(training.method, training.material, training.recipe)
+    built = build(training.method, training.material, training.recipe, trim=not _begun_whole(training.folder))
     steps = training.recipe.rounds * sum(p.passes * p.steps for p in built.phases)
     watch("start", _start(training, built, steps))
     environment_file = training.folder / "environment.json"
