@@ -17,7 +17,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, ModernBertConfig, ModernBertModel
 
 from macular.model.modules import load_encoder
-from macular.text import packing
+from macular.text import batches as packing
 from macular.text.batches import Tokens, cut
 from macular.train.methods import methods
 

@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from ..core import mix
 from ..exceptions import ParameterError, SetupError, first_line, unknown
-from ..text.packing import ON_HOST, filler, pack, packable, pad, prepare, start
+from ..text.batches import ON_HOST, filler, pack, packable, pad, prepare, start
 
 # %% ../../nbs/model/01_modules.ipynb #e1624022
 @contextmanager
