@@ -65,6 +65,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'macular.core._odd_quote': ('core.html#_odd_quote', 'macular/core.py'),
                               'macular.core._plain': ('core.html#_plain', 'macular/core.py'),
                               'macular.core._unpacked': ('core.html#_unpacked', 'macular/core.py'),
+                              'macular.core._wrap': ('core.html#_wrap', 'macular/core.py'),
                               'macular.core.a_file': ('core.html#a_file', 'macular/core.py'),
                               'macular.core.content': ('core.html#content', 'macular/core.py'),
                               'macular.core.count_words': ('core.html#count_words', 'macular/core.py'),
