@@ -74,6 +74,7 @@ def with_groups(monkeypatch, most):
 # ------------------------------------------------------------------ the same vectors
 @pytest.mark.parametrize("most", [1, 3, 8, 99])
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.quick_cases(4)
 def test_a_text_in_a_row_is_the_text_alone(kind, most, monkeypatch):
     "However lengths are grouped; in double precision to the last digits, in single to 1e-5"
     with_groups(monkeypatch, most)
