@@ -17,7 +17,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, ModernBertConfig, ModernBertModel
 
 from macular.model.modules import load_encoder
-from macular.text import packing
+from macular.text import batches as packing
 from macular.text.batches import Tokens, cut
 from macular.train.methods import methods
 
@@ -74,6 +74,7 @@ def with_groups(monkeypatch, most):
 # ------------------------------------------------------------------ the same vectors
 @pytest.mark.parametrize("most", [1, 3, 8, 99])
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.quick_cases(4)
 def test_a_text_in_a_row_is_the_text_alone(kind, most, monkeypatch):
     "However lengths are grouped; in double precision to the last digits, in single to 1e-5"
     with_groups(monkeypatch, most)

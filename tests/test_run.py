@@ -277,20 +277,35 @@ def test_an_ablation_finds_stage_one(finished):
     assert other.folder != finished.folder
 
 
-def test_two_processes_write_the_same_bytes(finished, tmp_path):
-    code = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from test_run import run; "
-        f"run({str(tmp_path)!r}, method='macular')"
-    )
-    subprocess.run(
-        [sys.executable, "-c", code],
+ELSEWHERE = """
+import sys
+from test_run import run
+run(sys.argv[1], method="macular")
+print(*sorted({"tensorboard", "torch.utils.tensorboard", "wandb", "mlflow"} & set(sys.modules)))
+"""
+LAUNCHER = {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4", "WORLD_SIZE": "2", "MASTER_PORT": "1", "RANK": "0"}
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory):
+    "The same job in another process, with another hash seed and a launcher's variables; what it printed last"
+    out = tmp_path_factory.mktemp("elsewhere")
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, str(out)],
         check=True,
-        env=os.environ | {"PYTHONHASHSEED": "77"},
-        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=ROOT,
+        env=os.environ | LAUNCHER | {"PYTHONHASHSEED": "77", "PYTHONPATH": path},
     )
-    one, two = (record(p) for p in (finished.folder.parent, tmp_path))
-    shared = [name for name in two if name in one]
-    assert len(shared) == len(two) and {n: one[n] for n in shared} == two
+    return out, done.stdout.splitlines()[-1]
+
+
+def test_another_process_and_a_launchers_variables_change_no_byte(finished, elsewhere):
+    one, two = (record(p) for p in (finished.folder.parent, elsewhere[0]))
+    assert two and {name: one.get(name) for name in two} == two
 
 
 @pytest.mark.parametrize("event,n", [("step", 7), ("step", 21), ("round", 2), ("step", 27), ("score", 1)])
@@ -407,18 +422,6 @@ def test_other_variables_are_left_alone(monkeypatch):
     before = dict(os.environ)
     with _one_process(pytest.fail):
         assert os.environ == before
-
-
-@pytest.mark.slow
-def test_launchers_change_no_byte_of_a_job(finished, tmp_path):
-    names = {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4", "WORLD_SIZE": "2", "MASTER_PORT": "1", "RANK": "0"}
-    code = "import sys; sys.path.insert(0, sys.argv[1]); import test_run; test_run.run(sys.argv[2], method='macular')"
-    here = str(Path(__file__).parent)
-    path = os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, "-c", code, here, str(tmp_path)]
-    subprocess.run(command, check=True, timeout=300, env=os.environ | names | {"PYTHONPATH": path})
-    one, two = (record(p) for p in (finished.folder.parent, tmp_path))
-    assert two and {name: one.get(name) for name in two} == two
 
 
 # what is told
@@ -568,14 +571,8 @@ def test_the_trackers_are_those_of_accelerate():
 
 
 @pytest.mark.slow
-def test_without_track_no_tracker_is_imported(tmp_path):
-    code = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from test_run import run; "
-        f"run({str(tmp_path)!r}, method='finetune', stage1='paper'); "
-        "print(*sorted({'tensorboard', 'torch.utils.tensorboard', 'wandb', 'mlflow'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT)
-    assert done.stdout.split() == []
+def test_without_track_no_tracker_is_imported(elsewhere):
+    assert elsewhere[1] == ""
 
 
 @pytest.mark.slow

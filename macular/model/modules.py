@@ -19,7 +19,8 @@ from transformers.utils import logging
 from ..core import mix
 from ..exceptions import ParameterError, SetupError, first_line, unknown
 from .vocabulary import _trim, _trimmed_checkpoint, find_vocabulary
-from ..text.packing import ON_HOST, filler, pack, packable, pad, prepare, start
+from ..text.batches import ON_HOST, filler, pack, packable, pad, prepare, start
+
 
 # %% ../../nbs/model/01_modules.ipynb #e1624022
 @contextmanager

@@ -29,8 +29,8 @@ def select(
     "Return the records with the given fields, parameters and tags; `ParameterError` for a name that no record has"
     records = list(records)
     for name, wanted in where.items():
-        known = {k for r in records for k in (*r.__dataclass_fields__, *r.parameters, *r.tags)}
-        if records and name not in known:
+        if records and not any(name in r.__dataclass_fields__ | r.parameters | r.tags for r in records):
+            known = {k for r in records for k in (*r.__dataclass_fields__, *r.parameters, *r.tags)}
             raise ParameterError(unknown("field, parameter or tag", name, known))
         wanted = wanted if isinstance(wanted, (list, tuple, set)) else [wanted]
         allowed = [_comparable(value) for value in wanted]
