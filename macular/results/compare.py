@@ -22,7 +22,6 @@ from macular.results.formats import (
     Effect,
     Table,
     caption,
-    duration,
     listed,
     task_title,
     title,
@@ -177,18 +176,13 @@ def _settings(rows):
 
 # %% ../../nbs/results/09_compare.ipynb #6b33dcad
 def _trainings(records):
-    "Return the number of distinct trainings and their time; a shared one counts once"
-    keys, seconds = set(), {}
-    for r in records:
-        for row, key in r.trainings.items():
-            keys.add(key)
-            if row in r.cost.get("seconds", {}):
-                seconds[key] = r.cost["seconds"][row]
-    if not seconds:
-        return f"{len(keys)} distinct, times not recorded"
-    untimed = len(keys) - len(seconds)
-    without = f" ({untimed} without a time)" if untimed else ""
-    return f"{len(keys)} distinct, {duration(sum(seconds.values()))} in all{without}"
+    "Return the number of distinct trainings and of their steps; a shared one counts once"
+    steps = {key: r.cost.get("steps", {}).get(name) for r in records for name, key in r.trainings.items()}
+    known = [n for n in steps.values() if n is not None]
+    if not known:
+        return f"{len(steps)} distinct, steps not recorded"
+    without = f" ({len(steps) - len(known)} without a count)" if len(known) < len(steps) else ""
+    return f"{len(steps)} distinct, {sum(known):,} steps in all{without}"
 
 
 def _dev(records):
