@@ -48,6 +48,13 @@ def test_records_are_todays():
     assert {(r.preset, r.split) for records in SEEDS.values() for r in records} == {("mini", "test")}
 
 
+def test_records_know_what_each_training_cost():
+    for records in SEEDS.values():
+        for r in records:
+            assert r.cost["steps"].keys() == r.cost["forwards"].keys() == r.trainings.keys()
+            assert min(r.cost["steps"].values()) > 0 and r.cost["forwards"][[*r.trainings][-1]] >= 3 * 3 * 75
+
+
 def test_records_are_small_and_hold_no_text():
     assert sum(f.stat().st_size for f in FILES) <= 3 * 2**20
     assert all(set(r.tags) <= {"made_by"} for records in SEEDS.values() for r in records)
