@@ -7,6 +7,8 @@ import nbformat
 import pytest
 
 from macular.results.compare import compared, study
+from macular.results.records import from_lines
+from macular.results.statistics import by_seed, select
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -26,7 +28,7 @@ def shown(cell):
 
 def rows(text):
     "The lines of a Markdown table: column -> text"
-    lines = [[x.strip() for x in line.strip("| ").split(" | ")] for line in text.splitlines() if line.startswith("|")]
+    lines = [[x.strip() for x in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
     return [dict(zip(lines[0], line)) for line in lines[2:]]
 
 
@@ -93,3 +95,33 @@ def test_the_ledger_has_the_verdicts_of_the_tables(claims):
     effects = [c.effect for c in compared(study(), pairs).values()]
     assert [x.endswith("*") for x in re.findall(r"[+-]\d+\.\d\*?", line)] == [e.significant for e in effects]
     assert re.findall(r"[+-]\d+\.\d", line) == [f"{e.points:+.1f}" for e in effects]
+
+
+# the positive control
+
+
+def control_gain(dictionary, langs):
+    "CoSDA-ML − fine-tuning on XNLI, by seed, over some languages"
+    records = from_lines(ROOT / "nbs" / "records" / "control.jsonl")
+    where = {"task": "xnli", "world": "related", "backbone": "mini-xlmr"}
+    switched = select(records, method="cosda_ml", dictionary=dictionary, **where)
+    return by_seed(switched, langs) - by_seed(select(records, method="finetune", dictionary="own", **where), langs)
+
+
+def test_the_controls_reading_follows_from_its_records():
+    "In Swahili and Urdu nothing of the gain is left with a shuffled dictionary: it comes from the meaning of words"
+    own, shuffled = (control_gain(name, ["sw", "ur"]) for name in ("own", "shuffled"))
+    assert own.mean() > 5 and abs(shuffled.mean()) < 1 and (own - shuffled).min() > 5
+    [text] = [shown(c) for c in code("paper/04_control") if "def share" in c.source]
+    [line] = [line for line in text.splitlines() if "Swahili and Urdu" in line]
+    said = f"{own.mean():.1f} points gained, {shuffled.mean():.1f} with the shuffled dictionary"
+    assert said in line and line.endswith("100 % of the gain, come from the meaning of words.")
+    prose = " ".join(c.source for c in cells("paper/04_control") if c.cell_type == "markdown")
+    assert "does not come from" not in prose, "what the records say is computed from them"
+
+
+def test_the_page_on_the_mini_world_promises_no_more_than_the_control_shows():
+    page = (ROOT / "docs" / "explanations" / "9_mini_world.md").read_text("utf-8")
+    [text] = [shown(c) for c in code("paper/04_control") if "expected = [" in c.source]
+    assert [r[""] for r in rows(text) if r["expected"].startswith("within 1.5 points of zero")] == ["**no**"]
+    assert "must vanish" not in page and "implementation is wrong" not in page and "Not everything is lost" in page
