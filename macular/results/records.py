@@ -48,7 +48,7 @@ class Record:
     algorithm: int | None = None  # `ALGORITHM` of `macular.train.resolve` when it was made
     parameters: dict = field(default_factory=dict)  # the job's, with defaults filled in
     dev: tuple = ()  # percent on the source language's dev examples, by round
-    # seconds (method -> training), scoring (seconds), encoders (passes a text), device
+    # steps, forwards and seconds (method -> training), scoring (seconds), encoders (passes a text), device
     cost: dict = field(default_factory=dict)
     notes: tuple = ()
     tags: dict = field(default_factory=dict)  # other differences between records: dictionary="shuffled"
@@ -249,16 +249,16 @@ def _unnumbered(name):
 
 # %% ../../nbs/results/03_records.ipynb #d86ac666
 def _cost(folder, result):
-    "Seconds, encoders a text and the device of a run, as far as they are known"
-    method, seconds = result["config"]["method"], {}
+    "Steps, forward passes and seconds of the trainings, encoders a text and the device, as far as they are known"
+    method, trained = result["config"]["method"], {"steps": {}, "forwards": {}, "seconds": {}}
     for name, t in result["trainings"].items():
         path = folder.parent / "trainings" / t["key"] / "environment.json"
-        known = read_json(path).get("seconds") if path.exists() else None
-        if known is not None:
-            seconds[name] = known
+        known = read_json(path) if path.exists() else {}
+        for what, of in trained.items():
+            of |= {name: known[what]} if what in known else {}
     environment = read_json(folder / "environment.json") if (folder / "environment.json").exists() else {}
     found = {
-        "seconds": seconds,
+        **trained,
         "scoring": environment.get("seconds to score"),
         "device": environment.get("device"),
         "encoders": (1 + methods[method].frozen) * methods[method].ensemble if method in methods else None,

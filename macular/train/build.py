@@ -110,6 +110,15 @@ class TrainingBatches:
         "Return the number of batches per round"
         return math.ceil(len(self.own.y) / self.recipe.batch_size)
 
+    def forwards(self, discriminator: bool) -> int:
+        "Return the texts that encoders process in the training; a text that is trained on counts as three"
+        own = dict.fromkeys((*self.suffixes, *(("", "_aug") if discriminator else ())))
+        each = 3 * len(self.suffixes + self.near_suffixes) + 2 * discriminator
+        total, rounds = self.recipe.rounds * len(self.own.y) * each, range(self.recipe.rounds)
+        for views, suffixes in ((self.own, own), (self.near, self.near_suffixes)) if self.f_m else ():
+            total += sum(len(views.y) * len({views.turn(s, round) for round in rounds}) for s in suffixes)
+        return total
+
     def frozen(self, views: Views, items, round: int) -> dict:  # "e" + suffix -> (n, d)
         "Return f_m's representations of all examples, computed once per draw of a view"
         if self.f_m is None:
@@ -252,6 +261,7 @@ class Built:
     phases: list[Phase]
     views: list[Views]
     notes: list[str]  # losses that are left out, with reasons; other notes for the record
+    forwards: int  # texts that encoders process in the training; a text that is trained on counts as three
 
     def switch_rates(self, round: int) -> dict:
         "Return the realised switch rate of every task in a round"
@@ -374,7 +384,8 @@ def build(
         raise ParameterError(f"'{method.name}' has no loss on the task's texts, only {', '.join(weights)}")
     phases = [_discriminator_phase(adversary, net, D, feed, recipe)] if adversary else []
     phases.append(Phase("net", net, objective, feed.batches, feed.steps, 1, recipe.learning_rate, decay=True))
-    return Built(net, phases, feed.views, notes + _remarks(net, feed, why))
+    notes += _remarks(net, feed, why)
+    return Built(net, phases, feed.views, notes, feed.forwards(bool(adversary)))
 
 
 def _remarks(net: Net, feed: TrainingBatches, why: str) -> list[str]:
