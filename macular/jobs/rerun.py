@@ -67,7 +67,7 @@ def compare_runs(
     results = [read_json(folder / "result.json") for folder in folders]
     machines = [read_json(folder / "environment.json") for folder in folders]
     for machine in machines:
-        for name in ("started", "seconds to score", "out"):  # differ between any two runs
+        for name in ("started", "asked", "seconds to score", "out"):  # differ between any two runs
             machine.pop(name, None)
     first, second = [(folder / "predictions.parquet").read_bytes() for folder in folders]
     for name in ("digests", "measure", "macro_f1"):  # an older run did not record them
@@ -181,11 +181,11 @@ def reopen(
 
 def _opened(method, data, folder, tasks, shared, accelerator):
     "Load one training; `shared` is the stage 1 that it rests on"
-    from accelerate import Accelerator
     from transformers import AutoTokenizer
 
     from macular.train.build import Hyperparameters, TrainingInputs
     from macular.train.stages import Training
+    from macular.train.trainer import _accelerator
 
     material = TrainingInputs(
         tasks,
@@ -193,7 +193,7 @@ def _opened(method, data, folder, tasks, shared, accelerator):
         AutoTokenizer.from_pretrained(data.backbone, trust_remote_code=False),
         data.backbone,
         shared=shared and deepcopy(shared.net(shared.weights(shared.best)).encoder),
-        accelerator=accelerator or Accelerator(cpu=True),
+        accelerator=accelerator or _accelerator(),
         trees=data.trees,
     )
     recipe = Hyperparameters(data.job.seed, alpha=data.job.alpha, max_length=data.job.max_length)

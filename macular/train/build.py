@@ -26,7 +26,7 @@ from ..text.batches import Batches, neighbour_batches, order
 from ..text.encode import ByCloze, TextSettings, Views, features
 from ..text.syntax import ByTree
 from .methods import ADVERSARIES, REVERSALS, Method
-from .trainer import Phase
+from .trainer import Phase, _accelerator
 
 # %% ../../nbs/train/08_build.ipynb #02ea660d
 @dataclass
@@ -40,7 +40,7 @@ class TrainingInputs:
     lexicon: Mapping = field(default_factory=dict)  # language -> word -> translations
     near: Task | None = None  # the neighbouring task of Eq. 14
     shared: Encoder | None = None  # the encoder of stage 1
-    accelerator: Accelerator = field(default_factory=lambda: Accelerator(cpu=True))
+    accelerator: Accelerator = field(default_factory=_accelerator)
     neighbours: Mapping = field(default_factory=dict)  # source language -> word -> near-synonyms
     trees: Mapping = field(default_factory=dict)  # text -> its dependency tree
     # (views, suffixes, round, accelerator) -> a teacher's outputs for all examples, by name: (n, …)

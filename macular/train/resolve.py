@@ -19,7 +19,7 @@ from ..data.mini_world import Mini
 from ..data.tasks import Task
 from ..exceptions import ParameterError
 from ..store import sha256
-from .config import BETAS, Job, check, fill, presets, weights_without_loss
+from .config import _OF_NO_RECORD, BETAS, Job, check, fill, presets, weights_without_loss
 from .inputs import Data, digest, digests, has_trees, load_trees, trained_on
 from .methods import ADVERSARIES, Method, extend, methods
 
@@ -96,7 +96,7 @@ def job_key(
 def identity(job: Job) -> str:  # of a job with a preset: 16 hexadecimal digits
     "Return the name of a job, a hash of its parameters and the files they name"
     extensions = extend(job.extensions)  # may define the task
-    parameters = {name: value for name, value in asdict(fill(job)).items() if name not in ("out", "track")}
+    parameters = {name: value for name, value in asdict(fill(job)).items() if name not in ("out", *_OF_NO_RECORD)}
     task_file = sha256(resolve(job.task)) if job.task.endswith(".toml") else None
     return key("planned", ALGORITHM, parameters, task_file, extensions)
 
@@ -264,7 +264,7 @@ class ResolvedJob:
     @property
     def config(self) -> dict:
         "Return the job's parameters as stored in its result: names without paths"
-        kept = {name: value for name, value in asdict(self.job).items() if name not in (*PLACES, "track")}
+        kept = {name: value for name, value in asdict(self.job).items() if name not in (*PLACES, *_OF_NO_RECORD)}
         kept |= {"backbone": Path(self.job.backbone).name, "task": self.target.name}
         return kept | ({"teacher": self.data.teacher.name} if self.data.teacher else {})
 
