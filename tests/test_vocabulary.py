@@ -7,11 +7,10 @@ import torch
 import toy
 
 import macular.model.vocabulary
-from macular.exceptions import ParameterError, StorageError
 from macular.model.modules import load_encoder
-from macular.model.vocabulary import TrimmedEmbedding, trained_ids, whole
-from macular.train.build import build, build_net
-from macular.train.checkpoints import _weights, load_weights
+from macular.model.vocabulary import TrimmedEmbedding, whole
+from macular.train.build import build
+from macular.train.checkpoints import _weights
 from macular.train.methods import methods
 from macular.train.trainer import Loop, _Learner
 
