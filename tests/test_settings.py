@@ -51,7 +51,7 @@ from macular.train.resolve import method_of, resolve_job, settle, training_key
         ({"langs": 3}, "a list of names"),
         ({"deterministic": "yes"}, "say true or false"),
         ({"task": ""}, "task is empty"),
-        ({"preset": ""}, "auto, mini, quick, paper"),
+        ({"preset": ""}, "auto, mini, quick, real, paper"),
         ({"out": ""}, "leave it out for 'runs'"),
         ({"task": "xnil"}, "Did you mean 'xnli'"),
         ({"task": "no/such.toml"}, "cannot be read"),
