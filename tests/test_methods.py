@@ -69,6 +69,12 @@ PAPER = {
         "macular",
         {"shared": ("macular_nots", "macular_nots_grl"), "terms.lang_adv": (0.1, None), "terms.lang_grl": (None, 0.05)},
     ),
+    "macular_nots_redrawn": ("Macular-NoTS, 𝒜 redrawn", "macular_nots", {"augment.redraw": (False, True)}),
+    "macular_redrawn": (
+        "Macular, 𝒜 redrawn",
+        "macular",
+        {"augment.redraw": (False, True), "shared": ("macular_nots", "macular_nots_redrawn")},
+    ),
     "macular_as_printed": ("Macular, KL_s as printed", "macular", {"readings.kl_s": ("symmetric", "as_printed")}),
     "finetune_x2": ("Fine-tuning ×2", "finetune", {"ensemble": (1, 2)}),
     "cosda_ml_x2": ("CoSDA-ML ×2", "cosda_ml", {"ensemble": (1, 2)}),

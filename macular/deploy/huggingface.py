@@ -219,7 +219,7 @@ def model_of(
     )
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     build = _composite_model if taken.frozen else _stock_model
-    return build(_changed(config, dtype="float32", **_PLAIN), taken, folder), tokenizer  # in the precision of the training
+    return build(_changed(config, dtype="float32", **_PLAIN), taken, folder), tokenizer  # as it was trained
 
 # %% ../../nbs/deploy/02_huggingface.ipynb #74dfec9f
 def export(

@@ -191,6 +191,12 @@ methods.add(
         terms={"task": 1.0, "aug_kl": 1.0, "lang_grl": 0.05, "consistency": 0.1},
     )
 )
+methods.add(_macular_nots.derive("macular_nots_redrawn", "Macular-NoTS, 𝒜 redrawn", augment=CodeSwitch(redraw=True)))
+methods.add(
+    macular.derive(
+        "macular_redrawn", "Macular, 𝒜 redrawn", augment=CodeSwitch(redraw=True), shared="macular_nots_redrawn"
+    )
+)
 methods.add(macular.derive("macular_as_printed", "Macular, KL_s as printed", readings=Readings(kl_s="as_printed")))
 methods.add(
     macular.derive("macular_rs_da", "Macular + RS-DA", synonyms=Synonyms(), terms=macular.terms | {"copy_ce": 1.0})

@@ -19,7 +19,7 @@ from ..data.mini_world import Mini
 from ..data.tasks import Task
 from ..exceptions import ParameterError
 from ..store import sha256
-from .config import _OF_NO_RECORD, BETAS, Job, check, fill, presets, weights_without_loss
+from .config import _LATER, _OF_NO_RECORD, BETAS, Job, check, fill, presets, weights_without_loss
 from .inputs import Data, digest, digests, has_trees, load_trees, trained_on
 from .methods import ADVERSARIES, Method, extend, methods
 
@@ -93,10 +93,6 @@ def job_key(
     return key(ALGORITHM, "job", training, task, evaluation, config)
 
 # %% ../../nbs/train/04_resolve.ipynb #972ca59e
-# parameters that were added later: default values are neither hashed nor recorded, so the keys of older runs stay valid
-_LATER = ("selections",)
-
-
 def _parameters(job, without):
     "Return the parameters of a job that its key and its record hold"
     left_out = {*without, *(name for name in _LATER if getattr(job, name) == getattr(Job, name))}
