@@ -219,8 +219,9 @@ def model_of(
         folder, trust_remote_code=False, split_special_tokens=True, model_max_length=taken.max_length
     )
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    config = _changed(config, dtype="float32", **_PLAIN)  # in the precision of the training
     build = _composite_model if taken.frozen else _stock_model
-    return build(_changed(config, dtype="float32", **_PLAIN), taken, folder), tokenizer  # in the precision of the training
+    return build(config, taken, folder), tokenizer
 
 # %% ../../nbs/deploy/02_huggingface.ipynb #74dfec9f
 def export(
