@@ -11,7 +11,7 @@ import macular.model.vocabulary
 import macular.train.build
 from macular.exceptions import ParameterError, StorageError
 from macular.model.modules import load_encoder
-from macular.model.vocabulary import TrimmedEmbedding, find_vocabulary, trained_ids, whole
+from macular.model.vocabulary import TrimmedEmbedding, _find_vocabulary, _trained_ids, whole
 from macular.train.build import build, build_net
 from macular.train.checkpoints import _weights, load_weights
 from macular.train.methods import methods
@@ -131,7 +131,7 @@ def test_stored_weights_without_their_backbone(tmp_path):
 @pytest.mark.parametrize("name", ["finetune", "prompt", "macular"])
 def test_a_reopened_net_is_the_trained_one(name):
     built, stuff, weights = trained(name, "bert", trim=True, rounds=1)
-    net = build_net(method(name), stuff, toy.recipe(), trained_ids(weights)).double()
+    net = build_net(method(name), stuff, toy.recipe(), _trained_ids(weights)).double()
     load_weights(net, weights)
     assert toy.same(toy.state(net), toy.state(built.net))
     assert not any(n.startswith("shared") for n in weights)
@@ -158,7 +158,7 @@ def test_an_embedding_that_is_no_plain_one_is_trained_whole(monkeypatch):
 
     def found(embedding):
         monkeypatch.setattr(BertForMaskedLM, "get_input_embeddings", lambda self: embedding)
-        return find_vocabulary(toy.backbone(), AutoModelForMaskedLM)
+        return _find_vocabulary(toy.backbone(), AutoModelForMaskedLM)
 
     assert found(Scaled(115, 16)) == (None, "it is a Scaled")
     reason = "its rows are rescaled, or its gradient is sparse"
