@@ -30,7 +30,7 @@ from .card import ExportSpec, card, eval_results, load_round, select_checkpoint
 from ..exceptions import DataError, ParameterError, StorageError, unknown
 from ..model.losses import task_loss
 from ..model.modules import LABELS, aggregate, remove_classifier
-from ..model.vocabulary import holds_ids, whole
+from ..model.vocabulary import _holds_ids, whole
 from ..results.records import located
 from ..store import MANIFEST, read_json, sealed_folder, verify, write_bytes
 
@@ -207,7 +207,7 @@ def model_of(
     "Build a run's model as a class of transformers"
     known = taken.result.values["backbone"]["sha256"]
     folder = backbone_folder(backbone or read_json(taken.result.folder / "environment.json")["backbone"])
-    trimmed = holds_ids(taken.trained[1])  # the other rows are read from the backbone's weights
+    trimmed = _holds_ids(taken.trained[1])  # the other rows are read from the backbone's weights
     other = []
     for name, digest in hashes(folder).items():
         if known.get(name) != digest and (trimmed or not name.endswith(".safetensors")):
@@ -218,8 +218,10 @@ def model_of(
         folder, trust_remote_code=False, split_special_tokens=True, model_max_length=taken.max_length
     )
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    config = _changed(config, dtype="float32", **_PLAIN)  # in the precision of the training
     build = _composite_model if taken.frozen else _stock_model
-    return build(_changed(config, dtype="float32", **_PLAIN), taken, folder), tokenizer  # as it was trained
+    return build(config, taken, folder), tokenizer
+
 
 # %% ../../nbs/deploy/02_huggingface.ipynb #74dfec9f
 def export(

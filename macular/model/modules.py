@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from ..core import mix
 from ..exceptions import ParameterError, SetupError, first_line, unknown
-from .vocabulary import _trim, _trimmed_checkpoint, find_vocabulary
+from .vocabulary import _find_vocabulary, _trim, _trimmed_checkpoint
 from ..text.batches import ON_HOST, filler, pack, packable, pad, prepare, start
 
 
@@ -148,7 +148,7 @@ def _quiet():
 def _pretrained(kind, backbone, seed, ids=None, **options):
     "Load a stock model in single precision; return it with the report of missing weights"
     options |= {"return_dict": True, "output_hidden_states": False}  # whatever the checkpoint's config.json says
-    vocabulary = None if ids is None else find_vocabulary(backbone, kind)[0]
+    vocabulary = None if ids is None else _find_vocabulary(backbone, kind)[0]
     try:
         source = _trimmed_checkpoint(backbone, ids, **options) if vocabulary else options
         with seeded(seed, "encoder"), _quiet():

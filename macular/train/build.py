@@ -24,7 +24,7 @@ from ..exceptions import DataError, ParameterError
 from ..model.baselines import SyntaxEncoder, cloze, reverse
 from ..model.losses import Objective
 from ..model.modules import Encoder, MultiTask, Net, TaskSpecific, discriminator, load_encoder
-from ..model.vocabulary import TrimmedEmbedding, find_vocabulary
+from ..model.vocabulary import TrimmedEmbedding, _find_vocabulary
 from ..text.batches import Batches, neighbour_batches, order
 from ..text.encode import ByCloze, TextSettings, Views, features
 from ..text.syntax import ByTree
@@ -332,7 +332,7 @@ def _trained_rows(method: Method, feed: TrainingBatches) -> tuple[Tensor | None,
     "Return the token ids of the embedding's rows that are trained"
     kind = AutoModelForMaskedLM if method.head == "cloze" else AutoModelForSequenceClassification
     material = feed.material
-    vocabulary, reason = find_vocabulary(material.backbone, kind)
+    vocabulary, reason = _find_vocabulary(material.backbone, kind)
     if vocabulary is None:
         return None, reason
     if material.shared and not isinstance(material.shared.embedding, TrimmedEmbedding):
