@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from ..core import mix
 from ..exceptions import ParameterError, SetupError, first_line, unknown
-from ..text.packing import ON_HOST, filler, pack, packable, pad, prepare, start
+from ..text.packing import ON_HOST, _mean_tokens, filler, pack, packable, pad, prepare, start
 
 # %% ../../nbs/model/01_modules.ipynb #e1624022
 @contextmanager
@@ -53,6 +53,17 @@ class _FirstToken(nn.Module):
 
     def forward(self, **inputs):
         return self.model(**inputs).last_hidden_state[:, 0]
+
+
+class _MeanTokens(nn.Module):
+    "A backbone that returns the mean of its tokens' last hidden states"
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, **inputs):
+        return _mean_tokens(self.model(**inputs).last_hidden_state, inputs)
 
 
 class _StockHead(nn.Module):
@@ -101,7 +112,7 @@ class Encoder(nn.Module):
         self.body, self.width, self.config, self.made = body, width, config, made
         self.packed = packable(config)  # True: packed sequences; False: padded batches
         if self.packed:
-            prepare(body.model)
+            prepare(body.model, whole=isinstance(body, _MeanTokens))
 
     def forward(self, views: list[dict]) -> tuple[Tensor, ...]:  # (B, d) for each view
         vectors = self.body(**self.inputs(self.joined(views)))  # (sum of B, d)
@@ -162,7 +173,7 @@ def _pretrained(kind, backbone, seed, **options):
 def load_encoder(
     backbone,  # a folder or a hub name that `AutoModel` loads
     seed: int,  # initialises layers that the checkpoint lacks
-    e: str = "head_input",  # or "cls": the first token's last hidden state
+    e: str = "head_input",  # also "auto"; or, of the last hidden states, "cls": the first token's; "mean": their mean
 ) -> Encoder:
     "Eq. 1: load a pretrained encoder, in single precision"
     model, info = _pretrained(
@@ -170,9 +181,10 @@ def load_encoder(
     )
     width, last = remove_classifier(model)
     made = tuple(sorted(k for k in info["missing_keys"] if not k.startswith(last)))
-    if e == "head_input":
+    if e in ("head_input", "auto"):
         return Encoder(_StockHead(model), width, model.config, made)
-    return Encoder(_FirstToken(model.base_model), model.config.hidden_size, model.config)
+    body = _MeanTokens if e == "mean" else _FirstToken
+    return Encoder(body(model.base_model), model.config.hidden_size, model.config)
 
 # %% ../../nbs/model/01_modules.ipynb #6d913fb9
 class _AtGap(nn.Module):

@@ -33,6 +33,8 @@ class _Layout:
 
     groups: tuple[_Group, ...]  # from left to right
     first: Tensor  # (B,) position of each text's representing token (by default its first), in the given order
+    turn: np.ndarray  # (B,) numbers of the texts, from left to right
+    lengths: np.ndarray  # (B,) their numbers of tokens
 
 
 def _groups(
@@ -86,7 +88,7 @@ def pack(
         groups += (_Group(filler, 1),)
     take, position, first = (torch.from_numpy(v).to(device) for v in (take, position, first))
     packed = {name: value.index_select(0, take)[None] for name, value in view.items() if name not in ON_HOST}
-    return packed | {"position_ids": position[None], "row": _Layout(groups, first)}
+    return packed | {"position_ids": position[None], "row": _Layout(groups, first, turn, ordered)}
 
 # %% ../../nbs/text/06_packing.ipynb #8b4c14d1
 def _allowed(group: _Group, window, device):
@@ -180,11 +182,30 @@ def _first_tokens(module, args, inputs, output):
     return (taken(output[0]), *output[1:]) if isinstance(output, tuple) else taken(output)
 
 
+def _mean_tokens(
+    hidden: Tensor,  # (1, T, d) of a packed sequence, or (B, n, d) of a padded batch
+    inputs: dict,  # the model's keyword arguments, from `pack` or `pad`
+) -> Tensor:  # (B, d)
+    "Return the mean of each text's tokens, without padding"
+    hidden = hidden.float() if hidden.dtype in (torch.float16, torch.bfloat16) else hidden
+    layout = inputs.get("row")
+    if layout is None:
+        mask = inputs["attention_mask"].unsqueeze(-1).to(hidden.dtype)  # (B, n, 1)
+        return (hidden * mask).sum(1) / mask.sum(1)
+    text = torch.from_numpy(np.repeat(layout.turn, layout.lengths)).to(hidden.device)  # (T,) each token's text
+    lengths = torch.from_numpy(layout.lengths[np.argsort(layout.turn)]).to(hidden)  # (B,) in the given order
+    total = hidden.new_zeros(len(lengths), hidden.shape[-1])  # (B, d); the fillers at the end belong to no text
+    return total.index_add(0, text, hidden[0, : len(text)]) / lengths[:, None]
+
+
 def prepare(
     model,  # of transformers, `packable`
+    whole: bool = False,  # True: it returns all tokens of a packed sequence; False: the representing ones
 ):
     "Prepare a stock model for packed sequences; padded batches still work"
     model.set_attn_implementation("macular")
+    if whole:
+        return
     last = _LAST_ATTENTION[model.config.model_type].format(model.config.num_hidden_layers - 1)
     model.base_model.get_submodule(last).register_forward_hook(_first_tokens, with_kwargs=True)
 
