@@ -152,6 +152,16 @@ def _head(path):
     )
 
 
+def _lacks_pooler(
+    folder: Path,  # a backbone's
+) -> bool:
+    "Return whether a backbone of type bert was saved without its pooler, which its stock classifier reads"
+    if json.loads((folder / "config.json").read_bytes()).get("model_type") != "bert":
+        return False
+    names = [name for path in folder.glob("*.safetensors") for name in _head(path)]
+    return bool(names) and not any(name.endswith("pooler.dense.weight") for name in names)
+
+
 def _count_parameters(
     folder,  # with model.safetensors
 ) -> int:  # number of weights

@@ -109,6 +109,11 @@ class ExportSpec:
     def frozen(self) -> bool:
         return bool(self.method["shared"]) and self.method["shared_as"] == "frozen"
 
+    @property
+    def own_class(self) -> str:  # the reason why no stock class has this model; empty if one has
+        read = {"cls": "the first token", "mean": "the mean over tokens"}.get(self.method["readings"]["e"])
+        return "it has two encoders" if self.frozen else f"its head reads {read}" if read else ""
+
 # %% ../../nbs/deploy/01_card.ipynb #f6842b0f
 def unsupported_reason(taken: ExportSpec) -> str:  # empty where there is none
     "Return the reason why transformers could not load a run's model"
@@ -120,8 +125,6 @@ def unsupported_reason(taken: ExportSpec) -> str:  # empty where there is none
         return f"it scores words at a gap, which no classifier of transformers does. {advice}"
     if taken.method["encoder"] == "syntax":
         return f"its encoder reads a dependency tree beside the text, which no tokenizer gives. {advice}"
-    if taken.method["readings"]["e"] == "cls":
-        return "its reading of e is `cls`; stock heads have a layer before their last one, which it never trained."
     return ""
 
 # %% ../../nbs/deploy/01_card.ipynb #79d34e64
@@ -178,8 +181,7 @@ def _seeds_of(taken: ExportSpec) -> list[Path]:  # with the run itself
 
 def _all_but_seed(values):
     config = {name: value for name, value in values["config"].items() if name not in ("seed", "selections")}
-    made = [values.get(name) for name in ("algorithm", "origins", "split")]
-    return [*made, values["backbone"].get("sha256"), config]
+    return [*map(values.get, ("algorithm", "origins", "split")), values["backbone"].get("sha256"), config]
 
 # %% ../../nbs/deploy/01_card.ipynb #90aec67f
 def _sources(taken: ExportSpec) -> list[dict]:  # what, from where, licence, use
@@ -188,10 +190,8 @@ def _sources(taken: ExportSpec) -> list[dict]:  # what, from where, licence, use
     for origin in values["origins"]:
         source = origin.get("source") or Path(origin["file"]).parent.name or "own file"
         terms = (source, origin.get("licence", "not stated"), origin.get("noncommercial", False))
-        if "lang" in origin:
-            names.setdefault(("words", *terms), []).append(origin["lang"])
-        else:
-            names.setdefault(("texts", *terms), []).append(Path(origin["file"]).name)
+        kind, name = ("words", origin["lang"]) if "lang" in origin else ("texts", Path(origin["file"]).name)
+        names.setdefault((kind, *terms), []).append(name)
     backbone = values["backbone"]
     about = {"what": f"backbone: {backbone['name']}", "from": backbone["source"], "licence": backbone["licence"]}
     lines = [about | {"use": ""}]
@@ -221,12 +221,11 @@ def eval_results(taken: ExportSpec) -> list[dict]:  # an entry for each language
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
     repo, commit = _benchmark(taken) or ("", None)
-    notes = f"accuracy in percent, {taken.result.values['split']}, {taken.method['title']}, seed {taken.config['seed']}"
-    entries = []
-    for row in _scores(taken) if repo else ():
-        value = round(row["accuracy"], 2)
-        entries.append(EvalResultEntry(repo, row["language"], value, dataset_revision=commit, notes=notes))
-    return eval_result_entries_to_yaml(entries)
+    said = f"accuracy in percent, {taken.result.values['split']}, {taken.method['title']}, seed {taken.config['seed']}"
+    found = []
+    for r in _scores(taken) if repo else ():
+        found.append(EvalResultEntry(repo, r["language"], round(r["accuracy"], 2), dataset_revision=commit, notes=said))
+    return eval_result_entries_to_yaml(found)
 
 # %% ../../nbs/deploy/01_card.ipynb #a7770b29
 def _limits(taken: ExportSpec) -> list[str]:  # sentences
@@ -246,7 +245,7 @@ def _limits(taken: ExportSpec) -> list[str]:  # sentences
 
 # %% ../../nbs/deploy/01_card.ipynb #894f21e7
 def _call(taken, folder):
-    before = "import macular.deploy.huggingface  # the class with two encoders\n" if taken.frozen else ""
+    before = "import macular.deploy.huggingface  # registers its class\n" if taken.own_class else ""
     arguments = zip(("text", "text_pair"), taken.task.fields, strict=False)
     texts = ", ".join(f'"{argument}": "the {field}"' for argument, field in arguments)
     return f"""```python
@@ -262,8 +261,8 @@ def _over_seeds(taken):
     if len(runs) < 2:
         return f"It is seed {taken.config['seed']}, the only one that was scored."
     found = summary(runs, selection=taken.selection)
-    over = f"the mean over seeds is {found}, {100 * LEVEL:.0f} % interval ± {found.half:.1f}"
-    return f"It is seed {taken.config['seed']}; {over}."
+    over = f"{found}, {100 * LEVEL:.0f} % interval ± {found.half:.1f}"
+    return f"It is seed {taken.config['seed']}; the mean over seeds is {over}."
 
 
 def _accuracy(taken):
@@ -314,8 +313,8 @@ def _settings(taken):
     names = [name for name in _SETTINGS if config[name] is not None and (name != "alpha" or taken.frozen)]
     settings = ", ".join(f"{name} {config[name]}" for name in names)
     packages = ", ".join(f"{name} {number}" for name, number in versions.items())
-    code = f"algorithm {taken.result.values['algorithm']}, run `{taken.result.folder.name}`"
-    return f"{settings}. With {packages}; {code}."
+    algorithm = taken.result.values["algorithm"]
+    return f"{settings}. With {packages}; algorithm {algorithm}, run `{taken.result.folder.name}`."
 
 # %% ../../nbs/deploy/01_card.ipynb #19989ac2
 def _licence(taken):
@@ -393,8 +392,9 @@ def _about(taken):
     langs = ", ".join(dict.fromkeys((task.source_lang, *task.langs)))
     labels = ", ".join(f"`{label}`" for label in task.labels)
     needs = "It is a stock class of transformers and needs no other package."
-    if taken.frozen:
-        needs = f"Its class, `MacularForSequenceClassification`, needs the package `macular` ({version('macular')})."
+    if taken.own_class:
+        package = f"the package `macular` ({version('macular')})"
+        needs = f"Its class, `MacularForSequenceClassification`, needs {package}: {taken.own_class}."
     kind = "pair of texts" if task.fields[1:] else "text"
     asked = f"Classifies a {kind} ({', '.join(task.fields)}) as one of {labels}."
     return f"{asked} Labels were learned in `{task.source_lang}` alone; it is meant for {langs}. {needs}"

@@ -81,7 +81,7 @@ class Preset:
     rounds: int
     max_train: int | None
     precision: str
-    threads: int | None = None  # CPU threads; None: torch's default
+    threads: int | None = None  # CPU threads; None: all cores of the process, which the workers of a sweep divide
     max_length: int | None = None  # None: each task's own
     batch_size: int = 32
     alpha: float = 0.5
@@ -124,7 +124,7 @@ _SOURCES = {
         "real": "ours: for an hour on two cores",
     },
     "precision": {"all": "bf16 if the device supports it", "mini": "bit-identical on one machine"},
-    "threads": {"all": "torch's default", "mini": "bit-identical on one machine for any number of cores"},
+    "threads": {"all": "all cores of the process", "mini": "bit-identical on one machine for any number of cores"},
     "max_length": {"all": "XTREME (128), XGLUE (QAM, QADSM: 256)", "mini": "longer than any pair of the mini world"},
     "batch_size": {"all": "within the paper's grid, §4.1.3"},
     "alpha": {"all": "middle of the paper's grid, §4.1.3; not tuned"},

@@ -15,6 +15,7 @@ from itertools import chain
 from pathlib import Path
 
 from ..core import key, resolve
+from ..data.backbones import _lacks_pooler
 from ..data.mini_world import Mini
 from ..data.tasks import Task
 from ..exceptions import ParameterError
@@ -226,6 +227,15 @@ class ResolvedJob:
     @property
     def target(self) -> Task:
         return self.data.target
+
+    def with_pooling(self) -> "ResolvedJob":
+        "Return the job with the reading of e that `auto` stands for, in all stages; a backbone on the hub is fetched"
+        e = self.method.readings.e
+        if e == "auto":
+            fixed = presets[self.job.preset].source == "mini" or self.method.head == "cloze"
+            e = "head_input" if fixed or not _lacks_pooler(self.data.backbone) else "mean"
+        stages = [replace(s, method=replace(s.method, readings=s.method.readings_for(e))) for s in self.stages]
+        return replace(self, method=replace(self.method, readings=self.method.readings_for(e)), stages=tuple(stages))
 
     @property
     def members(self) -> list[list[Stage]]:
