@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from ..core import table
 from ..data.sources import archives, hub_layouts
-from ..data.tasks import Task, find
+from ..data.tasks import MEASURES, Task, find
 from ..exceptions import DataError, ParameterError, unknown
 from ..results.formats import LEVEL
 from ..results.records import located, record, stages_of
@@ -91,6 +91,10 @@ class ExportSpec:
         return self.result.values["selections"][self.selection]["round"]
 
     @property
+    def measure(self) -> str:  # of the run's task; of another head there is no score
+        return self.result.values.get("measure", "accuracy")
+
+    @property
     def max_length(self) -> int:
         return self.config["max_length"] or self.task.max_length
 
@@ -151,18 +155,19 @@ def select_checkpoint(
 # %% ../../nbs/deploy/01_card.ipynb #f17dd0ab
 def _scores(
     taken: ExportSpec,
-) -> list[dict]:  # language, items, accuracy, low, high; empty for a head that was not scored
-    "Return the accuracy in each language in percent, with its interval over items"
+) -> list[dict]:  # language, items, score, accuracy, low, high; empty for a head that was not scored
+    "Return the task's measure and accuracy in each language in percent, with the accuracy's interval over items"
     from scipy.stats import binomtest
 
     accuracy = taken.result.values["selections"][taken.selection]["accuracy"]
+    f1 = taken.result.values["macro_f1"][taken.selection] if taken.measure == "macro_f1" else {}
     items = taken.result.predictions.groupby("language").size()
     found = []
     for lang, value in accuracy.get(taken.task.name, {}).items():
         n = int(items[lang])
-        interval = binomtest(round(value * n / 100), n).proportion_ci(LEVEL, "wilson")
-        bounds = {"low": 100 * interval.low, "high": 100 * interval.high}
-        found.append({"language": lang, "items": n, "accuracy": value} | bounds)
+        low, high = binomtest(round(value * n / 100), n).proportion_ci(LEVEL, "wilson")
+        scores = {"score": f1.get(lang, value), "accuracy": value, "low": 100 * low, "high": 100 * high}
+        found.append({"language": lang, "items": n} | scores)
     return found
 
 
@@ -221,10 +226,10 @@ def eval_results(taken: ExportSpec) -> list[dict]:  # an entry for each language
     if known is None:
         return []
     repo, commit = known
-    notes = f"accuracy in percent, {taken.result.values['split']}, {taken.method['title']}, seed {taken.config['seed']}"
-    entries = []
+    words = [f"{MEASURES[taken.measure]} in percent", taken.result.values["split"], taken.method["title"]]
+    notes, entries = ", ".join([*words, f"seed {taken.config['seed']}"]), []
     for row in _scores(taken):
-        value = round(row["accuracy"], 2)
+        value = round(row["score"], 2)
         entries.append(EvalResultEntry(repo, row["language"], value, dataset_revision=commit, notes=notes))
     return eval_result_entries_to_yaml(entries)
 
@@ -269,19 +274,18 @@ def _over_seeds(taken):
 
 def _accuracy(taken):
     "Format the table of accuracies with its caption"
-    found, values = _scores(taken), taken.result.values
+    found, values, words = _scores(taken), taken.result.values, MEASURES[taken.measure]
     if not found:
         return f"The run scored another task.{_dev_accuracy(taken)}"
     lines = []
     for row in found:
-        line = {"language": row["language"], "items": f"{row['items']:,}", "accuracy": f"{row['accuracy']:.1f}"}
+        line = {"language": row["language"], "items": f"{row['items']:,}", words: f"{row['score']:.1f}"}
+        line["accuracy"] = f"{row['accuracy']:.1f}"
         lines.append(line | {f"{100 * LEVEL:.0f} % interval": f"{row['low']:.1f} to {row['high']:.1f}"})
-    mean = sum(row["accuracy"] for row in found) / len(found)
-    return (
-        f"{table(lines)}\n\nPercent correct on {values['split']}; the mean over {len(found)} languages is {mean:.1f}. "
-        f"The intervals are over items, of this checkpoint (round {taken.round}, chosen by `{taken.selection}`). "
-        f"{_over_seeds(taken)}"
-    )
+    mean = sum(row["score"] for row in found) / len(found)
+    head = f"{words[0].upper() + words[1:]} in percent on {values['split']}; the mean over {len(found)} languages is"
+    of = f"of this checkpoint (round {taken.round}, chosen by `{taken.selection}`)"
+    return f"{table(lines)}\n\n{head} {mean:.1f}. The intervals are of accuracy, over items, {of}. {_over_seeds(taken)}"
 
 
 def _dev_accuracy(taken):
@@ -290,7 +294,7 @@ def _dev_accuracy(taken):
     known = dev[taken.round - 1] if taken.round != "averaged" else {}
     if taken.task.name not in known:
         return ""
-    return f" Dev accuracy in `{taken.task.source_lang}`: {known[taken.task.name]:.1f} %."
+    return f" Dev {MEASURES[taken.task.measure]} in `{taken.task.source_lang}`: {known[taken.task.name]:.1f} %."
 
 # %% ../../nbs/deploy/01_card.ipynb #7f31dcdb
 def _trainings(taken: ExportSpec) -> list[dict]:  # training, learned, by, round
@@ -333,18 +337,14 @@ def _metadata(taken, model_name):
     from huggingface_hub import EvalResult, ModelCardData
 
     task, origins, known = taken.task, taken.result.values["origins"], _benchmark(taken)
+    metric = "f1" if taken.measure == "macro_f1" else "accuracy"
     backbone = taken.result.values["backbone"]["source"]
-    result = {
-        "task_type": "text-classification",
-        "metric_type": "accuracy",
-        "dataset_type": known[0] if known else task.name,
-        "dataset_name": task.title or task.name,
-        "dataset_revision": known and known[1],
-        "dataset_split": taken.result.values["split"],
-    }
+    result = {"task_type": "text-classification", "metric_type": metric, "dataset_split": taken.result.values["split"]}
+    result |= {"dataset_type": known[0] if known else task.name, "dataset_name": task.title or task.name}
+    result["dataset_revision"] = known and known[1]
     results = []
     for row in _scores(taken):
-        results.append(EvalResult(**result, metric_value=round(row["accuracy"], 2), dataset_config=row["language"]))
+        results.append(EvalResult(**result, metric_value=round(row["score"], 2), dataset_config=row["language"]))
     datasets = [origin["source"].split("@")[0] for origin in origins if "@" in origin.get("source", "")]
     return ModelCardData(
         language=list(dict.fromkeys((task.source_lang, *task.langs))),
@@ -353,7 +353,7 @@ def _metadata(taken, model_name):
         pipeline_tag="text-classification",
         base_model=backbone.split("@")[0] if "@" in backbone else None,
         datasets=list(dict.fromkeys(datasets)) or None,
-        metrics=["accuracy"],
+        metrics=[metric],
         tags=["cross-lingual", "zero-shot", taken.name],
         model_name=model_name,
         eval_results=results or None,
