@@ -298,13 +298,7 @@ def _todo_published(wanted, data, missing, data_dir, lexicon_dir):
         )
     return todo
 
-# %% ../../nbs/data/09_check.ipynb #f93cde8a
-def _known(folder):
-    "Return the paper's tasks, and the other known tasks of which the folder has examples"
-    known = [t for t in tasks.values() if t.name in archives]
-    return [t for t in known if t.name in PAPER or any(folder.langs(t, split) for split in splits)]
-
-
+# %% ../../nbs/data/09_check.ipynb #edbaf659
 def _cut(
     tasks: list,
     source,  # of the published tasks
@@ -326,6 +320,12 @@ def _cut(
         where = ", ".join(places) or "none"
         found.append(f"examples of {task.name} cut at {task.max_length} tokens (max_length): {where}")
     return found
+
+# %% ../../nbs/data/09_check.ipynb #f93cde8a
+def _known(folder):
+    "Return the paper's tasks, and the other known tasks of which the folder has examples"
+    known = [t for t in tasks.values() if t.name in archives]
+    return [t for t in known if t.name in PAPER or any(folder.langs(t, split) for split in splits)]
 
 
 def check_data(
