@@ -113,9 +113,10 @@ def _check_data(
     data_dir: Annotated[str, _read(help=f"Folder of the official archives; by default data{_ROOT}.")] = "data",
     lexicon_dir: Annotated[str, _read(help="Folder of the dictionaries en-xx.txt.")] = "data/dictionaries",
     task: Annotated[str, _read(help="The TOML file of a task of your own, in place of the paper's four.")] = "",
+    backbone: Annotated[str, _read(help="A backbone's folder: count the examples that are cut at max_length.")] = "",
 ):
     "Check the data sets and dictionaries on this machine; list missing ones and the command that fetches them."
-    found = check_data(data_dir, lexicon_dir, task=task)
+    found = check_data(data_dir, lexicon_dir, task=task, backbone=backbone)
     print(found)
     if found.problems:
         raise Exit(3)

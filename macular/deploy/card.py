@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from ..core import table
 from ..data.sources import archives, hub_layouts
-from ..data.tasks import Task, find
+from ..data.tasks import MEASURES, Task, find
 from ..exceptions import DataError, ParameterError, unknown
 from ..results.formats import LEVEL
 from ..results.records import SELECTIONS, located, record, stages_of
@@ -33,8 +33,7 @@ def result_of(
     "Return the result of a finished run"
     if isinstance(run, Result):
         return run
-    folder = located(run)
-    if folder is None:
+    if (folder := located(run)) is None:
         raise DataError(f"there is no finished run in {run}; it needs result.json, which is written last")
     return Result(folder, read_json(folder / "result.json"))
 
@@ -94,6 +93,10 @@ class ExportSpec:
         return {"last": rounds, "averaged": "averaged"}.get(self.selection) if rounds > 1 else 1
 
     @property
+    def measure(self) -> str:  # of the run's task; of another head there is no score
+        return self.result.values.get("measure", "accuracy")
+
+    @property
     def max_length(self) -> int:
         return self.config["max_length"] or self.task.max_length
 
@@ -143,8 +146,7 @@ def select_checkpoint(
     found = ExportSpec(result, find(task), selection)
     if found.round is None:
         raise ParameterError(f"the run holds no '{selection}'; the same job with selections={selection} scores it")
-    why = unsupported_reason(found)
-    if why:
+    if why := unsupported_reason(found):
         raise ParameterError(f"{found.name} is not exported: {why}")
     learned = found.trained[0]["tasks"]
     if found.task.name not in learned:
@@ -158,24 +160,26 @@ def select_checkpoint(
 # %% ../../nbs/deploy/01_card.ipynb #f17dd0ab
 def _scores(
     taken: ExportSpec,
-) -> list[dict]:  # language, items, accuracy, low, high; empty for a head or a round that was not scored
-    "Return the accuracy in each language in percent, with its interval over items"
+) -> list[dict]:  # language, items, score, accuracy, low, high; empty for a head or a round that was not scored
+    "Return the task's measure and accuracy in each language in percent, with the accuracy's interval over items"
     from scipy.stats import binomtest
 
-    scored, items = taken.result.values["selections"].values(), taken.result.predictions.groupby("language").size()
-    accuracy = next((s["accuracy"] for s in scored if s["round"] == taken.round), {})
+    selections, items = taken.result.values["selections"], taken.result.predictions.groupby("language").size()
+    name = next((name for name, scored in selections.items() if scored["round"] == taken.round), "")
+    accuracy = selections[name]["accuracy"] if name else {}
+    f1 = taken.result.values["macro_f1"].get(name, {}) if taken.measure == "macro_f1" else {}
     found = []
     for lang, value in accuracy.get(taken.task.name, {}).items():
         n = int(items[lang])
         low, high = (100 * x for x in binomtest(round(value * n / 100), n).proportion_ci(LEVEL, "wilson"))
-        found.append({"language": lang, "items": n, "accuracy": value, "low": low, "high": high})
+        scores = {"score": f1.get(lang, value), "accuracy": value, "low": low, "high": high}
+        found.append({"language": lang, "items": n} | scores)
     return found
 
 
 def _seeds_of(taken: ExportSpec) -> list[Path]:  # with the run itself
     "Find the runs in the same folder that differ only in their seed"
-    here = _all_but_seed(taken.result.values)
-    results = taken.result.folder.parent.glob("*/result.json")
+    here, results = _all_but_seed(taken.result.values), taken.result.folder.parent.glob("*/result.json")
     return [path.parent for path in sorted(results) if _all_but_seed(read_json(path)) == here]
 
 
@@ -221,11 +225,12 @@ def eval_results(taken: ExportSpec) -> list[dict]:  # an entry for each language
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
     repo, commit = _benchmark(taken) or ("", None)
-    said = f"accuracy in percent, {taken.result.values['split']}, {taken.method['title']}, seed {taken.config['seed']}"
-    found = []
+    words = [f"{MEASURES[taken.measure]} in percent", taken.result.values["split"], taken.method["title"]]
+    said, found = ", ".join([*words, f"seed {taken.config['seed']}"]), []
     for r in _scores(taken) if repo else ():
-        found.append(EvalResultEntry(repo, r["language"], round(r["accuracy"], 2), dataset_revision=commit, notes=said))
+        found.append(EvalResultEntry(repo, r["language"], round(r["score"], 2), dataset_revision=commit, notes=said))
     return eval_result_entries_to_yaml(found)
+
 
 # %% ../../nbs/deploy/01_card.ipynb #a7770b29
 def _limits(taken: ExportSpec) -> list[str]:  # sentences
@@ -267,21 +272,20 @@ def _over_seeds(taken):
 
 def _accuracy(taken):
     "Format the table of accuracies with its caption"
-    found, values = _scores(taken), taken.result.values
+    found, values, words = _scores(taken), taken.result.values, MEASURES[taken.measure]
     if not found:
         asked = f"another round; the same job with selections={taken.selection} scores this one"
         scored = asked if taken.task.name == taken.config["task"] else "another task"
         return f"The run scored {scored}.{_dev_accuracy(taken)}"
     lines = []
     for row in found:
-        line = {"language": row["language"], "items": f"{row['items']:,}", "accuracy": f"{row['accuracy']:.1f}"}
+        line = {"language": row["language"], "items": f"{row['items']:,}", words: f"{row['score']:.1f}"}
+        line["accuracy"] = f"{row['accuracy']:.1f}"
         lines.append(line | {f"{100 * LEVEL:.0f} % interval": f"{row['low']:.1f} to {row['high']:.1f}"})
-    mean = sum(row["accuracy"] for row in found) / len(found)
-    return (
-        f"{table(lines)}\n\nPercent correct on {values['split']}; the mean over {len(found)} languages is {mean:.1f}. "
-        f"The intervals are over items, of this checkpoint (round {taken.round}, chosen by `{taken.selection}`). "
-        f"{_over_seeds(taken)}"
-    )
+    mean = sum(row["score"] for row in found) / len(found)
+    head = f"{words[0].upper() + words[1:]} in percent on {values['split']}; the mean over {len(found)} languages is"
+    of = f"of this checkpoint (round {taken.round}, chosen by `{taken.selection}`)"
+    return f"{table(lines)}\n\n{head} {mean:.1f}. The intervals are of accuracy, over items, {of}. {_over_seeds(taken)}"
 
 
 def _dev_accuracy(taken):
@@ -289,7 +293,7 @@ def _dev_accuracy(taken):
     known = dict(enumerate(taken.stages[-1]["dev"], 1)).get(taken.round, {})
     if taken.task.name not in known:
         return ""
-    return f" Dev accuracy in `{taken.task.source_lang}`: {known[taken.task.name]:.1f} %."
+    return f" Dev {MEASURES[taken.task.measure]} in `{taken.task.source_lang}`: {known[taken.task.name]:.1f} %."
 
 # %% ../../nbs/deploy/01_card.ipynb #7f31dcdb
 def _trainings(taken: ExportSpec) -> list[dict]:  # training, learned, by, round
@@ -332,18 +336,14 @@ def _metadata(taken, model_name):
     from huggingface_hub import EvalResult, ModelCardData
 
     task, origins, known = taken.task, taken.result.values["origins"], _benchmark(taken)
+    metric = "f1" if taken.measure == "macro_f1" else "accuracy"
     backbone = taken.result.values["backbone"]["source"]
-    result = {
-        "task_type": "text-classification",
-        "metric_type": "accuracy",
-        "dataset_type": known[0] if known else task.name,
-        "dataset_name": task.title or task.name,
-        "dataset_revision": known and known[1],
-        "dataset_split": taken.result.values["split"],
-    }
+    result = {"task_type": "text-classification", "metric_type": metric, "dataset_split": taken.result.values["split"]}
+    result |= {"dataset_type": known[0] if known else task.name, "dataset_name": task.title or task.name}
+    result["dataset_revision"] = known and known[1]
     results = []
     for row in _scores(taken):
-        results.append(EvalResult(**result, metric_value=round(row["accuracy"], 2), dataset_config=row["language"]))
+        results.append(EvalResult(**result, metric_value=round(row["score"], 2), dataset_config=row["language"]))
     datasets = [origin["source"].split("@")[0] for origin in origins if "@" in origin.get("source", "")]
     return ModelCardData(
         language=list(dict.fromkeys((task.source_lang, *task.langs))),
@@ -352,7 +352,7 @@ def _metadata(taken, model_name):
         pipeline_tag="text-classification",
         base_model=backbone.split("@")[0] if "@" in backbone else None,
         datasets=list(dict.fromkeys(datasets)) or None,
-        metrics=["accuracy"],
+        metrics=[metric],
         tags=["cross-lingual", "zero-shot", taken.name],
         model_name=model_name,
         eval_results=results or None,

@@ -391,8 +391,8 @@ def _remarks(net: Net, feed: TrainingBatches, why: str) -> list[str]:
     for views in feed.views:
         notes += [note for note in views.notes if note not in notes]
     if not net.encoder.packed:
-        why = "for dependency trees" if isinstance(net.encoder, SyntaxEncoder) else f"for a backbone of type {net.encoder.config.model_type}"
-        notes.append(f"texts are padded {why}: the same results, more time")
+        why = "dependency trees" if isinstance(net.encoder, SyntaxEncoder) else f"a {net.encoder.config.model_type}"
+        notes.append(f"texts are padded for {why}: the same results, more time")
     if isinstance(net.encoder.body, _MeanTokens):
         notes.append("e is the mean over the tokens of the last layer")
     if net.encoder.made:
