@@ -32,7 +32,7 @@ from transformers import (
 from macular.cli import main
 from macular.data.mini_world import Mini
 from macular.data.tasks import load
-from macular.deploy.card import _limits, _scores, _seeds_of, result_of, select_checkpoint
+from macular.deploy.card import _limits, _scores, _seeds_of, card, result_of, select_checkpoint
 from macular.deploy.distill import distill
 from macular.deploy.huggingface import MacularConfig, MacularForSequenceClassification, export, predict
 from macular.exceptions import DataError, ParameterError, StorageError
@@ -581,9 +581,21 @@ def test_the_table_is_the_runs_with_wilsons_interval(done):
 
 
 def test_another_round_is_scored_as_such(done, folder):
-    said = done("finetune").values["selections"]["averaged"]["accuracy"]["pawsx"]["de"]
     text = (folder("finetune", selection="averaged") / "README.md").read_text()
+    assert "The run scored another round; the same job with selections=averaged scores this one." in text
+    assert "| de |" not in text
+    asked = done("finetune", selections="averaged,all_dev_oracle")
+    said = asked.values["selections"]["averaged"]["accuracy"]["pawsx"]["de"]
+    text = card(select_checkpoint(asked, selection="averaged"), "model")
     assert f"| de | 60 | {said:.1f} |" in text and "chosen by `averaged`" in text
+
+
+def test_the_oracle_needs_dev_scores(done):
+    asked = done("finetune", selections="averaged,all_dev_oracle")
+    oracle = asked.values["selections"]["all_dev_oracle"]["round"]
+    assert select_checkpoint(asked, selection="all_dev_oracle").round == oracle
+    with pytest.raises(ParameterError, match="the same job with selections=all_dev_oracle scores it"):
+        select_checkpoint(done("finetune"), selection="all_dev_oracle")
 
 
 def test_another_head_has_no_scores_of_the_runs_task(folder):

@@ -60,8 +60,7 @@ def test_a_job_leaves_its_record(finished):
     result, folder = finished.values, finished.folder
     assert result["status"] == "complete" and result["split"] == "test"
     assert set(result["accuracy"]) == {"pawsx"} and set(result["accuracy"]["pawsx"]) == {"en", "de"}
-    assert set(result["selections"]) == {"en_dev", "last", "averaged", "all_dev_oracle"}
-    assert result["selections"]["last"]["round"] == 2 and result["selections"]["averaged"]["round"] == "averaged"
+    assert set(result["selections"]) == {"en_dev"} and "selections" not in result["config"]
     assert result["accuracy"] == result["selections"]["en_dev"]["accuracy"]
     assert (
         0
@@ -79,6 +78,84 @@ def test_a_job_leaves_its_record(finished):
     for lang, value in result["accuracy"]["pawsx"].items():
         own = predictions[predictions["language"] == lang]
         assert value == pytest.approx(100 * (own["label"] == own["prediction"]).sum() / len(own), abs=1e-12)
+
+
+@pytest.fixture
+def scored_texts(monkeypatch):
+    "A function of no arguments that returns the number of texts that encoders scored since its last call"
+    from macular.model.modules import Encoder
+
+    forward, texts = Encoder.forward, []
+
+    def counting(self, views):
+        if not self.training:
+            texts.append(sum(len(view["lengths"]) for view in views))
+        return forward(self, views)
+
+    monkeypatch.setattr(Encoder, "forward", counting)
+
+    def since():
+        found = sum(texts)
+        texts.clear()
+        return found
+
+    return since
+
+
+def test_each_text_is_scored_once_with_the_same_weights(tmp_path, scored_texts):
+    dev, test, rounds, every = 40, 60, 2, "last,averaged,all_dev_oracle"  # texts of a language; two languages
+    job = dict(method="finetune", stage1="paper", seed=3)
+    plain = run(tmp_path, **job)
+    assert scored_texts() == rounds * dev + 2 * test  # English dev selects the round
+    asked = run(tmp_path, **job, selections=every)
+    chosen = {name: s["round"] for name, s in asked.values["selections"].items()}
+    assert list(chosen) == ["en_dev", *every.split(",")] and (chosen["last"], chosen["averaged"]) == (2, "averaged")
+    # German dev selects the oracle; English dev was scored during the training
+    assert scored_texts() == rounds * dev + (len(set(chosen.values())) - 1) * 2 * test
+    run(tmp_path, **job, selections="last")
+    assert scored_texts() == 0
+    run(tmp_path, **job | {"method": "finetune_x2"})  # averages this training and another one
+    assert scored_texts() == rounds * dev + 2 * test
+    alone = run(tmp_path / "alone", **job, selections=every)
+    assert scored_texts() == 2 * rounds * dev + len(set(chosen.values())) * 2 * test
+    assert record(alone.folder) == record(asked.folder) and alone.folder.name == asked.folder.name
+    assert (alone.folder / "predictions.parquet").read_bytes() == (plain.folder / "predictions.parquet").read_bytes()
+    assert plain.folder.name != asked.folder.name and plain.accuracy == asked.accuracy
+
+
+def test_kept_probabilities_are_those_of_the_weights(tmp_path, scored_texts):
+    import shutil
+
+    job = dict(method="finetune", stage1="paper")
+    first = run(tmp_path, **job)
+    [training] = (tmp_path / "trainings").iterdir()
+    kept = sorted(training.glob("probabilities/round-*/*.npy"))
+    [best] = {path.parent for path in kept if path.name.startswith("de-")}
+    [damaged] = best.glob("de-*")
+    damaged.write_bytes(damaged.read_bytes()[:60])
+    scored_texts()
+    shutil.rmtree(first.folder)
+    assert run(tmp_path, **job).accuracy == first.accuracy and scored_texts() == 60  # it is computed again
+    for path in [training / "training.json", first.folder / "result.json", *training.glob("state-*")]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert run(tmp_path, **job).accuracy == first.accuracy and scored_texts() == 2 * 40 + 2 * 60
+
+
+def test_selections_are_in_config_and_key_only_when_given(tmp_path):
+    from macular.results.records import folder_of, job_of
+    from macular.train.resolve import identity
+
+    plain, asked = Job(preset="mini"), Job(preset="mini", selections=("last",))
+    assert identity(plain) == "323aed3b4b57214c" != identity(asked)  # the key of jobs before there were selections
+    assert check({"selections": "all_dev_oracle,last"}) == check({"selections": ["last", "all_dev_oracle"]})
+    with pytest.raises(ParameterError, match="unknown value of selections 'lst'. Did you mean 'last'"):
+        check({"selections": "lst"})
+    job = dict(method="finetune", stage1="paper", rounds=1)
+    found = {value: run(tmp_path, **job, selections=value) for value in ("", "last")}
+    assert found["last"].values["config"]["selections"] == ["last"]
+    for value, result in found.items():
+        job = job_of(result.folder)
+        assert job.selections == tuple(filter(None, [value])) and folder_of(job) == result.folder
 
 
 def test_no_path_and_no_time_in_what_must_not_differ(finished):

@@ -20,7 +20,7 @@ from ..data.sources import archives, hub_layouts
 from ..data.tasks import Task, find
 from ..exceptions import DataError, ParameterError, unknown
 from ..results.formats import LEVEL
-from ..results.records import located, record, stages_of
+from ..results.records import SELECTIONS, located, record, stages_of
 from ..results.statistics import summary
 from ..store import read_json, verify
 from ..train.evaluate import averaged
@@ -87,8 +87,11 @@ class ExportSpec:
         return stages_of(self.result.values)
 
     @property
-    def round(self):
-        return self.result.values["selections"][self.selection]["round"]
+    def round(self):  # counted from 1, or "averaged"; None: it follows from dev scores that the run does not hold
+        scored, rounds = self.result.values["selections"], len(self.stages[-1]["dev"])
+        if self.selection in scored:
+            return scored[self.selection]["round"]
+        return {"last": rounds, "averaged": "averaged"}.get(self.selection) if rounds > 1 else 1
 
     @property
     def max_length(self) -> int:
@@ -109,15 +112,14 @@ class ExportSpec:
 # %% ../../nbs/deploy/01_card.ipynb #f6842b0f
 def unsupported_reason(taken: ExportSpec) -> str:  # empty where there is none
     "Return the reason why transformers could not load a run's model"
+    advice = "Use its predictions, or another method."
     if taken.stages[-1]["member"] > 1:
         reason = "it averages the probabilities of two trainings, which are two models."
         return f"{reason} Export a run of the method that it averages."
     if taken.method["head"] == "cloze":
-        reason = "it scores words at a gap, which no classifier of transformers does."
-        return f"{reason} Use its predictions, or another method."
+        return f"it scores words at a gap, which no classifier of transformers does. {advice}"
     if taken.method["encoder"] == "syntax":
-        reason = "its encoder reads a dependency tree beside the text, which no tokenizer gives."
-        return f"{reason} Use its predictions, or another method."
+        return f"its encoder reads a dependency tree beside the text, which no tokenizer gives. {advice}"
     if taken.method["readings"]["e"] == "cls":
         return "its reading of e is `cls`; stock heads have a layer before their last one, which it never trained."
     return ""
@@ -130,12 +132,14 @@ def select_checkpoint(
 ) -> ExportSpec:
     "Select the part of a run to export, and check that it can be exported"
     result = result_of(run)
-    if selection not in result.values["selections"]:
-        raise ParameterError(unknown("selection", selection, result.values["selections"]))
+    if selection not in SELECTIONS:
+        raise ParameterError(unknown("selection", selection, SELECTIONS))
     own = result.values["config"]["task"]
     if task in ("", own):
         task = read_json(result.folder / "environment.json")["task"]  # a name, or the path of a task's file
     found = ExportSpec(result, find(task), selection)
+    if found.round is None:
+        raise ParameterError(f"the run holds no '{selection}'; the same job with selections={selection} scores it")
     why = unsupported_reason(found)
     if why:
         raise ParameterError(f"{found.name} is not exported: {why}")
@@ -151,30 +155,29 @@ def select_checkpoint(
 # %% ../../nbs/deploy/01_card.ipynb #f17dd0ab
 def _scores(
     taken: ExportSpec,
-) -> list[dict]:  # language, items, accuracy, low, high; empty for a head that was not scored
+) -> list[dict]:  # language, items, accuracy, low, high; empty for a head or a round that was not scored
     "Return the accuracy in each language in percent, with its interval over items"
     from scipy.stats import binomtest
 
-    accuracy = taken.result.values["selections"][taken.selection]["accuracy"]
-    items = taken.result.predictions.groupby("language").size()
+    scored, items = taken.result.values["selections"].values(), taken.result.predictions.groupby("language").size()
+    accuracy = next((s["accuracy"] for s in scored if s["round"] == taken.round), {})
     found = []
     for lang, value in accuracy.get(taken.task.name, {}).items():
         n = int(items[lang])
-        interval = binomtest(round(value * n / 100), n).proportion_ci(LEVEL, "wilson")
-        bounds = {"low": 100 * interval.low, "high": 100 * interval.high}
-        found.append({"language": lang, "items": n, "accuracy": value} | bounds)
+        low, high = (100 * x for x in binomtest(round(value * n / 100), n).proportion_ci(LEVEL, "wilson"))
+        found.append({"language": lang, "items": n, "accuracy": value, "low": low, "high": high})
     return found
 
 
 def _seeds_of(taken: ExportSpec) -> list[Path]:  # with the run itself
     "Find the runs in the same folder that differ only in their seed"
     here = _all_but_seed(taken.result.values)
-    results = sorted(taken.result.folder.parent.glob("*/result.json"))
-    return [path.parent for path in results if _all_but_seed(read_json(path)) == here]
+    results = taken.result.folder.parent.glob("*/result.json")
+    return [path.parent for path in sorted(results) if _all_but_seed(read_json(path)) == here]
 
 
 def _all_but_seed(values):
-    config = {name: value for name, value in values["config"].items() if name != "seed"}
+    config = {name: value for name, value in values["config"].items() if name not in ("seed", "selections")}
     made = [values.get(name) for name in ("algorithm", "origins", "split")]
     return [*made, values["backbone"].get("sha256"), config]
 
@@ -217,13 +220,10 @@ def eval_results(taken: ExportSpec) -> list[dict]:  # an entry for each language
     "Return the results in the hub's own format"
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
-    known = _benchmark(taken)
-    if known is None:
-        return []
-    repo, commit = known
+    repo, commit = _benchmark(taken) or ("", None)
     notes = f"accuracy in percent, {taken.result.values['split']}, {taken.method['title']}, seed {taken.config['seed']}"
     entries = []
-    for row in _scores(taken):
+    for row in _scores(taken) if repo else ():
         value = round(row["accuracy"], 2)
         entries.append(EvalResultEntry(repo, row["language"], value, dataset_revision=commit, notes=notes))
     return eval_result_entries_to_yaml(entries)
@@ -237,8 +237,7 @@ def _limits(taken: ExportSpec) -> list[str]:  # sentences
         switched.update(stage["switch_rates"].get(task.name, {}).get("langs", {}))
     bare = [x for x in task.langs if x != task.source_lang and x not in switched]
     source = "the backbone and from dictionaries" if switched else "the backbone"
-    alone = f"It learned labels in `{task.source_lang}` alone"
-    found = [f"{alone}; what it knows of other languages comes from {source}."]
+    found = [f"It learned labels in `{task.source_lang}` alone; what it knows of other languages comes from {source}."]
     if switched and bare:
         found.append(f"There was no dictionary for {', '.join(bare)}.")
     if values["collapsed"] and _scores(taken):
@@ -259,19 +258,21 @@ classify([{{{texts}}}])
 
 
 def _over_seeds(taken):
-    runs = _seeds_of(taken)
-    if len(runs) < 2 or not _scores(taken):
-        return f"It is seed {taken.config['seed']}, the only one that was run."
-    found = summary([record(r) for r in runs], selection=taken.selection)
-    interval = f"{100 * LEVEL:.0f} % interval ± {found.half:.1f}"
-    return f"It is seed {taken.config['seed']}; the mean over seeds is {found}, {interval}."
+    runs = [r for r in map(record, _seeds_of(taken)) if taken.selection in r.accuracy]
+    if len(runs) < 2:
+        return f"It is seed {taken.config['seed']}, the only one that was scored."
+    found = summary(runs, selection=taken.selection)
+    over = f"the mean over seeds is {found}, {100 * LEVEL:.0f} % interval ± {found.half:.1f}"
+    return f"It is seed {taken.config['seed']}; {over}."
 
 
 def _accuracy(taken):
     "Format the table of accuracies with its caption"
     found, values = _scores(taken), taken.result.values
     if not found:
-        return f"The run scored another task.{_dev_accuracy(taken)}"
+        asked = f"another round; the same job with selections={taken.selection} scores this one"
+        scored = asked if taken.task.name == taken.config["task"] else "another task"
+        return f"The run scored {scored}.{_dev_accuracy(taken)}"
     lines = []
     for row in found:
         line = {"language": row["language"], "items": f"{row['items']:,}", "accuracy": f"{row['accuracy']:.1f}"}
@@ -286,8 +287,7 @@ def _accuracy(taken):
 
 def _dev_accuracy(taken):
     "Format the dev accuracy of a head whose task the run did not score"
-    dev = taken.stages[-1]["dev"]
-    known = dev[taken.round - 1] if taken.round != "averaged" else {}
+    known = dict(enumerate(taken.stages[-1]["dev"], 1)).get(taken.round, {})
     if taken.task.name not in known:
         return ""
     return f" Dev accuracy in `{taken.task.source_lang}`: {known[taken.task.name]:.1f} %."
@@ -299,8 +299,8 @@ def _trainings(taken: ExportSpec) -> list[dict]:  # training, learned, by, round
     for stage in taken.stages:
         method = training_of(taken.result, stage)[1]["row"]
         losses = [f"{loss} × {weight:g}" for loss, weight in method["terms"].items() if weight]
-        used = taken.round if stage is taken.stages[-1] else stage["round"]
         about = {"training": method["title"], "learned": ", ".join(stage["tasks"])}
+        used = taken.round if stage is taken.stages[-1] else stage["round"]
         lines.append(about | {"by": ", ".join(losses), "round": used})
     return lines
 

@@ -31,6 +31,7 @@ from .card import ExportSpec, card, eval_results, load_round, select_checkpoint
 from ..exceptions import DataError, ParameterError, StorageError, unknown
 from ..model.losses import task_loss
 from ..model.modules import LABELS, aggregate, remove_classifier
+from ..model.vocabulary import holds_ids, whole
 from ..results.records import located
 from ..store import MANIFEST, read_json, sealed_folder, verify, write_bytes
 
@@ -171,23 +172,24 @@ def _with_labels(config, labels):
     return _changed(config, problem_type="single_label_classification", **names)  # whatever the backbone's says
 
 
-def _stock_model(config, taken: ExportSpec) -> PreTrainedModel:  # `config` is the backbone's
+def _stock_model(config, taken: ExportSpec, folder: Path) -> PreTrainedModel:  # config and folder of the backbone
     "Build a one-encoder method's model, of the backbone's own classifier class"
     record, trained = taken.trained
     head = record["tasks"].index(taken.task.name)
     last_layer = _stock_encoder(config)[2]
     weights = _with_prefix(trained, _ENCODER, "") | _with_prefix(trained, f"heads.{head}.", f"{last_layer}.")
     model = AutoModelForSequenceClassification.from_config(_with_labels(config, taken.task.labels))
-    return _load_weights(model, weights)
+    return _load_weights(model, whole(weights, folder))
 
 
-def _composite_model(config, taken: ExportSpec) -> MacularForSequenceClassification:  # `config` is the backbone's
+def _composite_model(config, taken: ExportSpec, folder: Path) -> MacularForSequenceClassification:  # as above
     "Build a two-encoder method's model"
     stage1, trained = taken.stages[-2], taken.trained[1]
     weights = _with_prefix(load_round(taken.result, stage1, stage1["round"])[1], _ENCODER, "shared.")
     weights |= _with_prefix(trained, _ENCODER, "encoder.") | _with_prefix(trained, "head.", "head.")
     config = MacularConfig(encoder=config, alpha=taken.config["alpha"], dtype="float32")
-    return _load_weights(MacularForSequenceClassification(_with_labels(config, taken.task.labels)), weights)
+    model = MacularForSequenceClassification(_with_labels(config, taken.task.labels))
+    return _load_weights(model, whole(weights, folder))
 
 
 def _load_weights(model, weights):
@@ -206,9 +208,10 @@ def model_of(
     "Build a run's model as a class of transformers"
     known = taken.result.values["backbone"]["sha256"]
     folder = backbone_folder(backbone or read_json(taken.result.folder / "environment.json")["backbone"])
+    trimmed = holds_ids(taken.trained[1])  # the other rows are read from the backbone's weights
     other = []
     for name, digest in hashes(folder).items():
-        if known.get(name) != digest and not name.endswith(".safetensors"):
+        if known.get(name) != digest and (trimmed or not name.endswith(".safetensors")):
             other.append(name)
     if other:
         raise DataError(f"{folder.name} is not the backbone of the run: {', '.join(other)} differ")
@@ -217,7 +220,7 @@ def model_of(
     )
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     build = _composite_model if taken.frozen else _stock_model
-    return build(_changed(config, dtype="float32", **_PLAIN), taken), tokenizer  # in the precision of the training
+    return build(_changed(config, dtype="float32", **_PLAIN), taken, folder), tokenizer  # in the precision of the training
 
 # %% ../../nbs/deploy/02_huggingface.ipynb #74dfec9f
 def export(

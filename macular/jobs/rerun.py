@@ -73,6 +73,10 @@ def compare_runs(
     for name in ("digests", "measure", "macro_f1"):  # an older run did not record them
         if name not in results[0]:
             results[1].pop(name, None)
+    for name in ("selections", "macro_f1"):  # an older run scored more selections than its job asked for
+        for selection in results[0].get(name, {}).keys() ^ results[1].get(name, {}).keys():
+            for values in results:
+                values.get(name, {}).pop(selection, None)
     result = diff(*results)
     return RunComparison(
         folders=(folders[0].name, folders[1].name),

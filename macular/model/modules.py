@@ -18,7 +18,9 @@ from transformers.utils import logging
 
 from ..core import mix
 from ..exceptions import ParameterError, SetupError, first_line, unknown
+from .vocabulary import _trim, _trimmed_checkpoint, find_vocabulary
 from ..text.batches import ON_HOST, filler, pack, packable, pad, prepare, start
+
 
 # %% ../../nbs/model/01_modules.ipynb #e1624022
 @contextmanager
@@ -103,6 +105,11 @@ class Encoder(nn.Module):
         if self.packed:
             prepare(body.model)
 
+    @property
+    def embedding(self) -> nn.Module:
+        "Return the embedding of token ids"
+        return self.body.model.get_input_embeddings()
+
     def forward(self, views: list[dict]) -> tuple[Tensor, ...]:  # (B, d) for each view
         vectors = self.body(**self.inputs(self.joined(views)))  # (sum of B, d)
         return vectors.split([len(view["lengths"]) for view in views])
@@ -138,20 +145,24 @@ def _quiet():
             logging.enable_progress_bar()
 
 
-def _pretrained(kind, backbone, seed, **options):
+def _pretrained(kind, backbone, seed, ids=None, **options):
     "Load a stock model in single precision; return it with the report of missing weights"
+    options |= {"return_dict": True, "output_hidden_states": False}  # whatever the checkpoint's config.json says
+    vocabulary = None if ids is None else find_vocabulary(backbone, kind)[0]
     try:
+        source = _trimmed_checkpoint(backbone, ids, **options) if vocabulary else options
         with seeded(seed, "encoder"), _quiet():
-            return kind.from_pretrained(
-                backbone,
+            model, info = (vocabulary.model if vocabulary else kind).from_pretrained(
+                **{"pretrained_model_name_or_path": backbone} | source,
                 output_loading_info=True,
                 trust_remote_code=False,
                 use_safetensors=True,
                 dtype=torch.float32,
-                return_dict=True,  # whatever the checkpoint's config.json says
-                output_hidden_states=False,
-                **options,
+                ignore_mismatched_sizes=kind is AutoModelForSequenceClassification,
             )
+        if vocabulary:
+            _trim(model, ids, vocabulary)
+        return model, info
     except (OSError, ValueError, SafetensorError) as err:
         raise SetupError(
             f"cannot load the backbone '{backbone}': {first_line(err)}\n"
@@ -163,11 +174,10 @@ def load_encoder(
     backbone,  # a folder or a hub name that `AutoModel` loads
     seed: int,  # initialises layers that the checkpoint lacks
     e: str = "head_input",  # or "cls": the first token's last hidden state
+    ids: Tensor | None = None,  # token ids of the embedding's rows to train; None: all
 ) -> Encoder:
     "Eq. 1: load a pretrained encoder, in single precision"
-    model, info = _pretrained(
-        AutoModelForSequenceClassification, backbone, seed, num_labels=LABELS, ignore_mismatched_sizes=True
-    )
+    model, info = _pretrained(AutoModelForSequenceClassification, backbone, seed, ids, num_labels=LABELS)
     width, last = remove_classifier(model)
     made = tuple(sorted(k for k in info["missing_keys"] if not k.startswith(last)))
     if e == "head_input":
@@ -190,9 +200,10 @@ class _AtGap(nn.Module):
 def load_masked_lm(
     backbone,  # a folder or a hub name that `AutoModelForMaskedLM` loads
     seed: int,  # initialises layers that the checkpoint lacks
-) -> tuple[Encoder, nn.Linear]:  # the encoder, and the last layer: (B, d) -> (B, vocabulary)
+    ids: Tensor | None = None,  # token ids of the embedding's rows to train; None: all
+) -> tuple[Encoder, nn.Linear]:  # the encoder, and the last layer: (B, d) -> (B, vocabulary), or (B, n) for these ids
     "Load a masked language model as an encoder and its last layer"
-    model, info = _pretrained(AutoModelForMaskedLM, backbone, seed)
+    model, info = _pretrained(AutoModelForMaskedLM, backbone, seed, ids)
     last = model.get_output_embeddings()
     name = next(n for n, m in model.named_modules() if m is last)
     _remove_layer(model, name)

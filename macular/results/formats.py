@@ -8,7 +8,7 @@ __all__ = ['SELECTED', 'SPREADS', 'LEVEL', 'Cell', 'Table', 'as_csv', 'title', '
 
 # %% ../../nbs/results/01_formats.ipynb #f0a11e03
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -194,10 +194,13 @@ class Effect:
     high: float
     p: float
     how: str  # what varies, in words
+    holm: float = field(default=np.nan, repr=False)  # p, Holm over the tests of a question; NaN: a single test
 
     @property
     def significant(self) -> bool:
-        "Return whether zero is outside the interval: a single test, not corrected"
+        "Return whether the corrected p-value is below 5 %; of a single test, whether zero is outside the interval"
+        if not np.isnan(self.holm):
+            return bool(self.holm < 1 - LEVEL)
         return bool(self.low > 0 or self.high < 0)
 
     @property

@@ -51,6 +51,7 @@ class Job:
     pool: int = 16  # batches sorted by length together; 1: independent batches
     accumulation: int = 1  # portions of a batch, computed one after the other to save memory
     langs: tuple[str, ...] = ()  # languages to score in addition to the source language; empty: the task's
+    selections: tuple[str, ...] = ()  # other selections of the round to score: last, averaged, all_dev_oracle
     stage1: str | tuple[str, ...] = "paper"  # tasks of stage 1: paper, available, or names
     precision: str = ""  # fp32, bf16, fp16 or auto
     deterministic: bool = True  # use deterministic operations; warn if there is none
@@ -140,8 +141,9 @@ RANGES = {
     "accumulation": _Range(int, 1, 4096),
 }
 WORDS = {"method": methods, "preset": ("auto", *presets), "precision": ("auto", "fp32", "bf16", "fp16")}
+WORDS["selections"] = ("last", "averaged", "all_dev_oracle")
 WORDS["track"] = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
-LISTS = ("langs", "stage1", "extensions")
+LISTS = ("langs", "selections", "stage1", "extensions")
 WHOLE = ("paper", "available")  # words for sets of tasks in stage1
 BETAS = {"beta1": "aug_kl", "beta2": "lang_adv", "beta3": "consistency"}
 _YAML = "; quote it: 'no' without quotes is false in YAML"
@@ -193,6 +195,10 @@ def _names(name: str, value) -> tuple[str, ...] | str:
     _refuse_unseen(name, value, "".join(value))
     if name == "stage1" and len(value) == 1 and value[0] in WHOLE:
         return value[0]
+    if name in WORDS:  # in one order, as two orders are one job
+        if odd := [word for word in value if word not in WORDS[name]]:
+            raise ParameterError(unknown(f"value of {name}", odd[0], WORDS[name]))
+        value = sorted(value, key=WORDS[name].index)
     return tuple(value)
 
 
@@ -202,10 +208,9 @@ def _word(name: str, value) -> str:
         raise ParameterError(f"{name} is {shown(value)}; a text is needed{_YAML if value is False else ''}")
     _refuse_unseen(name, value, value)
     known = WORDS.get(name, tasks if name == "task" else ())
-    default = getattr(Job, name)
-    if not value and default:
+    if not value and getattr(Job, name):
         choice = f", or say one of {', '.join(known)}" if known else ""
-        raise ParameterError(f"{name} is empty; leave it out for '{default}'{choice}")
+        raise ParameterError(f"{name} is empty; leave it out for '{getattr(Job, name)}'{choice}")
     if value and name in WORDS and value not in known:
         raise ParameterError(unknown(name, value, known))
     return value

@@ -93,10 +93,20 @@ def job_key(
     return key(ALGORITHM, "job", training, task, evaluation, config)
 
 # %% ../../nbs/train/04_resolve.ipynb #972ca59e
+# parameters that were added later: default values are neither hashed nor recorded, so the keys of older runs stay valid
+_LATER = ("selections",)
+
+
+def _parameters(job, without):
+    "Return the parameters of a job that its key and its record hold"
+    left_out = {*without, *(name for name in _LATER if getattr(job, name) == getattr(Job, name))}
+    return {name: value for name, value in asdict(job).items() if name not in left_out}
+
+
 def identity(job: Job) -> str:  # of a job with a preset: 16 hexadecimal digits
     "Return the name of a job, a hash of its parameters and the files they name"
     extensions = extend(job.extensions)  # may define the task
-    parameters = {name: value for name, value in asdict(fill(job)).items() if name not in ("out", "track")}
+    parameters = _parameters(fill(job), ("out", "track"))
     task_file = sha256(resolve(job.task)) if job.task.endswith(".toml") else None
     return key("planned", ALGORITHM, parameters, task_file, extensions)
 
@@ -264,7 +274,7 @@ class ResolvedJob:
     @property
     def config(self) -> dict:
         "Return the job's parameters as stored in its result: names without paths"
-        kept = {name: value for name, value in asdict(self.job).items() if name not in (*PLACES, "track")}
+        kept = _parameters(self.job, (*PLACES, "track"))
         kept |= {"backbone": Path(self.job.backbone).name, "task": self.target.name}
         return kept | ({"teacher": self.data.teacher.name} if self.data.teacher else {})
 
