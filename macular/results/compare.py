@@ -15,6 +15,7 @@ import numpy as np
 
 from ..core import diff, escape_markdown, root, table
 from ..data.tasks import MEASURES, tasks
+from .diagnostics import detectable
 from macular.results.formats import (
     LEVEL,
     SELECTED,
@@ -31,7 +32,6 @@ from macular.results.formats import (
 )
 from .paper import published
 from .records import Record, from_lines
-from .simulate import detectable
 from macular.results.statistics import (
     by_language,
     by_seed,
