@@ -161,3 +161,19 @@ def test_an_equal_cost_is_one_of_inference():
     [text] = [shown(c) for c in code("paper/01_table2") if c.source.startswith("passes = ")]
     times = f"{passes['Macular'] / passes['CoSDA-ML ×2']:.1f} times those of CoSDA-ML ×2"
     assert times in text and passes["Macular"] > 3 * passes["CoSDA-ML ×2"]
+
+
+# the tour
+
+
+def test_the_tour_says_of_the_game_what_its_numbers_say():
+    "A sentence below each figure, made from the last round; no text beside it that claims another end"
+    views = [str(c.outputs) for c in code("start") if c.source == "live(full.folder)"]
+    told = re.findall(r"tells which task[^.]*?in (\d+) % of the cases, ([^.]*)\.", views[0])
+    told += re.findall(r"tells whether a text[^.]*?in (\d+) % of the cases, ([^.]*)\.", views[0])
+    assert len(told) == 2, "of each stage's discriminator"
+    for accuracy, end in told:
+        near = int(accuracy) < 56  # two tasks, two languages: guessing gives 50
+        assert (end == "no better than guessing") == near
+    prose = " ".join(c.source for c in cells("start") if c.cell_type == "markdown")
+    assert "only if the discriminator is no better than guessing" in prose and "tasks fall" not in prose
