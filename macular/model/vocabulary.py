@@ -96,7 +96,7 @@ class TrimmedEmbedding(nn.Module):
         self.weight = weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight)
         self.register_buffer("token_ids", ids.to(torch.int32))
         self.register_buffer("index", torch.full((vocabulary.size,), vocabulary.size), persistent=False)  # size: no row
-        self.register_buffer("read", weight.detach().new_empty(0, weight.shape[1]), persistent=False)  # (k, d)
+        self.register_buffer("read", weight.new_empty(0, weight.shape[1]), persistent=False)  # (k, d)
         self.index[ids] = torch.arange(len(ids))
 
     @property
@@ -142,7 +142,8 @@ class TrimmedEmbedding(nn.Module):
         "Return an embedding that trains these rows, too"
         new = ids[~torch.isin(ids, self.token_ids)]
         every, order = torch.cat([self.token_ids, new]).sort()
-        weight = torch.cat([self.weight.detach(), self.vocabulary.rows(new).to(self.weight)])[order]
+        with torch.no_grad():
+            weight = torch.cat([self.weight, self.vocabulary.rows(new).to(self.weight)])[order]
         return TrimmedEmbedding(weight, every, self.vocabulary, self.padding).train(self.training)
 
     def _load_from_state_dict(self, state, prefix, *others):
@@ -176,7 +177,8 @@ def _trimmed_checkpoint(
 def _trim(model, ids: Tensor, vocabulary: _Vocabulary):
     "Replace the embedding of a model with the weights of `_trimmed_checkpoint`"
     old = model.get_input_embeddings()
-    weight = old.weight if len(old.weight) == len(ids) else old.weight.detach()[: len(ids)].clone()
+    with torch.no_grad():
+        weight = old.weight if len(old.weight) == len(ids) else old.weight[: len(ids)].clone()
     padding = None if old.padding_idx is None else model.config.pad_token_id
     model.set_input_embeddings(TrimmedEmbedding(weight, ids, vocabulary, padding).train(old.training))
     model.config.vocab_size = vocabulary.size
