@@ -43,7 +43,7 @@ from .exceptions import MacularError, ParameterError, unknown
 from .jobs.engines import compute, run_as_notebook, run_notebook, sweep
 from .jobs.rerun import rerun
 from .jobs.search import read_search
-from .process import _one_process, ending
+from .process import _one_process, _sleep_when_idle, ending
 from .results.compare import checklist, compare
 from .results.formats import Table, as_csv
 from .results.statistics import select
@@ -385,6 +385,7 @@ def main(
     arguments=None,  # a list of words; None: the command line's
 ) -> int:  # the exit code
     "Run a command; print errors of the project without a traceback"
+    _sleep_when_idle()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # for terminals that cannot show every character

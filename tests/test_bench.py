@@ -291,6 +291,32 @@ def test_rows_with_one_encoder_are_counted_too(name):
     assert (counts["encoder.trained"], counts["encoder.encoded"], said.once) == (said.trained, said.encoded, 0)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "finetune",
+        "cosda_ml",
+        "rs_da",
+        "xtune",
+        "macular_nots",
+        "macular_nots_grl",
+        "macular",
+        "macular_wo_lang_adv",
+        "macular_wo_consistency",
+        "macular_xtune",
+        "macular_rs_da",
+    ],
+)
+def test_the_forward_passes_in_a_record_are_those_of_its_training(name):
+    "Two rounds; a text that is trained on counts as three, and the frozen encoder's texts count once a draw"
+    numbers = toy.recipe(rounds=2)
+    built = toy.made(methods[name], toy.for_row(methods[name]), numbers)
+    with count_work(built.net) as counts:
+        toy.train(built, numbers)
+    texts = {kind: sum(n for k, n in counts.items() if k.endswith(f"{kind}.texts")) for kind in ("trained", "encoded")}
+    assert built.forwards == 3 * texts["trained"] + texts["encoded"]
+
+
 def test_formulas_on_texts_of_one_length():
     equal = dict.fromkeys(("", "_aug", "_near", "_near_aug"), 3)
 

@@ -399,10 +399,10 @@ def test_detectable_has_the_power_it_says(seeds, paired):
     assert abs(np.mean(p < 0.05) - 0.8) < 0.015
 
 
-def power_of(n, paired, d):
+def power_of(n, paired, d, tests=1):
     "The power of a t test by its definition: normal numerator, integrated over quantiles of the deviation"
     df, scale = (n - 1, n**0.5) if paired else (2 * n - 2, (n / 2) ** 0.5)
-    critical = stats.t.ppf(0.975, df) * np.sqrt(stats.chi2.ppf((np.arange(4000) + 0.5) / 4000, df) / df)
+    critical = stats.t.ppf(1 - 0.025 / tests, df) * np.sqrt(stats.chi2.ppf((np.arange(4000) + 0.5) / 4000, df) / df)
     return np.mean(stats.norm.sf(critical - d * scale) + stats.norm.cdf(-critical - d * scale))
 
 
@@ -411,6 +411,16 @@ def test_detectable_by_the_definition_of_power(paired):
     found = {n: detectable(n, 1.0, paired=paired) for n in (2, 3, 5, 10, 72, 73, 87, 139, 151, 319, 2000)}
     assert list(found.values()) == sorted(found.values(), reverse=True) and min(found.values()) > 0
     assert all(abs(power_of(n, paired, d) - 0.8) < 0.003 for n, d in found.items())
+
+
+@pytest.mark.parametrize("tests", [2, 4, 12, 24])
+def test_detectable_after_holm_by_the_definition_of_power(tests):
+    "The worst case: one difference is real, and its p-value must be below 5 % divided by the number of tests"
+    for paired in (True, False):
+        for n in (2, 3, 4, 5, 10, 300):
+            found = detectable(n, 1.0, paired=paired, tests=tests)
+            assert abs(power_of(n, paired, found, tests) - 0.8) < 0.005 and found > detectable(n, 1.0, paired=paired)
+    assert seeds_needed(0.5, 1.0, tests=tests) > seeds_needed(0.5, 1.0)
 
 
 @pytest.mark.slow
@@ -430,6 +440,7 @@ def test_seeds_needed_is_the_first_that_shows_it(points, sd, paired):
         lambda: seeds_needed(0.0, 1.0),
         lambda: seeds_needed(1.0, -1.0),
         lambda: detectable(3, float("nan")),
+        lambda: detectable(3, 1.0, tests=0),
     ],
 )
 def test_designs_that_show_nothing_are_refused(call):
@@ -537,6 +548,7 @@ def test_the_shares_of_items_average_to_macro_f1(seed, n):
     assert np.isclose(item_shares(gold, given).mean(), 100 * wanted)
 
 
+@pytest.mark.slow
 def test_shares_vary_as_resampled_macro_f1_does():
     rows = frame(3, n=600, langs=("en",))
     gold, given = (np.searchsorted(LABELS, rows[c]) for c in ("label", "prediction"))
@@ -567,6 +579,7 @@ def test_all_statistics_are_of_the_records_measure():
         difference(a, [replace(r, measure="accuracy") for r in b])
 
 
+@pytest.mark.slow
 def test_equal_methods_do_not_differ_in_macro_f1():
     "Signs drawn at random: of 100 pairs of equal runs about 5 are significant at 5 %"
     ps = [by_language(*(f1_runs("m" * k, [s], langs=("en",), right=0.6) for k in (1, 2)))[0]["p"] for s in range(100)]

@@ -1,15 +1,22 @@
 """The records of the mini study: whole, small, and made by today's code."""
 
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
+from scipy import stats
 
 from macular.jobs.plan import plan
-from macular.results.compare import _USUAL, ablation, compared, sides, study, summarize, verdicts
+from macular.results.compare import _USUAL, ablation, compared, differences_by_task, forest, sides, study, summarize
+from macular.results.formats import title
 from macular.results.records import from_lines
+from macular.results.simulate import detectable
+from macular.results.statistics import holm
+from macular.results.tables import TableOptions, overview
 from macular.train.config import check
 from macular.train.inputs import Data, digests, trained_on
 from macular.train.resolve import ALGORITHM, method_of, settle, training_key
@@ -39,6 +46,13 @@ def test_records_are_todays():
         "run `papermill nbs/study.ipynb runs/study.ipynb` again"
     )
     assert {(r.preset, r.split) for records in SEEDS.values() for r in records} == {("mini", "test")}
+
+
+def test_records_know_what_each_training_cost():
+    for records in SEEDS.values():
+        for r in records:
+            assert r.cost["steps"].keys() == r.cost["forwards"].keys() == r.trainings.keys()
+            assert min(r.cost["steps"].values()) > 0 and r.cost["forwards"][[*r.trainings][-1]] >= 3 * 3 * 75
 
 
 def test_records_are_small_and_hold_no_text():
@@ -98,7 +112,7 @@ def test_an_ablation_tells_significant_from_not():
     same = [replace(shifted(first, -w), seed=s, method="macular_wo_lang_adv") for s, w in enumerate(wobble)]
     pairs = [("macular", "macular_wo_consistency"), ("macular", "macular_wo_lang_adv")]
     found = compared([*whole, *less, *same], pairs)
-    assert verdicts({key: c.effect for key, c in found.items()}) == ["significant", "not significant"]
+    assert [c.effect.verdict for c in found.values()] == ["significant", "not significant"]
     table = ablation([*whole, *less, *same], *pairs)
     assert [line[-1] for line in table.rows] == ["significant", "not significant"]
     assert table.rows[0][-2].text().startswith(
@@ -109,16 +123,84 @@ def test_an_ablation_tells_significant_from_not():
     assert {"paper: row", "paper: whole"} <= set(ablation(real, *pairs).columns)
     said = summarize([*whole, *less, *same], *pairs)
     assert " significant: QAM +5.0" in said and "not significant: QAM +0.0" in said
-    assert "Holm over all 2 differences" in said and "Minimum detectable difference at 80 % power" in said
+    assert "Holm over the tasks of each pair" in said and "Minimum detectable difference at 80 % power" in said
 
 
-def test_the_studys_notebook_plans_what_is_recorded():
-    "Each recorded job is one of the plan's, and none of the plan's is missing from a whole seed"
+TASKS = ("pawsx", "xnli", "qam", "qadsm")
+
+
+def shifted_by(gaps):
+    "Records of Macular and of two ablations on four tasks: ablation -> task -> Macular − the ablation, by seed"
+    found = []
+    for task in TASKS:
+        [first] = study(method="macular", task=task, seed=0)
+        for method, of in {"macular": dict.fromkeys(TASKS, np.zeros(5)), **gaps}.items():
+            for seed, gap in enumerate(of[task]):
+                accuracy = {"en_dev": {"en": 60.0 - float(gap)}}
+                found.append(replace(first, method=method, seed=seed, accuracy=accuracy, correct={}, items={}))
+    return found
+
+
+def with_p(p, points=1.0):
+    "Five differences whose paired test has about this p-value"
+    unit = np.array([-1.0, -0.5, 0.0, 0.5, 1.0])
+    return points + unit * points * 5**0.5 / stats.t.isf(p / 2, 4) / unit.std(ddof=1)
+
+
+def test_a_pair_has_one_verdict_in_tables_figures_and_sentences():
+    "Holm over the pair's tasks, whatever other pairs stand beside it"
+    of = dict(zip(TASKS, map(with_p, (0.011, 0.3, 0.4, 0.5))))
+    other = dict(zip(TASKS, map(with_p, (0.7, 0.6, 0.8, 0.9))))
+    records = shifted_by({"macular_wo_lang_adv": of, "macular_wo_task_adv": other})
+    pairs = [("macular", "macular_wo_lang_adv"), ("macular", "macular_wo_task_adv")]
+    effects = differences_by_task(records, *pairs[0])
+    alone, both = ([c.effect for c in compared(records, pairs[:n]).values()][:4] for n in (1, 2))
+    wanted = ["significant", *["not significant"] * 3]
+    assert effects["pawsx"].holm == pytest.approx(4 * 0.011)
+    assert [e.verdict for e in effects.values()] == [e.verdict for e in alone] == [e.verdict for e in both] == wanted
+    assert [row[-1] for row in ablation(records, *pairs).rows][:4] == wanted
+    assert "w/o language adversary: significant: PAWS-X +1.0; not significant: XNLI" in summarize(records, *pairs)
+    row = next(r for r in overview(records, TableOptions("macular")).rows if "language" in r[0])
+    assert [c.mark for c in row[1:5]] == ["↓", "", "", ""]
+    figure = forest({title(b): differences_by_task(records, a, b) for a, b in pairs})
+    filled = [[line.get_mfc() != "white" for line in ax.lines if line.get_marker() == "o"] for ax in figure.axes]
+    assert filled == [[True, False, False, False], [False] * 4]
+
+
+def test_the_detectable_difference_is_after_holm():
+    "One real difference among the four of a pair: found in 80 of 100 simulated studies"
+    rng, sd = np.random.default_rng(0), 2.0
+    noise = rng.normal(0, sd, (4, 5))
+    noise *= sd / noise.std(1, ddof=1, keepdims=True)  # each difference has this deviation
+    said = summarize(shifted_by({"macular_wo_lang_adv": dict(zip(TASKS, noise))}), ("macular", "macular_wo_lang_adv"))
+    points = float(re.search(r"Holm over 4: ([\d.]+) points", said)[1])
+    assert points == pytest.approx(detectable(5, sd, paired=True, tests=4), abs=0.05)
+    x = rng.normal(0, sd, (10_000, 4, 5))
+    x[:, 0] += points
+    power = np.mean([holm(p)[0] < 0.05 for p in stats.ttest_1samp(x, 0, axis=2).pvalue])
+    assert 0.79 < power < 0.83
+    assert points > 1.2 * detectable(5, sd, paired=True)
+
+
+@pytest.fixture(scope="module")
+def notebook():
+    "Names that the study's notebook defines, without its runs"
     cells = [c.source for c in nbformat.read(ROOT / "nbs" / "study.ipynb", 4).cells if c.cell_type == "code"]
-    names = {"plan": plan}
-    exec(next(c for c in cells if "first_tier" in c and "def jobs" in c), names)
+    names = {"common": {}}
+    for source in cells:
+        if source.startswith("import ") or "mini_tiers = " in source or "def " in source:
+            exec(source, names)
+    return names
+
+
+def test_the_studys_notebook_plans_what_is_recorded(notebook):
+    "Each recorded job is one of the plan's, and none of the plan's is missing from a whole seed"
     for seed in SEEDS:
-        tiers = names["first_tier"] | (names["second_tier"] if seed < 3 else {})
-        jobs = plan([grid | {"preset": "mini", "seed": seed} for grids in tiers.values() for grid in grids])
+        tiers = notebook["mini_tiers"][: 2 if seed < 3 else 1]
+        grids = [grid for tier in tiers for grids in tier.values() for grid in grids]
+        common = {"preset": "mini", "seed": seed, "selections": "last,averaged,all_dev_oracle"}
+        jobs = plan([grid | common for grid in grids])
         filled = Counter((j.method, j.task, j.backbone, j.alpha, j.max_train) for j in map(settle, jobs))
         assert filled.keys() == Counter(map(asked, SEEDS[seed])).keys(), f"seed {seed}"
+        by_parameters = Counter(map(notebook["of_record"], SEEDS[seed]))
+        assert by_parameters == Counter(map(notebook["of_job"], jobs)), "a job with a record would run again"

@@ -8,7 +8,7 @@ __all__ = ['SELECTED', 'SPREADS', 'LEVEL', 'Cell', 'Table', 'as_csv', 'title', '
 
 # %% ../../nbs/results/01_formats.ipynb #f0a11e03
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import wraps
 from inspect import Parameter, signature
 from io import BytesIO
@@ -200,10 +200,13 @@ class Effect:
     high: float
     p: float
     how: str  # what varies, in words
+    holm: float = field(default=np.nan, repr=False)  # p, Holm over the tests of a question; NaN: a single test
 
     @property
     def significant(self) -> bool:
-        "Return whether zero is outside the interval: a single test, not corrected"
+        "Return whether the corrected p-value is below 5 %; of a single test, whether zero is outside the interval"
+        if not np.isnan(self.holm):
+            return bool(self.holm < 1 - LEVEL)
         return bool(self.low > 0 or self.high < 0)
 
     @property
@@ -345,8 +348,7 @@ def _headline(
     cost: str,
 ) -> str:
     "Return the result of a run in two sentences"
-    source, *others = scores
-    words = MEASURES[measure]
+    (source, *others), words = scores, MEASURES[measure]
     if not others:
         width = _half_widths(predictions, measure)[source]
         return f"{scores[source]:.1f} % {words} in {source} (± {width:.1f} over test items, 95 %). {cost}"

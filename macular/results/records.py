@@ -22,11 +22,11 @@ from ..core import escape_markdown, key, resolve, table
 from ..data.tasks import MEASURES, item_shares, scored
 from ..exceptions import DataError, StorageError, unknown
 from ..store import read_json, write_bytes
-from ..train.config import _OF_NO_RECORD, Job, check, fill
+from ..train.config import _LATER, _OF_NO_RECORD, WORDS, Job, check, fill
 from ..train.methods import methods
 
 # %% ../../nbs/results/03_records.ipynb #cf180d35
-SELECTIONS = ("en_dev", "last", "averaged", "all_dev_oracle")
+SELECTIONS = ("en_dev", *WORDS["selections"])
 
 # %% ../../nbs/results/03_records.ipynb #893fe478
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,7 @@ class Record:
     algorithm: int | None = None  # `ALGORITHM` of `macular.train.resolve` when it was made
     parameters: dict = field(default_factory=dict)  # the job's, with defaults filled in
     dev: tuple = ()  # percent on the source language's dev examples, by round
-    # seconds (method -> training), scoring (seconds), encoders (passes a text), device
+    # steps, forwards and seconds (method -> training), scoring (seconds), encoders (passes a text), device
     cost: dict = field(default_factory=dict)
     notes: tuple = ()
     tags: dict = field(default_factory=dict)  # other differences between records: dictionary="shuffled"
@@ -84,7 +84,8 @@ class Record:
         if selection in (found := getattr(self, self.measure)):
             return found[selection]
         what, there = MEASURES[self.measure], ", ".join(found) or "accuracies; read the run, which holds predictions"
-        raise DataError(f"record of '{self.method}' on {self.task} has no {what} '{selection}', only {there}")
+        more = "" if selection in self.accuracy else f". The same job with selections={selection} scores it"
+        raise DataError(f"record of '{self.method}' on {self.task} has no {what} '{selection}', only {there}{more}")
 
     def shares(self, lang: str) -> np.ndarray:  # (items,) percent
         "Return what each item contributes to the measure of a language: the mean is the measure"
@@ -240,16 +241,16 @@ def _unnumbered(name):
 
 # %% ../../nbs/results/03_records.ipynb #d86ac666
 def _cost(folder, result):
-    "Seconds, encoders a text and the device of a run, as far as they are known"
-    method, seconds = result["config"]["method"], {}
+    "Steps, forward passes and seconds of the trainings, encoders a text and the device, as far as they are known"
+    method, trained = result["config"]["method"], {"steps": {}, "forwards": {}, "seconds": {}}
     for name, t in result["trainings"].items():
         path = folder.parent / "trainings" / t["key"] / "environment.json"
-        known = read_json(path).get("seconds") if path.exists() else None
-        if known is not None:
-            seconds[name] = known
+        known = read_json(path) if path.exists() else {}
+        for what, of in trained.items():
+            of |= {name: known[what]} if what in known else {}
     environment = read_json(folder / "environment.json") if (folder / "environment.json").exists() else {}
     found = {
-        "seconds": seconds,
+        **trained,
         "scoring": environment.get("seconds to score"),
         "device": environment.get("device"),
         "encoders": (1 + methods[method].frozen) * methods[method].ensemble if method in methods else None,
@@ -273,14 +274,13 @@ def record(folder, **tags) -> Record:
 
     folder = resolve(folder)
     result = read_json(folder / "result.json")
-    config = dict(result["config"])
+    config = {name: value for name, value in result["config"].items() if name != "selections"}  # `accuracy` holds them
     task = config["task"]
     fields_of_job = {name: config.pop(name) for name in ("method", "task", "seed", "backbone", "preset")}
     found = marked(pd.read_parquet(folder / "predictions.parquet"))
     selections = {s: v["accuracy"][task] for s, v in result.get("selections", {}).items()}
     found["accuracy"] = selections | found["accuracy"]
     found["macro_f1"] = result.get("macro_f1", {}) | found["macro_f1"]
-    last = stages_of(result)[-1]
     return Record(
         **found,
         **fields_of_job,
@@ -288,7 +288,7 @@ def record(folder, **tags) -> Record:
         trainings={name: t["key"] for name, t in result["trainings"].items()},
         algorithm=result.get("algorithm"),
         parameters=config,
-        dev=tuple(d[task] for d in last.get("dev", ()) if d),
+        dev=tuple(d[task] for d in stages_of(result)[-1].get("dev", ()) if d),
         cost=_cost(folder, result),
         notes=tuple(result["notes"]),
         tags=tags,
@@ -330,9 +330,10 @@ def folder_of(
     wanted = json.loads(json.dumps(asdict(fill(job))))
     for name in (*_OF_NO_RECORD, *(["precision"] if wanted["precision"] == "auto" else [])):  # the machine chose it
         del wanted[name]
+    usual = {name: wanted[name] for name in _LATER if getattr(job, name) == getattr(Job, name)}
     done = [path.parent for path in resolve(job.out).glob("*/result.json")]
     for folder in sorted(done, key=_asked, reverse=True):
-        if wanted.items() <= parameters_of(folder).items():
+        if wanted.items() <= (usual | parameters_of(folder)).items():
             return folder
     raise StorageError(f"the job left no result in {job.out}")
 

@@ -37,19 +37,23 @@ def detectable(
     sd: float,  # over seeds, points; paired: of the differences
     power: float = 0.8,
     paired: bool = False,
+    tests: int = 1,  # of one question, with Holm's correction
 ) -> float:  # points
-    "Minimum detectable difference at a given power (t test, two-sided)"
+    "Minimum detectable difference at a given power (t test, two-sided), after Holm's correction"
     from statsmodels.stats.power import TTestIndPower, TTestPower
 
-    if seeds < 2 or not sd > 0:
-        raise ParameterError(f"{seeds} seeds with a deviation of {sd}: two seeds and a deviation above 0 are needed")
-    wanted = {"alpha": 1 - LEVEL, "power": power}
+    if seeds < 2 or not sd > 0 or tests < 1:
+        raise ParameterError(
+            f"{seeds} seeds with a deviation of {sd} and {tests} tests: "
+            "two seeds, a deviation above 0 and one test are needed"
+        )
+    # one side at half the level: scipy's non-central t is NaN in places of the other side, which adds less than 0.1 %
+    wanted = {"alpha": (1 - LEVEL) / tests / 2, "power": power, "alternative": "larger"}
     if paired:
         found = TTestPower().solve_power(nobs=seeds, **wanted)
     else:
         found = TTestIndPower().solve_power(nobs1=seeds, **wanted)
-    # the power is even in the difference: for some numbers of seeds the negative root is found
-    return float(sd * np.abs(found).item())
+    return float(sd * np.asarray(found).item())
 
 # %% ../../nbs/results/06_simulate.ipynb #d43ed99a
 def seeds_needed(
@@ -57,13 +61,14 @@ def seeds_needed(
     sd: float,
     power: float = 0.8,
     paired: bool = False,
+    tests: int = 1,
 ) -> int:  # on each side
     "Smallest number of seeds with which a difference is detectable"
     if not points > 0 or not sd > 0:
         raise ParameterError(f"a difference of {points} with a deviation of {sd}: both must be above 0")
 
     def enough(seeds):
-        return detectable(seeds, sd, power, paired) <= points
+        return detectable(seeds, sd, power, paired, tests) <= points
 
     high = 2
     while not enough(high):

@@ -6,6 +6,7 @@
 __all__ = ['rows_of', 'TableOptions', 'languages', 'overview', 'selections', 'beside_paper']
 
 # %% ../../nbs/results/07_tables.ipynb #23f32e2d
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -14,7 +15,7 @@ import numpy as np
 from ..core import key
 from ..data.tasks import tasks
 from ..exceptions import ParameterError, unknown
-from .formats import LEVEL, SELECTED, Cell, Table, by_task, caption, duration, listed, title
+from .formats import LEVEL, SELECTED, Cell, Table, by_task, caption, listed, title
 from .paper import average, paper, published, sources
 from .records import SELECTIONS, Record
 from .statistics import common, design, difference, holm, summary
@@ -160,26 +161,26 @@ def _family(own, base, columns, view):
     return cells
 
 # %% ../../nbs/results/07_tables.ipynb #485f52e9
-_COSTS = ("seeds", "training", "encoders")
+_COSTS = ("seeds", "steps", "forward passes", "encoders")
+_COUNTED = "Steps and forward passes: all trainings of a seed, a shared stage 1 once; a trained text counts as three"
+
+
+def _trained(records, what):
+    "Return the largest sum of a count over the distinct trainings of a seed, as a text; empty where one is unknown"
+    by_seed = {}
+    for r in records:
+        found = by_seed.setdefault(r.seed, {})
+        found |= {key: r.cost.get(what, {}).get(name) for name, key in r.trainings.items()}
+    known = [sum(counts.values()) for counts in by_seed.values() if counts and None not in counts.values()]
+    return f"{max(known):,}" if known else ""
 
 
 def _cost(records: Iterable[Record]) -> list[str]:
-    "Return number of seeds, training time (median over seeds, mean over tasks) and encoders a text"
-    by_task = {}
-    for r in records:
-        by_task.setdefault(r.task, []).append(r)
-    counts = sorted({len(found) for found in by_task.values()})
-    seconds, encoders = [], set()
-    for found in by_task.values():
-        encoders |= {r.cost["encoders"] for r in found if r.cost.get("encoders")}
-        # leave out runs whose times do not cover all of their trainings
-        times = [
-            r.cost["seconds"] for r in found if r.cost.get("seconds") and set(r.cost["seconds"]) >= set(r.trainings)
-        ]
-        if times:
-            seconds.append(np.median([sum(t.values()) for t in times]))
+    "Return number of seeds, steps and forward passes of a seed's trainings, and encoders a text"
+    counts = sorted(Counter(r.task for r in records).values())
+    encoders = sorted({r.cost["encoders"] for r in records if r.cost.get("encoders")})
     seeds = "–".join(map(str, dict.fromkeys([counts[0], counts[-1]])))
-    return [seeds, duration(np.mean(seconds)) if seconds else "", ", ".join(map(str, sorted(encoders)))]
+    return [seeds, *(_trained(records, what) for what in ("steps", "forwards")), ", ".join(map(str, encoders))]
 
 # %% ../../nbs/results/07_tables.ipynb #5e3f928f
 def _notes(rows, view):
@@ -257,7 +258,8 @@ def _table(rows, families, view):
     columns = ("method", *names, *_COSTS)
     if not _other_tests(r for own in rows.values() for r in own):
         lines = _with_best(lines, range(1, len(names) + 1))
-    return Table(columns, lines, caption(rows, view), _notes(rows, view))
+    counted = f" {_COUNTED}." if any(line[-2] for line in lines) else ""
+    return Table(columns, lines, caption(rows, view) + counted, _notes(rows, view))
 
 # %% ../../nbs/results/07_tables.ipynb #ac0c65b8
 def languages(
@@ -295,8 +297,12 @@ def selections(
     view: TableOptions = TableOptions(),
 ) -> Table:
     "Methods and tasks by the way the round was selected"
+    records = list(records)
     rows = rows_of(records, view.rows)
-    lines = []
+    lines, notes = [], _notes(rows, view)
+    if missing := [s for s in SELECTIONS if not any(s in r.accuracy for r in records)]:
+        asked = f"the same jobs with selections={','.join(missing)} score {'them' if missing[1:] else 'it'}"
+        notes = (*notes, f"Not scored: {', '.join(missing)}; {asked}.")
     for name, task, own in by_task(rows):
         line = [name, task]
         for s in SELECTIONS:
@@ -305,18 +311,29 @@ def selections(
         lines.append(line)
     every = "; ".join(f"{s}: {words}" for s, words in SELECTED.items())
     columns = ("method", "task", *SELECTIONS)
-    return Table(columns, lines, caption(rows, view, selected=every, closing=""), _notes(rows, view))
+    return Table(columns, lines, caption(rows, view, selected=every, closing=""), notes)
 
 # %% ../../nbs/results/07_tables.ipynb #d57459a0
 def _theirs(method, task, langs, backbone):
-    "Return the paper's mean over languages (None where it has none), and the source of the number"
+    "Return the paper's number over languages as printed, the mean of its cells (None where it has none), the source"
     found = published(method, task, backbone)
     cells = [c for name, cells in paper.items() if name != "table1" for c in cells]
     source = next((c.source for c in cells if (c.method, c.task, c.backbone) == (method, task, backbone)), "")
-    if set(langs) <= set(found):
-        return average(found, langs), source
-    whole = task in tasks and set(langs) == {tasks[task].source_lang, *tasks[task].langs}
-    return (found["avg"], source) if set(found) == {"avg"} and whole else (None, source)
+    computed = average(found, langs) if set(langs) <= set(found) else None
+    if len(langs) == 1:
+        return computed, computed, source
+    every = {tasks[task].source_lang, *tasks[task].langs} if task in tasks else None
+    whole = found.keys() - {"avg"} or every
+    return found.get("avg") if set(langs) == whole else None, computed, source
+
+
+def _as_printed(printed, computed, form):
+    "Return the number that is shown, and what is to be said where the mean of the cells is another, or none is printed"
+    if printed is None:
+        return computed, "" if computed is None else "no mean is printed over these languages, it is that of the cells"
+    if computed is None or round(computed, 1) == round(printed, 1):
+        return printed, ""
+    return printed, f"{printed:{form}1f} as printed, {computed:{form}2f} from the cells"
 
 # %% ../../nbs/results/07_tables.ipynb #0dcc216f
 def _mini_base(rows, view):
@@ -330,21 +347,24 @@ def _mini_base(rows, view):
 
 # %% ../../nbs/results/07_tables.ipynb #434d1f72
 def _beside(own, base, part, choice):
-    "Return the paper's cell, ours and the source: means, or differences from `base`"
+    "Return the paper's cell, ours, the source and what is to be said of the mean: of means, or differences from `base`"
     selection, backbone = choice
-    value, source = _theirs(own[0].method, own[0].task, part, backbone)
+    *values, source = _theirs(own[0].method, own[0].task, part, backbone)
     if own[0].measure != "accuracy":
-        value, source = None, ""  # the paper prints accuracies
+        values, source = [None, None], ""  # the paper prints accuracies
     if base is None:
         ours = summary(own, part, selection)
+        value, said = _as_printed(*values, form=".")
         theirs = "not printed" if value is None else Cell(value, note="" if source == "own" else source)
-        return theirs, Cell(ours.mean, ours.half), source
+        return theirs, Cell(ours.mean, ours.half), source, said
     if own == base:
-        return "reference", "reference", source
-    less, _ = _theirs(base[0].method, own[0].task, part, backbone)
+        return "reference", "reference", source, ""
+    less = _theirs(base[0].method, own[0].task, part, backbone)[:2]
+    gaps = [None if None in both else both[0] - both[1] for both in zip(values, less, strict=True)]
+    value, said = _as_printed(*gaps, form="+.")
     effect = difference(own, base, part, selection)
-    theirs = "not printed" if None in (value, less) else Cell(value - less, form="+.1f")
-    return theirs, Cell(effect.points, (effect.high - effect.low) / 2, form="+.1f"), source
+    theirs = "not printed" if value is None else Cell(value, form="+.1f")
+    return theirs, Cell(effect.points, (effect.high - effect.low) / 2, form="+.1f"), source, said
 
 # %% ../../nbs/results/07_tables.ipynb #8f29dc6d
 def beside_paper(
@@ -358,12 +378,13 @@ def beside_paper(
         raise ParameterError(unknown("by", by, ("task", "language")))
     rows = rows_of(records, view.rows)
     base = _mini_base(rows, view)
-    lines, used = [], set()
+    lines, used, means = [], set(), []
     for name, task, own in by_task(rows):
         langs = view.over(own)
         for part in [(x,) for x in langs] if by == "language" else [langs]:
-            theirs, ours, source = _beside(own, base.get(task), part, (view.selection, backbone))
+            theirs, ours, source, said = _beside(own, base.get(task), part, (view.selection, backbone))
             used.add(source)
+            means += [f"{name} on {task}: {said}"] if said else []
             gap = Cell(ours.value - theirs.value, form="+.1f") if isinstance(theirs, Cell) else ""
             lines.append([name, task, part[0] if by == "language" else str(len(part)), theirs, ours, gap])
     columns = ("method", "task", "language" if by == "language" else "languages", "paper", "ours", "difference")
@@ -373,4 +394,5 @@ def beside_paper(
         closing += f". Paper and ours are differences from {less}, because the paper's levels are of real data"
     shown = caption(rows, replace(view, spread="interval", against=""), closing=closing)
     marks = [f"{s}: {sources[s]}" for s in sources if s in used and s != "own"]
+    marks += [f"The paper's means. {'; '.join(means)}."] if means else []
     return Table(columns, lines, shown, (*marks, *_notes(rows, view)))
