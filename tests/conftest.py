@@ -108,7 +108,9 @@ SLOW_FIXTURES = {
 
 
 # the files that take longest, in this order, so that two workers end at the same time; the others follow by name
-LONGEST = "browser resume load jobs papermill model distill trainer mini site phases switch packing run".split()
+LONGEST = (
+    "browser resume load papermill jobs extend model distill mini trainer real80 site bench phases switch run".split()
+)
 
 
 def pytest_configure(config):

@@ -46,7 +46,7 @@ TORCH_FREE = {
     "results.records",
     "results.predictions",
     "results.statistics",
-    "results.simulate",
+    "results.diagnostics",
     "results.tables",
     "results.compare",
     "jobs.plan",

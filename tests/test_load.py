@@ -64,13 +64,13 @@ def resident():
 
 
 def train_long():
-    """Macular without the consistency training for 750 steps, watched as a notebook does, then 300 more with every
+    """Macular without the consistency training for 1,500 steps, watched as a notebook does, then 300 more with every
     loss kept"""
     from macular.results.figures import Live
     from macular.train.methods import methods
 
     row, numbers, kept = methods["macular_nots"], toy.recipe(rounds=5), []
-    built = toy.made(row, toy.for_row(row, n=67, dropout=0.1), numbers, double=False)
+    built = toy.made(row, toy.for_row(row, n=134, dropout=0.1), numbers, double=False)
     steps = 5 * sum(p.passes * p.steps for p in built.phases)
 
     def keeping(loss):
@@ -96,7 +96,7 @@ def train_long():
 
         def look(line):
             live("step", line | {"of": steps})
-            if line["step"] % 10 == 0:
+            if line["step"] % 25 == 0:
                 marks.append((line["step"], resident()))
 
         toy.fit(phases, toy.Loop(rounds, 3), folder=folder, on_step=look)
@@ -106,7 +106,7 @@ def train_long():
     with tempfile.TemporaryDirectory() as folder:
         measured(built.phases, 1)  # what is made once is made
     gc.freeze()  # what the imports made is not looked at again
-    for rounds, wrap in ((5, lambda loss: loss), (2, keeping)):
+    for rounds, wrap in ((5, lambda loss: loss), (1, keeping)):
         with tempfile.TemporaryDirectory() as folder:
             marks.append(measured([replace(p, loss=wrap(p.loss)) for p in built.phases], rounds))
             sizes = [len(line) + 1 for line in (Path(folder) / "history.jsonl").read_bytes().splitlines()]
@@ -135,7 +135,7 @@ def trained():
 
 
 def test_memory_does_not_grow_with_steps(trained):
-    assert trained["clean"][-1][0] >= 740 and slope(trained["clean"]) < 2000
+    assert trained["clean"][-1][0] >= 1500 and slope(trained["clean"]) < 2000
 
 
 def test_negative_control_a_kept_loss_keeps_its_graph(trained):
@@ -191,7 +191,7 @@ def test_100_thousand_rows_are_read_and_switched_in_little_memory(tmp_path):
     found, peak = fresh(READ_AND_SWITCH, folder=str(tmp_path))
     assert found["rows"] == ROWS and found["pairs"] == [ROWS, ROWS] and found["way"] == "ChunkEncoder"
     assert found["different"] > 3000 and 0.3 < found["rates"]["realised"] < 0.6
-    assert 25 < peak - found["before"] < 375
+    assert 100 < peak - found["before"] < 600
 
 
 # ------------------------------------------------------------------ a history of many steps
@@ -236,8 +236,8 @@ def allocated():
         tracemalloc.stop()
 
 
-def test_300_thousand_steps_are_read_in_little_memory(tmp_path, monkeypatch):
-    n = 300_000
+def test_150_thousand_steps_are_read_in_little_memory(tmp_path, monkeypatch):
+    n = 150_000
     folder = write_history(tmp_path / "long", n)
     with allocated() as held:
         steps, rounds = history(folder), rounds_of(folder)
@@ -250,7 +250,7 @@ def test_300_thousand_steps_are_read_in_little_memory(tmp_path, monkeypatch):
     short = write_history(tmp_path / "short", 100_000)
     with allocated() as held:
         assert len(history(short)) == 100_000
-    assert held.peak > 60, "the control: all steps of a third of it take more"
+    assert held.peak > 60, "the control: all steps of two thirds of it take more"
 
 
 def test_a_short_history_is_read_whole(tmp_path):
@@ -283,7 +283,7 @@ def run(job, watch):
     watch("start", facts | dict(folder=Path("x"), steps=20_000, phases=[("net", 20_000)], rows={}, notes=[]))
     for step in range(1, 20_001): watch("step", dict(step=step, of=20_000, round=1, phase="net", batch=step, loss=1 / step, task=1 / step, lang_adv=1 / step))
     watch("round", facts | dict(round=1, dev={"pawsx": 50.0}))
-    for t in result.values["trainings"].values(): write_history(result.folder.parent / "trainings" / t["key"], 100_000)
+    for t in result.values["trainings"].values(): write_history(result.folder.parent / "trainings" / t["key"], 50_000)
     return result
 
 macular.train.run.run = run
@@ -318,7 +318,7 @@ def long_report(tmp_path_factory):
 
 
 def test_the_report_of_a_long_training_is_small(long_report):
-    "20,000 steps told to the panel of the job's notebook and 100,000 of each training drawn in its figures"
+    "20,000 steps told to the panel of the job's notebook and 50,000 of each training drawn in its figures"
     assert 50_000 < long_report.stat().st_size < 5_000_000
     cells = [c for c in nbformat.read(long_report, 4).cells if c.cell_type == "code"]
     assert sum("image/png" in o.get("data", {}) for c in cells for o in c.outputs) == 3, (

@@ -144,7 +144,7 @@ def test_the_four_rows_that_others_come_from():
         and not CodeSwitch().redraw
         and (CodeSwitch().word, CodeSwitch().sentence) == (0.5, 1.0)
     )
-    assert vars(Readings()) == {"kl_s": "symmetric", "e": "head_input", "start": "pretrained"}
+    assert vars(Readings()) == {"kl_s": "symmetric", "e": "auto", "start": "pretrained"}
     assert set(PAPER) == set(methods)
 
 

@@ -305,7 +305,7 @@ def what(name, world):
 
 @pytest.mark.slow
 def test_unrelated_tasks_are_about_different_things():
-    apart, together = ({name: what(name, Mini(train=800, related=r)) for name in TASKS} for r in (0.0, 1.0))
+    apart, together = ({name: what(name, Mini(train=400, related=r)) for name in TASKS} for r in (0.0, 1.0))
     for a, b in combinations(TASKS, 2):
         assert not apart[a] & apart[b] and len(together[a] & together[b]) > len(together[a]) / 4
     assert all(len(found) >= 10 for found in apart.values())

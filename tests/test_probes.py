@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from macular.exceptions import DataError, ParameterError
 from macular.jobs.engines import compute
 from macular.jobs.rerun import encode_with_run, reopen
-from macular.results.probes import cka, held_out, probe, proxy_a_distance
+from macular.results.diagnostics import cka, held_out, probe, proxy_a_distance
 from macular.train.config import check
 
 

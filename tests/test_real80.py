@@ -23,9 +23,8 @@ from macular.data.sources import Folder
 from macular.data.tasks import DevSplit, load, scored_half, tasks
 from macular.exceptions import DataError, NumericError, ParameterError, SetupError
 from macular.jobs.plan import plan
-from macular.results.probes import _mean_above, majority_check
+from macular.results.diagnostics import _mean_above, majority_check, simulate
 from macular.results.records import Record, from_lines, record
-from macular.results.simulate import simulate
 from macular.results.tables import languages
 from macular.train.config import Job
 from macular.train.resolve import ALGORITHM

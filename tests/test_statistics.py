@@ -16,9 +16,9 @@ from statsmodels.stats.multitest import multipletests
 from macular.data.tasks import Task, item_shares, scored
 from macular.exceptions import DataError, ParameterError
 from macular.results.compare import compare
+from macular.results.diagnostics import Noise, _expected, detectable, deviation, seeds_needed, simulate
 from macular.results.formats import Effect
 from macular.results.records import Record, from_dict, from_lines, marked
-from macular.results.simulate import Noise, _expected, detectable, deviation, seeds_needed, simulate
 from macular.results.statistics import (
     _randomisation,
     by_language,

@@ -12,9 +12,9 @@ from scipy import stats
 
 from macular.jobs.plan import plan
 from macular.results.compare import _USUAL, ablation, compared, differences_by_task, forest, sides, study, summarize
+from macular.results.diagnostics import detectable
 from macular.results.formats import title
 from macular.results.records import from_lines
-from macular.results.simulate import detectable
 from macular.results.statistics import holm
 from macular.results.tables import TableOptions, overview
 from macular.train.config import check

@@ -16,10 +16,10 @@ from scipy import stats
 from macular.cli import main
 from macular.exceptions import DataError, ParameterError
 from macular.results.compare import checklist, compare
+from macular.results.diagnostics import simulate
 from macular.results.formats import Cell, Table, _harmless, _tex, as_csv, caption, duration
 from macular.results.paper import published
 from macular.results.records import Record, from_lines, save
-from macular.results.simulate import simulate
 from macular.results.statistics import difference, select
 from macular.results.tables import TableOptions, _cost, beside_paper, languages, overview, rows_of, selections
 

@@ -310,7 +310,8 @@ def texts_of(
     examples,  # datasets.Dataset
 ) -> list:  # one or two lists of texts
     "Return the texts of examples, field by field"
-    return [examples[column][:] for column in TEXTS if column in examples.column_names]
+    columns = examples[:]
+    return [columns[column] for column in TEXTS if column in columns]
 
 
 def as_dataset(

@@ -139,7 +139,7 @@ class Batches(Sequence):
         "Return the ids of the examples of a batch, by task"
         return self.names(self.rows[i])
 
-
+# %% ../../nbs/text/02_batches.ipynb #822a09a1
 @dataclass(frozen=True)
 class Examples:
     "Labelled examples of one or several tasks: their views, labels and task numbers"
@@ -215,6 +215,7 @@ class _Layout:
     text: Tensor  # (T,) number of each token's text, without the fillers
 
 
+# %% ../../nbs/text/02_batches.ipynb #d955934e
 def _groups(
     lengths: np.ndarray,  # (B,) ascending
     most: int,  # maximum number of groups
@@ -320,7 +321,7 @@ def _attend(
     seen = [_attend_group(group, part, window, **settings) for group, part in zip(groups, parts, strict=True)]
     return torch.cat(seen).view(*query.transpose(1, 2).shape[:3], -1), None
 
-
+# %% ../../nbs/text/02_batches.ipynb #aaf5a325
 def _mask(attention_mask=None, **options):
     "Return the stock mask of a padded batch; None for a packed sequence"
     from transformers.masking_utils import sdpa_mask

@@ -207,8 +207,7 @@ def _make(training: Training, dev: dict, watch: Callable):
     environment_file = training.folder / "environment.json"
     tasks = [t.name for t in training.material.tasks]
     about = {"row": training.method.name, "title": training.method.title, "tasks": tasks, "steps": steps}
-    about["forwards"] = built.forwards
-    before = environment(training.material.accelerator) | about
+    before = environment(training.material.accelerator) | about | {"forwards": built.forwards}
     write_json(environment_file, before)
     rounds = fit(
         built.phases,
