@@ -167,20 +167,26 @@ def number(
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
+def _wrap(bits):
+    "Keep the lowest 64 bits of a Python integer, as an array of uint64 does by itself"
+    return bits & (2**64 - 1) if isinstance(bits, int) else bits
+
+
 def mix(
     *counters,  # integers, strings or arrays of integers, broadcast against each other
 ) -> np.ndarray:  # 64 random bits each, as uint64
     "Compute random bits as a pure function of the counters and their order"
-    bits = np.zeros((), np.uint64)
+    bits = 0  # an integer, which is faster than an array, until the first array of counters
     with np.errstate(over="ignore"):
         for counter in counters:
             counter = number(counter) if isinstance(counter, str) else counter
+            counter = counter if isinstance(counter, int) else np.asarray(counter).astype(np.uint64)
             # each counter advances the state by the golden ratio; three rounds of xor-shift and multiply mix it
-            bits = bits + np.asarray(counter).astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-            bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            bits = bits ^ (bits >> np.uint64(31))
-    return bits
+            bits = _wrap(bits + counter + 0x9E3779B97F4A7C15)
+            bits = _wrap((bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9)
+            bits = _wrap((bits ^ (bits >> 27)) * 0x94D049BB133111EB)
+            bits = bits ^ (bits >> 31)
+    return np.uint64(bits) if isinstance(bits, int) else bits
 
 
 def uniform(

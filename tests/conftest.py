@@ -97,11 +97,12 @@ SLOW_FIXTURES = {
     "wheel",
     "finished",  # a job that is trained
     "legs",
+    "elsewhere",  # a job in a process of its own
     "run_folder",
     "once",
     "done",
     "cluster",  # Ray
-    "mbert",  # 100,000 sentences
+    "mbert",  # 30,000 sentences
     "shared",  # real data
 }
 

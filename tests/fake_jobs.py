@@ -7,8 +7,16 @@ import time
 
 from macular.core import resolve
 from macular.exceptions import DataError, ParameterError
+from macular.jobs.plan import plan
 from macular.store import append, lock, read_lines, write_json
 from macular.train.resolve import identity, place
+
+TINY = {"task": "pawsx", "method": "finetune", "preset": "mini", "max_train": 64, "rounds": 1, "langs": ["de"]}
+
+
+def many(out, n, **more):
+    "Plan small jobs of n seeds"
+    return plan(TINY | {"seed": range(n), "out": str(out)} | more)
 
 
 def result(job):

@@ -836,6 +836,7 @@ def case(row):
 
 
 @pytest.mark.parametrize("row", DATA + DICTIONARIES, ids=case)
+@pytest.mark.quick_cases(30)
 def test_a_file(outcome, row):
     _, changes, expected, words = row
     given = {name[1:]: value for name, value in changes.items() if name.startswith("@")}

@@ -50,6 +50,9 @@ def lab(tmp_path_factory):
     "JupyterLab on a copy of the project, with nobody's own settings"
     folder = tmp_path_factory.mktemp("lab")
     project, port, token = copy_project(folder / "macular"), free_port(), secrets.token_hex(16)
+    tour = project / "nbs" / "start.ipynb"
+    assert "ROWS, ROUNDS = 300, 2" in tour.read_text()  # `nbdev_test` runs the tour as it is
+    tour.write_text(tour.read_text().replace("ROWS, ROUNDS = 300, 2", "ROWS, ROUNDS = 200, 1"))
     own = {
         f"{name}_DIR": str(folder / name.lower())
         for name in (

@@ -21,9 +21,9 @@ from macular.arguments import _jobs_table, complete, engine, explained
 from macular.cli import app, main
 from macular.data.tasks import tasks
 from macular.exceptions import DataError, NumericError, ParameterError, SetupError
-from macular.jobs.plan import plan, state
+from macular.jobs.plan import plan
 from macular.store import write_json
-from macular.train.config import Job, check
+from macular.train.config import Job
 from macular.train.methods import methods
 
 TINY = ["task=pawsx", "method=finetune", "preset=mini", "max_train=64", "rounds=1", "langs=de"]
@@ -143,13 +143,13 @@ def test_names_and_values_are_completed():
     assert set(complete_after("task=")) == {f"task={name}" for name in tasks}
     assert complete_after("task=xnli,qa", "seed=0,1") == ["task=xnli,qam", "task=xnli,qadsm"]
     assert complete_after("method=cosda") == ["method=cosda_ml", "method=cosda_ml_x2"]
-    assert complete_after("preset=") == ["preset=auto", "preset=mini", "preset=quick", "preset=paper"]
+    assert complete_after("preset=") == ["preset=auto", "preset=mini", "preset=quick", "preset=real", "preset=paper"]
     assert complete_after("seed=1") == complete_after("nothing=") == []
 
 
 def test_values_are_completed_in_bash_which_divides_words_at_the_sign():
     assert complete_after("cosda", "seed=0", "method", "=") == ["cosda_ml", "cosda_ml_x2"]
-    assert complete_after("", "preset") == ["auto", "mini", "quick", "paper"]
+    assert complete_after("", "preset") == ["auto", "mini", "quick", "real", "paper"]
     for words, number, wanted in (
         ("macular train method = cosda", 4, "cosda_ml"),
         ("macular train preset =", 3, "quick"),
@@ -482,54 +482,3 @@ def test_a_students_rival_is_looked_up_before_it_is_trained(monkeypatch, capsys)
         main(["distill", "teacher", "--plain", "typo"]) == 3
         and "there is no finished run in typo" in capsys.readouterr().err
     )
-
-
-@pytest.mark.slow
-def test_slurms_form_does_one_job(tmp_path, capsys):
-    "The script of the notebook, with the variables an array sets"
-    import nbformat
-
-    cells = [
-        c.source
-        for c in nbformat.read(ROOT / "nbs" / "howto" / "cluster.ipynb", 4).cells
-        if c.source.startswith('script = """')
-    ]
-    names = {}
-    exec(cells[0].replace("print(script)", ""), names)
-    (tmp_path / "job.sh").write_text(names["script"])
-    (tmp_path / "plan.csv").write_text(
-        "task,method,preset,max_train,rounds,langs,seed,out\n"
-        + "".join(f"pawsx,finetune,mini,64,1,de,{seed},{tmp_path}\n" for seed in (0, 1))
-    )
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        ["bash", str(tmp_path / "job.sh")],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=tmp_path,
-        env=os.environ
-        | {
-            "SLURM_ARRAY_TASK_ID": "2",
-            "SLURM_SUBMIT_DIR": str(ROOT),
-            "PLAN": str(tmp_path / "plan.csv"),
-            "PATH": path,
-            "PYTHONPATH": str(ROOT),
-        },
-    )
-    assert done.returncode == 0, done.stderr
-    assert [s["state"] for s in plan(tmp_path / "plan.csv").states] == ["waiting", "done"]
-    job = check(
-        {
-            "task": "pawsx",
-            "method": "finetune",
-            "preset": "mini",
-            "max_train": 64,
-            "rounds": 1,
-            "langs": "de",
-            "seed": 1,
-            "out": str(tmp_path),
-        }
-    )
-    assert main(["rerun", str(tmp_path / state(job)["folder"]), "--out", str(tmp_path / "again")]) == 0
-    assert "Equal" in capsys.readouterr().out

@@ -131,6 +131,7 @@ RETURNED = [
 
 
 @pytest.mark.parametrize("loss, said", RETURNED, ids=[said for _, said in RETURNED])
+@pytest.mark.slow
 def test_what_is_no_number_is_refused_at_the_first_step_by_name(own, tmp_path, loss, said):
     steps = []
     with pytest.raises(ParameterError, match="the term 'mine' returned") as e:
@@ -154,6 +155,7 @@ def test_an_error_inside_a_term_names_the_term(own):
     assert e.value.__notes__ == ["in the term 'mine'"]
 
 
+@pytest.mark.slow
 def test_a_parameter_with_a_default_is_a_setting_of_the_loss(own, tmp_path):
     def loss(logits, y, gamma=2.0):
         return gamma * logits.square().mean()

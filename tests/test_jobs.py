@@ -12,6 +12,7 @@ from pathlib import Path
 import fake_jobs
 import pytest
 from conftest import ROOT
+from fake_jobs import TINY, many
 
 from macular.exceptions import DataError, ParameterError, SetupError, StorageError
 from macular.jobs.engines import Processes, Ray, Sequential, attempt, sweep
@@ -24,11 +25,6 @@ from macular.train.config import check, fill
 from macular.train.resolve import identity, place
 
 TESTS = str(Path(__file__).parent)
-TINY = {"task": "pawsx", "method": "finetune", "preset": "mini", "max_train": 64, "rounds": 1, "langs": ["de"]}
-
-
-def many(out, n, **more):
-    return plan(TINY | {"seed": range(n), "out": str(out)} | more)
 
 
 def done_once(jobs, out):
@@ -426,8 +422,9 @@ def test_processes_do_not_retry_what_was_refused(tmp_path):
 SWEEP = """
 import sys
 sys.path.insert(0, {tests!r})
-from test_jobs import many, fake_jobs, sweep, Sequential, Processes
-if __name__ == "__main__": sweep(many({out!r}, {n}), {engine}, do=fake_jobs.wait)
+import fake_jobs
+from macular.jobs.engines import Processes, Sequential, sweep
+if __name__ == "__main__": sweep(fake_jobs.many({out!r}, {n}), {engine}, do=fake_jobs.wait)
 """
 
 
@@ -513,6 +510,7 @@ def test_a_script_without_a_guard_gets_that_sentence(tmp_path, last):
     assert "killed" not in done.stderr and not list(tmp_path.glob("runs/*"))
 
 
+@pytest.mark.slow
 def test_a_sweep_shows_a_line_a_job_and_the_time_left(tmp_path, monkeypatch, capsys):
     "From the file that each job writes; a job that is still running at the end is said to be saved"
     import macular.process as process

@@ -32,13 +32,14 @@ from transformers import (
 from macular.cli import main
 from macular.data.mini_world import Mini
 from macular.data.tasks import load
-from macular.deploy.card import _limits, _scores, _seeds_of, result_of, select_checkpoint
+from macular.deploy.card import _limits, _scores, _seeds_of, card, result_of, select_checkpoint
 from macular.deploy.distill import distill
 from macular.deploy.huggingface import MacularConfig, MacularForSequenceClassification, export, predict
 from macular.exceptions import DataError, ParameterError, StorageError
 from macular.store import read_json, verify, write_json
 from macular.text.batches import tokenize
 from macular.train.config import check
+from macular.train.methods import Readings, methods
 from macular.train.run import run
 
 pytestmark = pytest.mark.slow
@@ -84,6 +85,25 @@ def test_it_says_what_the_run_said(done, folder, method):
     assert np.abs(said[names].to_numpy() - now[names].to_numpy()).max() < 1e-5
     sure = (said[names[0]] - said[names[1]]).abs() > 1e-5
     assert sure.any() and (said["prediction"] == now["prediction"])[sure].all()
+
+
+@pytest.mark.parametrize("parent", ["finetune", "macular"])
+@pytest.mark.parametrize("e", ["cls", "mean"])
+def test_a_head_on_other_tokens_is_the_projects_class(done, folder, parent, e):
+    "No stock class reads them; the pipeline gives what the run gave"
+    name = f"{parent}_{e}"
+    if name not in methods:
+        methods.add(methods[parent].derive(name, readings=Readings(e=e)))
+    said, rows = predicted(done(name)), load("pawsx", "test", "de", WORLD).to_pandas()
+    now = predict(rows, folder(name))
+    names = [c for c in said if c.startswith("p_")]
+    assert np.abs(said[names].to_numpy() - now[names].to_numpy()).max() < 1e-5
+    model = AutoModelForSequenceClassification.from_pretrained(folder(name))
+    assert type(model) is MacularForSequenceClassification and model.config.e == e
+    assert (model.config.alpha, len(model.encoders)) == ((0.5, 2) if parent == "macular" else (None, 1))
+    text = (folder(name) / "README.md").read_text()
+    why = {"cls": "the first token", "mean": "the mean over tokens"}[e]
+    assert "needs the package `macular`" in text and ("two encoders" if parent == "macular" else why) in text
 
 
 @pytest.mark.parametrize("method", ONE_ENCODER)
@@ -581,9 +601,21 @@ def test_the_table_is_the_runs_with_wilsons_interval(done):
 
 
 def test_another_round_is_scored_as_such(done, folder):
-    said = done("finetune").values["selections"]["averaged"]["accuracy"]["pawsx"]["de"]
     text = (folder("finetune", selection="averaged") / "README.md").read_text()
+    assert "The run scored another round; the same job with selections=averaged scores this one." in text
+    assert "| de |" not in text
+    asked = done("finetune", selections="averaged,all_dev_oracle")
+    said = asked.values["selections"]["averaged"]["accuracy"]["pawsx"]["de"]
+    text = card(select_checkpoint(asked, selection="averaged"), "model")
     assert f"| de | 60 | {said:.1f} |" in text and "chosen by `averaged`" in text
+
+
+def test_the_oracle_needs_dev_scores(done):
+    asked = done("finetune", selections="averaged,all_dev_oracle")
+    oracle = asked.values["selections"]["all_dev_oracle"]["round"]
+    assert select_checkpoint(asked, selection="all_dev_oracle").round == oracle
+    with pytest.raises(ParameterError, match="the same job with selections=all_dev_oracle scores it"):
+        select_checkpoint(done("finetune"), selection="all_dev_oracle")
 
 
 def test_another_head_has_no_scores_of_the_runs_task(folder):

@@ -53,7 +53,7 @@ def results(out):
 
 
 def test_a_job_with_an_output_path(tmp_path):
-    done = shell(f"papermill nbs/train.ipynb {tmp_path}/report.ipynb {SMALL} -p out {tmp_path}/runs")
+    done = shell(f"papermill nbs/train.ipynb {tmp_path}/report.ipynb {SMALL} -p figures pdf -p out {tmp_path}/runs")
     assert done.returncode == 0, done.stderr[-2000:]
     [found] = results(tmp_path / "runs")
     result, text = json.loads(found.read_text()), printed(tmp_path / "report.ipynb")
@@ -65,22 +65,14 @@ def test_a_job_with_an_output_path(tmp_path):
     assert (
         "round 1: dev pawsx" in text and "| en |" in text and f"job       {tmp_path}/runs/{found.parent.name}" in text
     )
+    figures = {path.name: path.read_bytes()[:5] for path in (found.parent / "figures").iterdir()}
+    assert figures == dict.fromkeys(("languages.pdf", "confusion.pdf", "losses-finetune.pdf"), b"%PDF-")
     first = text.index("**Fine-tuning on PAWS-X:**")
     assert re.search(r"% accuracy in de \(95 % interval over test items: \d+\.\d to \d+\.\d;", text[first:])
     assert first < text.index("| en |") < text.index("preset `mini`, seed 0"), "the result first, the settings last"
     report = nbformat.read(tmp_path / "report.ipynb", 4)
     assert all(c.metadata.jupyter.source_hidden for c in report.cells[3:] if c.cell_type == "code")
     assert "widgets" not in report.metadata and report.metadata.papermill.parameters["max_train"] == 48
-
-
-def test_the_form_that_prints_the_notebook(tmp_path):
-    "From a folder below the root"
-    command = f"papermill ../nbs/train.ipynb {SMALL} -p out {tmp_path}/runs > {tmp_path}/report.ipynb"
-    done = shell(command, ROOT / "tests")
-    assert done.returncode == 0, done.stderr[-2000:]
-    [found] = results(tmp_path / "runs")
-    text = printed(tmp_path / "report.ipynb")
-    assert "round 1: dev pawsx" in text and f"job       {tmp_path}/runs/{found.parent.name}" in text
 
 
 def test_a_bad_parameter_stops_the_job_before_it_starts(tmp_path):
@@ -147,11 +139,14 @@ def test_a_test_of_the_notebook_trains_anew(monkeypatch):
     assert opened({})["job"].out == "runs"
 
 
-def test_in_test_of_a_users_shell_loses_no_result(tmp_path):
-    done = shell(f"IN_TEST=1 papermill {ROOT}/nbs/train.ipynb report.ipynb {SMALL}", tmp_path)
+def test_the_form_that_prints_the_notebook_and_in_test_of_a_users_shell(tmp_path):
+    "From a folder outside the project, by a relative path; the result is in the folder where it is looked for"
+    there = os.path.relpath(ROOT / "nbs" / "train.ipynb", tmp_path)
+    done = shell(f"IN_TEST=1 papermill {there} {SMALL} > report.ipynb", tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     [found] = results(tmp_path / "runs")
-    assert f"job       runs/{found.parent.name}" in printed(tmp_path / "report.ipynb")
+    text = printed(tmp_path / "report.ipynb")
+    assert "round 1: dev pawsx" in text and f"job       runs/{found.parent.name}" in text
 
 
 def test_the_command_line_prints_what_happens(tmp_path):

@@ -137,6 +137,7 @@ def test_zeroed_gradients_do_not_freeze():
         assert p.item() != before
 
 
+@pytest.mark.slow
 def test_the_discriminator_learns_what_can_be_told():
     "By Eq. 5, on features that carry the task's mark; by Eq. 6 it would unlearn it"
     D = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
@@ -288,6 +289,7 @@ def test_f_m_is_asked_again_where_switching_is_drawn_again():
     assert all((cached[k] - again[k]).abs().max() < 1e-12 for k in cached)
 
 
+@pytest.mark.slow
 def test_one_forward_for_all_views_changes_no_vector():
     row, numbers = methods["macular"], toy.recipe()
     for kind in toy.KINDS:
@@ -450,11 +452,13 @@ def test_alpha_is_linear():
 
 
 # ------------------------------------------------------------------ readings
+@pytest.mark.slow
 def test_readings_reach_the_net():
     numbers = toy.recipe()
     for readings, name in (
         (Readings(kl_s="as_printed"), "macular"),
         (Readings(e="cls"), "finetune"),
+        (Readings(e="mean"), "finetune"),
         (Readings(start="shared"), "macular"),
     ):
         row = methods[name]

@@ -260,7 +260,7 @@ def both(name, rounds=1, kind="bert", twist=AS_PRINTED, **changes):
 ROWS = ("finetune", "cosda_ml", "macular_nots", "macular")
 
 
-@pytest.mark.quick_cases(4)
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("name", ROWS)
 @pytest.mark.parametrize("rounds", [1, 2])
 def test_every_parameter_is_equal(name, rounds):

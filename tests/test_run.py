@@ -60,8 +60,7 @@ def test_a_job_leaves_its_record(finished):
     result, folder = finished.values, finished.folder
     assert result["status"] == "complete" and result["split"] == "test"
     assert set(result["accuracy"]) == {"pawsx"} and set(result["accuracy"]["pawsx"]) == {"en", "de"}
-    assert set(result["selections"]) == {"en_dev", "last", "averaged", "all_dev_oracle"}
-    assert result["selections"]["last"]["round"] == 2 and result["selections"]["averaged"]["round"] == "averaged"
+    assert set(result["selections"]) == {"en_dev"} and "selections" not in result["config"]
     assert result["accuracy"] == result["selections"]["en_dev"]["accuracy"]
     assert (
         0
@@ -79,6 +78,180 @@ def test_a_job_leaves_its_record(finished):
     for lang, value in result["accuracy"]["pawsx"].items():
         own = predictions[predictions["language"] == lang]
         assert value == pytest.approx(100 * (own["label"] == own["prediction"]).sum() / len(own), abs=1e-12)
+
+
+@pytest.fixture
+def scored_texts(monkeypatch):
+    "A function of no arguments that returns the number of texts that encoders scored since its last call"
+    from macular.model.modules import Encoder
+
+    forward, texts = Encoder.forward, []
+
+    def counting(self, views):
+        if not self.training:
+            texts.append(sum(len(view["lengths"]) for view in views))
+        return forward(self, views)
+
+    monkeypatch.setattr(Encoder, "forward", counting)
+
+    def since():
+        found = sum(texts)
+        texts.clear()
+        return found
+
+    return since
+
+
+def test_each_text_is_scored_once_with_the_same_weights(tmp_path, scored_texts):
+    dev, test, rounds, every = 40, 60, 2, "last,averaged,all_dev_oracle"  # texts of a language; two languages
+    job = dict(method="finetune", stage1="paper", seed=3)
+    plain = run(tmp_path, **job)
+    assert scored_texts() == rounds * dev + 2 * test  # English dev selects the round
+    asked = run(tmp_path, **job, selections=every)
+    chosen = {name: s["round"] for name, s in asked.values["selections"].items()}
+    assert list(chosen) == ["en_dev", *every.split(",")] and (chosen["last"], chosen["averaged"]) == (2, "averaged")
+    # German dev selects the oracle; English dev was scored during the training
+    assert scored_texts() == rounds * dev + (len(set(chosen.values())) - 1) * 2 * test
+    run(tmp_path, **job, selections="last")
+    assert scored_texts() == 0
+    run(tmp_path, **job | {"method": "finetune_x2"})  # averages this training and another one
+    assert scored_texts() == rounds * dev + 2 * test
+    alone = run(tmp_path / "alone", **job, selections=every)
+    assert scored_texts() == 2 * rounds * dev + len(set(chosen.values())) * 2 * test
+    assert record(alone.folder) == record(asked.folder) and alone.folder.name == asked.folder.name
+    assert (alone.folder / "predictions.parquet").read_bytes() == (plain.folder / "predictions.parquet").read_bytes()
+    assert plain.folder.name != asked.folder.name and plain.accuracy == asked.accuracy
+
+
+def test_kept_probabilities_are_those_of_the_weights(tmp_path, scored_texts):
+    import shutil
+
+    job = dict(method="finetune", stage1="paper")
+    first = run(tmp_path, **job)
+    [training] = (tmp_path / "trainings").iterdir()
+    kept = sorted(training.glob("probabilities/round-*/*.npy"))
+    [best] = {path.parent for path in kept if path.name.startswith("de-")}
+    [damaged] = best.glob("de-*")
+    damaged.write_bytes(damaged.read_bytes()[:60])
+    scored_texts()
+    shutil.rmtree(first.folder)
+    assert run(tmp_path, **job).accuracy == first.accuracy and scored_texts() == 60  # it is computed again
+    for path in [training / "training.json", first.folder / "result.json", *training.glob("state-*")]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert run(tmp_path, **job).accuracy == first.accuracy and scored_texts() == 2 * 40 + 2 * 60
+
+
+def test_selections_are_in_config_and_key_only_when_given(tmp_path):
+    from macular.results.records import folder_of, job_of
+    from macular.train.resolve import identity
+
+    plain, asked = Job(preset="mini"), Job(preset="mini", selections=("last",))
+    assert identity(plain) == "323aed3b4b57214c" != identity(asked)  # the key of jobs before there were selections
+    assert check({"selections": "all_dev_oracle,last"}) == check({"selections": ["last", "all_dev_oracle"]})
+    with pytest.raises(ParameterError, match="unknown value of selections 'lst'. Did you mean 'last'"):
+        check({"selections": "lst"})
+    job = dict(method="finetune", stage1="paper", rounds=1)
+    found = {value: run(tmp_path, **job, selections=value) for value in ("", "last")}
+    assert found["last"].values["config"]["selections"] == ["last"]
+    for value, result in found.items():
+        job = job_of(result.folder)
+        assert job.selections == tuple(filter(None, [value])) and folder_of(job) == result.folder
+
+
+@pytest.mark.parametrize(
+    "files, quota",
+    [
+        ({}, None),
+        ({"cpu.max": "max 100000"}, None),
+        ({"cpu.max": "150000 100000"}, 1),
+        ({"cpu.max": "50000 100000"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+        ({"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, 3),
+    ],
+)
+def test_the_cores_of_a_process_are_its_affinity_within_its_quota(tmp_path, monkeypatch, files, quota):
+    from macular.process import _cores
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(8))
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    assert _cores(tmp_path) == (quota or 8)
+
+
+def test_the_workers_of_a_sweep_divide_the_cores(monkeypatch):
+    from macular import process
+    from macular.jobs.engines import Processes
+
+    monkeypatch.setattr(process, "_cores", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert [process._threads(n) for n in (1, 3, 9)] == [8, 2, 1]
+    with Processes(4).crew(None) as pool:
+        assert pool.threads == 2
+    monkeypatch.setenv("OMP_NUM_THREADS", "6")  # the user's number
+    assert [process._threads(n) for n in (1, 4)] == [6, 1]
+
+
+def test_no_key_depends_on_threads(tmp_path, monkeypatch):
+    import torch
+
+    before, names = torch.get_num_threads(), set()
+    for threads in ("1", "2"):
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+        for preset, used in (("quick", int(threads)), ("mini", 1)):
+            job = dict(SMALL, preset=preset, method="finetune", stage1="paper", rounds=1, precision="fp32")
+            from macular.train.run import run
+
+            done = run(check(job | {"out": str(tmp_path / threads)}), quiet, WORLD)
+            assert read_json(done.folder / "environment.json")["threads"] == used
+            names.add((preset, done.folder.name, *(t["key"] for t in done.values["trainings"].values())))
+    assert len(names) == 2 and torch.get_num_threads() == before
+
+
+def without_pooler(folder, to):
+    "Copy a toy backbone as a sentence encoder is saved"
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(folder, to)
+    weights = load_file(to / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if "pooler" not in name}
+    save_file(kept, to / "model.safetensors", {"format": "pt"})
+    assert len(kept) < len(weights)
+    return to
+
+
+def trained_row(out, **changes):
+    "The key of a job's training, and its method as recorded"
+    from macular.train.run import run
+
+    given = SMALL | dict(method="finetune", stage1="paper", rounds=1, precision="fp32", out=str(out)) | changes
+    done = run(check(given), quiet, WORLD)
+    [made] = done.values["trainings"].values()
+    return made["key"], read_json(Path(out) / "trainings" / made["key"] / "training.json")["row"], done
+
+
+@pytest.mark.parametrize("kind", ["bert", "xlmr", "without pooler"])
+def test_a_bert_without_pooler_is_read_by_its_mean(tmp_path, kind):
+    "The choice is made before the key, and in the record"
+    from macular.jobs.rerun import reopen
+    from macular.train.methods import Readings, finetune, methods
+
+    e = "mean" if kind == "without pooler" else "head_input"
+    folder = without_pooler(toy.backbone("bert"), tmp_path / "b") if e == "mean" else toy.backbone(kind)
+    job = dict(backbone=str(folder), preset="quick")
+    key, row, done = trained_row(tmp_path, **job)
+    assert row["readings"]["e"] == e
+    assert any("e is the mean over the tokens" in note for note in done.values["notes"]) == (e == "mean")
+    named = finetune.derive(f"finetune_reads_{e}", readings=Readings(e=e))
+    if named.name not in methods:
+        methods.add(named)
+    assert trained_row(tmp_path, **job, method=named.name)[0] == key
+    assert trained_row(tmp_path, **job | {"preset": "mini"})[1]["readings"]["e"] == "head_input"
+    if e == "mean":  # it is used as it was trained
+        [training] = reopen(done.folder)[1]
+        assert training.method.readings.e == "mean" and training.net(training.weights(1))
 
 
 def test_no_path_and_no_time_in_what_must_not_differ(finished):
@@ -200,20 +373,35 @@ def test_an_ablation_finds_stage_one(finished):
     assert other.folder != finished.folder
 
 
-def test_two_processes_write_the_same_bytes(finished, tmp_path):
-    code = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from test_run import run; "
-        f"run({str(tmp_path)!r}, method='macular')"
-    )
-    subprocess.run(
-        [sys.executable, "-c", code],
+ELSEWHERE = """
+import sys
+from test_run import run
+run(sys.argv[1], method="macular")
+print(*sorted({"tensorboard", "torch.utils.tensorboard", "wandb", "mlflow"} & set(sys.modules)))
+"""
+LAUNCHER = {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4", "WORLD_SIZE": "2", "MASTER_PORT": "1", "RANK": "0"}
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory):
+    "The same job in another process, with another hash seed and a launcher's variables; what it printed last"
+    out = tmp_path_factory.mktemp("elsewhere")
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, str(out)],
         check=True,
-        env=os.environ | {"PYTHONHASHSEED": "77"},
-        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=ROOT,
+        env=os.environ | LAUNCHER | {"PYTHONHASHSEED": "77", "PYTHONPATH": path},
     )
-    one, two = (record(p) for p in (finished.folder.parent, tmp_path))
-    shared = [name for name in two if name in one]
-    assert len(shared) == len(two) and {n: one[n] for n in shared} == two
+    return out, done.stdout.splitlines()[-1]
+
+
+def test_another_process_and_a_launchers_variables_change_no_byte(finished, elsewhere):
+    one, two = (record(p) for p in (finished.folder.parent, elsewhere[0]))
+    assert two and {name: one.get(name) for name in two} == two
 
 
 @pytest.mark.parametrize("event,n", [("step", 7), ("step", 21), ("round", 2), ("step", 27), ("score", 1)])
@@ -322,6 +510,34 @@ def test_variables_of_launchers_are_ignored_with_a_note(names, monkeypatch):
     assert all(os.environ[name] == value for name, value in names.items())
 
 
+def test_predictions_in_python_are_of_one_process(finished, monkeypatch):
+    "Another program's launcher is no matter of a run that is opened again"
+    import pandas as pd
+
+    from macular.deploy.huggingface import predict_texts
+    from macular.train.run import _without_callers_accelerator
+
+    frame = pd.DataFrame({"text_a": ["A dog sees the cat"], "text_b": ["The cat sees a dog"]})
+    before = predict_texts(frame, finished.folder)
+    for name, value in LAUNCHED[0].items():
+        monkeypatch.setenv(name, value)
+    with _without_callers_accelerator(), pytest.warns(UserWarning, match="WORLD_SIZE"):
+        pd.testing.assert_frame_equal(predict_texts(frame, finished.folder), before)
+
+
+def test_a_note_of_several_trainings_is_told_once(finished):
+    (note,) = [note for note in finished.values["notes"] if "the backbone holds no" in note]
+    assert note.startswith("Macular-NoTS and Macular: ")
+
+
+@pytest.mark.slow
+def test_figures_change_neither_key_nor_record(finished, tmp_path):
+    assert run(finished.folder.parent, method="macular", figures="pdf").folder == finished.folder
+    assert "figures" not in read_json(finished.folder / "config.json")
+    with pytest.raises(ParameterError, match="unknown figures 'docx'"):
+        check({"figures": "docx"})
+
+
 def test_other_variables_are_left_alone(monkeypatch):
     from macular.process import _one_process
 
@@ -330,18 +546,6 @@ def test_other_variables_are_left_alone(monkeypatch):
     before = dict(os.environ)
     with _one_process(pytest.fail):
         assert os.environ == before
-
-
-@pytest.mark.slow
-def test_launchers_change_no_byte_of_a_job(finished, tmp_path):
-    names = {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4", "WORLD_SIZE": "2", "MASTER_PORT": "1", "RANK": "0"}
-    code = "import sys; sys.path.insert(0, sys.argv[1]); import test_run; test_run.run(sys.argv[2], method='macular')"
-    here = str(Path(__file__).parent)
-    path = os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, "-c", code, here, str(tmp_path)]
-    subprocess.run(command, check=True, timeout=300, env=os.environ | names | {"PYTHONPATH": path})
-    one, two = (record(p) for p in (finished.folder.parent, tmp_path))
-    assert two and {name: one.get(name) for name in two} == two
 
 
 # what is told
@@ -491,14 +695,8 @@ def test_the_trackers_are_those_of_accelerate():
 
 
 @pytest.mark.slow
-def test_without_track_no_tracker_is_imported(tmp_path):
-    code = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from test_run import run; "
-        f"run({str(tmp_path)!r}, method='finetune', stage1='paper'); "
-        "print(*sorted({'tensorboard', 'torch.utils.tensorboard', 'wandb', 'mlflow'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT)
-    assert done.stdout.split() == []
+def test_without_track_no_tracker_is_imported(elsewhere):
+    assert elsewhere[1] == ""
 
 
 @pytest.mark.slow

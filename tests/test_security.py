@@ -243,6 +243,7 @@ def test_plain_papermill_runs_a_name(tmp_path):
 
 
 @pytest.mark.parametrize("words", [["train"], ["sweep", "plan"], ["sweep", "run", "--reports"]], ids=" ".join)
+@pytest.mark.quick_cases(1)
 def test_ours_runs_none(words, tmp_path, monkeypatch, capsys):
     "Fifteen names, three commands: exit code 2, no kernel, no file"
     from macular.cli import main

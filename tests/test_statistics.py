@@ -548,6 +548,7 @@ def test_the_shares_of_items_average_to_macro_f1(seed, n):
     assert np.isclose(item_shares(gold, given).mean(), 100 * wanted)
 
 
+@pytest.mark.slow
 def test_shares_vary_as_resampled_macro_f1_does():
     rows = frame(3, n=600, langs=("en",))
     gold, given = (np.searchsorted(LABELS, rows[c]) for c in ("label", "prediction"))
@@ -578,6 +579,7 @@ def test_all_statistics_are_of_the_records_measure():
         difference(a, [replace(r, measure="accuracy") for r in b])
 
 
+@pytest.mark.slow
 def test_equal_methods_do_not_differ_in_macro_f1():
     "Signs drawn at random: of 100 pairs of equal runs about 5 are significant at 5 %"
     ps = [by_language(*(f1_runs("m" * k, [s], langs=("en",), right=0.6) for k in (1, 2)))[0]["p"] for s in range(100)]

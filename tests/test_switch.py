@@ -234,7 +234,7 @@ def mismatches(found, wanted):
 
 
 @cache
-def corpus(gaps=tuple(GAPS), n=50_000):
+def corpus(gaps=tuple(GAPS), n=15_000):
     "n pairs, switched once for all tokenizers"
     fields, items = [sentences(n, seed, gaps) for seed in (0, 1)], np.arange(n).astype(np.uint64)
     return fields, items, *by_text(fields, items, Place(3, "adversarial"))
@@ -318,12 +318,12 @@ def few(n, gaps=tuple(GAPS)):
 
 
 @pytest.mark.slow
-def test_100_000_sentences_wordpiece_mbert(mbert):
+def test_30_000_sentences_wordpiece_mbert(mbert):
     all_equal(mbert, corpus())
 
 
 @pytest.mark.slow
-def test_100_000_sentences_unigram_xlmr():
+def test_30_000_sentences_unigram_xlmr():
     all_equal(unigram(), corpus())
 
 

@@ -452,6 +452,7 @@ def test_paused_then_evaluated_stays_paused(tmp_path):
 @pytest.mark.parametrize(
     "content", [b"", b"go on", b"evaluate stop", b"evaluate evaluate pause", b"\xff\xfe", b"stopped"]
 )
+@pytest.mark.quick_cases(2)
 def test_other_words_in_the_control_file_mean_nothing(tmp_path, content):
     (tmp_path / "control").write_bytes(content)
     numbers = toy.recipe()

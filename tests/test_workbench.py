@@ -98,7 +98,7 @@ def test_all_views_are_there(odd):
     assert tuple(odd) == VIEWS
 
 
-@pytest.mark.quick_cases(4)
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("name", VIEWS)
 def test_text_of_others_stays_text(odd_pages, name):
     "Twelve payloads: no element, attribute or link on the page that is not ours, and no character that hides or turns"

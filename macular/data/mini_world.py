@@ -186,12 +186,14 @@ def _advertise(label, dice, split, part):
 _makers = {"xnli": _infer, "pawsx": _paraphrase, "qam": _answer, "qadsm": _advertise}
 
 # %% ../../nbs/data/06_mini_world.ipynb #14b6dccf
-def _items(world, task, split) -> Iterator[tuple]:
-    "Yield each example's number, its two texts as scenes and its label"
+@lru_cache(16)
+def _items(world, task, split) -> list[tuple]:
+    "Return each example's number, its two texts as scenes and its label; the same in all languages"
     if task.name not in _makers:
         raise ParameterError(f"the mini world does not hold this task: {unknown('task', task.name, _makers)}")
     if split not in ("train", "dev", "test"):
         raise ParameterError(unknown("split", split, ("train", "dev", "test")))
+    found = []
     for i in range(getattr(world, split)):
         dice = Dice(world.seed, task.name, split, i)
         own = world.related < 1 and not dice.chance(world.related)  # only the task's own quarter of the vocabulary
@@ -200,19 +202,18 @@ def _items(world, task, split) -> Iterator[tuple]:
         a, b = _makers[task.name](label, dice, split, part)
         if dice.chance(world.mislabelled):
             label = dice.pick([y for y in task.labels if y != label])
-        yield i, a, b, label
+        found.append((i, a, b, label))
+    return found
 
 
 def _told(world, task, split, lang) -> Iterator[tuple]:
     "Yield each example's number, the tokens of its two texts and its label"
     if lang not in grammars:
         raise ParameterError(unknown("language of the mini world", lang, grammars))
-    for i, *texts, label in _items(world, task, split):
-        tokens = []
-        for k, text in enumerate(texts):
-            dice = Dice(world.seed, task.name, split, i, lang, k)
-            tokens.append(tell(text, lang, dice, world.synonyms, world.own_order))
-        yield i, *tokens, label
+    for i, *texts, label in _items(world, replace(task, source=None), split):
+        dice = [Dice(world.seed, task.name, split, i, lang, k) for k in (0, 1)]
+        a, b = (tell(text, lang, d, world.synonyms, world.own_order) for text, d in zip(texts, dice, strict=True))
+        yield i, a, b, label
 
 # %% ../../nbs/data/06_mini_world.ipynb #55492813
 @dataclass(frozen=True)

@@ -157,7 +157,7 @@ def _measured(out) -> dict:  # size -> [(seconds, device)]
         if not (result.parent / "environment.json").exists():
             continue
         said, environment = parameters_of(result.parent), read_json(result.parent / "environment.json")
-        scoring = _size(("score", said["task"], said["method"], said["langs"]), said)
+        scoring = _size(("score", said["task"], said["method"], said["langs"], said.get("selections", ())), said)
         found[scoring].append((environment["seconds to score"], environment["device"]))
         for training in stages_of(read_json(result)):
             path = result.parent.parent / "trainings" / training["key"] / "environment.json"
@@ -310,8 +310,7 @@ class _Remaining(NamedTuple):
 
 def _remaining(plan: Plan) -> _Remaining:
     "Estimate the computing left, from the median time of finished trainings of the same size"
-    outs = {job.out for job in plan}
-    times = {out: _measured(out) for out in outs}
+    times = {out: _measured(out) for out in {job.out for job in plan}}
     trained, unfinished = set(), []
     for job, chain, found in zip(plan, plan.trainings, plan.states, strict=True):
         if found["state"] == "done":
@@ -320,12 +319,13 @@ def _remaining(plan: Plan) -> _Remaining:
             unfinished.append((job, chain))
     to_train, to_score = {}, []  # the measured times of each
     for job, chain in unfinished:
-        parameters, measured = asdict(fill(job)), times[job.out]
-        to_score.append(measured.get(_size(("score", job.task, job.method, job.langs), parameters)))
+        parameters = asdict(fill(job))
+        scoring = _size(("score", job.task, job.method, job.langs, job.selections), parameters)
+        to_score.append(times[job.out].get(scoring))
         for stage in chain:
             if stage.plan_key not in trained:
                 size = _size((stage.method.name, [task.name for task in stage.tasks]), parameters)
-                to_train[stage.plan_key] = measured.get(size)
+                to_train[stage.plan_key] = times[job.out].get(size)
     known = [found for found in (*to_train.values(), *to_score) if found]
     return _Remaining(
         seconds=sum(map(_median_seconds, known)),

@@ -15,6 +15,7 @@ from ..data.tasks import Task
 from ..exceptions import ParameterError
 from .losses import kl_s, lang_disc, task_disc, task_loss, term
 from .modules import Encoder, MultiTask, load_masked_lm, seeded
+from .vocabulary import TrimmedEmbedding
 from ..text.encode import verbalise
 from ..text.syntax import UPOS
 
@@ -24,11 +25,16 @@ def cloze(
     task: Task,
     tokenizer,
     seed: int,  # initialises layers that the checkpoint lacks
+    ids: Tensor | None = None,  # token ids of the embedding's rows to train; None: all
 ) -> MultiTask:
     "Build a net that predicts a task's label words at the mask token"
-    encoder, last = load_masked_lm(backbone, seed)
+    words = torch.tensor(verbalise(task, tokenizer))  # token ids
+    if ids is not None:
+        ids = torch.cat([ids, words]).unique()
+    encoder, last = load_masked_lm(backbone, seed, ids)
+    if isinstance(encoder.embedding, TrimmedEmbedding):
+        words = torch.searchsorted(ids, words)  # rows of the last layer
     net = MultiTask(encoder, [len(task.labels)], seed)
-    words = verbalise(task, tokenizer)  # token ids
     with torch.no_grad():
         net.heads[0].weight.copy_(last.weight[words])
         net.heads[0].bias.copy_(last.bias[words])
@@ -144,7 +150,7 @@ class SyntaxEncoder(Encoder):
         trees = torch.cat([view["tree"] for view in views])  # (tokens, 2): head and part of speech
         head, pos = (trees.new_zeros(real.shape).masked_scatter(real, trees[:, i]) for i in (0, 1))  # (B, n)
         apart, depth = _distances(head)
-        words = self.body.model.get_input_embeddings()(inputs["input_ids"])
+        words = self.embedding(inputs["input_ids"])
         states = self.enter(words) + self.pos(pos)  # (B, n, width)
         itself = torch.eye(real.shape[1], dtype=torch.bool, device=real.device)
         near = (apart <= self.steps) & real[:, None] | itself

@@ -18,7 +18,9 @@ from transformers.utils import logging
 
 from ..core import mix
 from ..exceptions import ParameterError, SetupError, first_line, unknown
-from ..text.packing import ON_HOST, filler, pack, packable, pad, prepare, start
+from .vocabulary import _find_vocabulary, _trim, _trimmed_checkpoint
+from ..text.batches import ON_HOST, filler, pack, packable, pad, prepare, start
+
 
 # %% ../../nbs/model/01_modules.ipynb #e1624022
 @contextmanager
@@ -53,6 +55,32 @@ class _FirstToken(nn.Module):
 
     def forward(self, **inputs):
         return self.model(**inputs).last_hidden_state[:, 0]
+
+
+def _mean_tokens(
+    hidden: Tensor,  # (1, T, d) of a packed sequence, or (B, n, d) of a padded batch
+    inputs: dict,  # the model's keyword arguments, from `pack` or `pad`
+) -> Tensor:  # (B, d)
+    "Return the mean of each text's tokens, without padding"
+    hidden = hidden.float() if hidden.dtype in (torch.float16, torch.bfloat16) else hidden
+    layout = inputs.get("row")
+    if layout is None:
+        mask = inputs["attention_mask"].unsqueeze(-1).to(hidden.dtype)  # (B, n, 1)
+        return (hidden * mask).sum(1) / mask.sum(1)
+    lengths = layout.text.bincount(minlength=len(layout.first))  # (B,)
+    total = hidden.new_zeros(len(lengths), hidden.shape[-1])  # (B, d); the fillers at the end belong to no text
+    return total.index_add(0, layout.text, hidden[0, : len(layout.text)]) / lengths[:, None]
+
+
+class _MeanTokens(nn.Module):
+    "A backbone that returns the mean of its tokens' last hidden states"
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, **inputs):
+        return _mean_tokens(self.model(**inputs).last_hidden_state, inputs)
 
 
 class _StockHead(nn.Module):
@@ -101,7 +129,12 @@ class Encoder(nn.Module):
         self.body, self.width, self.config, self.made = body, width, config, made
         self.packed = packable(config)  # True: packed sequences; False: padded batches
         if self.packed:
-            prepare(body.model)
+            prepare(body.model, whole=isinstance(body, _MeanTokens))
+
+    @property
+    def embedding(self) -> nn.Module:
+        "Return the embedding of token ids"
+        return self.body.model.get_input_embeddings()
 
     def forward(self, views: list[dict]) -> tuple[Tensor, ...]:  # (B, d) for each view
         vectors = self.body(**self.inputs(self.joined(views)))  # (sum of B, d)
@@ -138,20 +171,24 @@ def _quiet():
             logging.enable_progress_bar()
 
 
-def _pretrained(kind, backbone, seed, **options):
+def _pretrained(kind, backbone, seed, ids=None, **options):
     "Load a stock model in single precision; return it with the report of missing weights"
+    options |= {"return_dict": True, "output_hidden_states": False}  # whatever the checkpoint's config.json says
+    vocabulary = None if ids is None else _find_vocabulary(backbone, kind)[0]
     try:
+        source = _trimmed_checkpoint(backbone, ids, **options) if vocabulary else options
         with seeded(seed, "encoder"), _quiet():
-            return kind.from_pretrained(
-                backbone,
+            model, info = (vocabulary.model if vocabulary else kind).from_pretrained(
+                **{"pretrained_model_name_or_path": backbone} | source,
                 output_loading_info=True,
                 trust_remote_code=False,
                 use_safetensors=True,
                 dtype=torch.float32,
-                return_dict=True,  # whatever the checkpoint's config.json says
-                output_hidden_states=False,
-                **options,
+                ignore_mismatched_sizes=kind is AutoModelForSequenceClassification,
             )
+        if vocabulary:
+            _trim(model, ids, vocabulary)
+        return model, info
     except (OSError, ValueError, SafetensorError) as err:
         raise SetupError(
             f"cannot load the backbone '{backbone}': {first_line(err)}\n"
@@ -162,17 +199,17 @@ def _pretrained(kind, backbone, seed, **options):
 def load_encoder(
     backbone,  # a folder or a hub name that `AutoModel` loads
     seed: int,  # initialises layers that the checkpoint lacks
-    e: str = "head_input",  # or "cls": the first token's last hidden state
+    e: str = "head_input",  # also "auto"; or, of the last hidden states, "cls": the first token's; "mean": their mean
+    ids: Tensor | None = None,  # token ids of the embedding's rows to train; None: all
 ) -> Encoder:
     "Eq. 1: load a pretrained encoder, in single precision"
-    model, info = _pretrained(
-        AutoModelForSequenceClassification, backbone, seed, num_labels=LABELS, ignore_mismatched_sizes=True
-    )
+    model, info = _pretrained(AutoModelForSequenceClassification, backbone, seed, ids, num_labels=LABELS)
     width, last = remove_classifier(model)
     made = tuple(sorted(k for k in info["missing_keys"] if not k.startswith(last)))
-    if e == "head_input":
+    if e in ("head_input", "auto"):
         return Encoder(_StockHead(model), width, model.config, made)
-    return Encoder(_FirstToken(model.base_model), model.config.hidden_size, model.config)
+    body = _MeanTokens if e == "mean" else _FirstToken
+    return Encoder(body(model.base_model), model.config.hidden_size, model.config)
 
 # %% ../../nbs/model/01_modules.ipynb #6d913fb9
 class _AtGap(nn.Module):
@@ -190,9 +227,10 @@ class _AtGap(nn.Module):
 def load_masked_lm(
     backbone,  # a folder or a hub name that `AutoModelForMaskedLM` loads
     seed: int,  # initialises layers that the checkpoint lacks
-) -> tuple[Encoder, nn.Linear]:  # the encoder, and the last layer: (B, d) -> (B, vocabulary)
+    ids: Tensor | None = None,  # token ids of the embedding's rows to train; None: all
+) -> tuple[Encoder, nn.Linear]:  # the encoder, and the last layer: (B, d) -> (B, vocabulary), or (B, n) for these ids
     "Load a masked language model as an encoder and its last layer"
-    model, info = _pretrained(AutoModelForMaskedLM, backbone, seed)
+    model, info = _pretrained(AutoModelForMaskedLM, backbone, seed, ids)
     last = model.get_output_embeddings()
     name = next(n for n, m in model.named_modules() if m is last)
     _remove_layer(model, name)

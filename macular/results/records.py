@@ -22,11 +22,11 @@ from ..core import escape_markdown, key, resolve, table
 from ..data.tasks import MEASURES, item_shares, scored
 from ..exceptions import DataError, StorageError, unknown
 from ..store import read_json, write_bytes
-from ..train.config import Job, check, fill
+from ..train.config import _LATER, _OF_NO_RECORD, WORDS, Job, check, fill
 from ..train.methods import methods
 
 # %% ../../nbs/results/03_records.ipynb #cf180d35
-SELECTIONS = ("en_dev", "last", "averaged", "all_dev_oracle")
+SELECTIONS = ("en_dev", *WORDS["selections"])
 
 # %% ../../nbs/results/03_records.ipynb #893fe478
 @dataclass(frozen=True, eq=False)
@@ -84,7 +84,8 @@ class Record:
         if selection in (found := getattr(self, self.measure)):
             return found[selection]
         what, there = MEASURES[self.measure], ", ".join(found) or "accuracies; read the run, which holds predictions"
-        raise DataError(f"record of '{self.method}' on {self.task} has no {what} '{selection}', only {there}")
+        more = "" if selection in self.accuracy else f". The same job with selections={selection} scores it"
+        raise DataError(f"record of '{self.method}' on {self.task} has no {what} '{selection}', only {there}{more}")
 
     def shares(self, lang: str) -> np.ndarray:  # (items,) percent
         "Return what each item contributes to the measure of a language: the mean is the measure"
@@ -144,13 +145,8 @@ def _pack(
     "Pack right and wrong answers as text"
     sizes, digests = [len(c) for c in correct.values()], set(items.values())
     bits = np.packbits(np.concatenate(list(correct.values())))  # eight items a byte, all languages in a row
-    return {
-        "correct": {
-            "n": sizes[0] if len(set(sizes)) == 1 else sizes,
-            "bits": base64.b64encode(bits).decode(),
-        },
-        "items": digests.pop() if len(digests) == 1 else items,
-    }
+    packed = {"n": sizes[0] if len(set(sizes)) == 1 else sizes, "bits": base64.b64encode(bits).decode()}
+    return {"correct": packed, "items": digests.pop() if len(digests) == 1 else items}
 
 
 def _unpack(packed: dict, langs: Iterable[str]) -> tuple[dict, dict]:
@@ -193,10 +189,7 @@ def _check_record(r):
     odd = [x for x, c in r.correct.items() if not len(c) or abs(100 * c.mean() - shown[x]) > 1e-9]
     odd += [x for x, c in r.correct.items() if x in r.answers and not np.array_equal(np.equal(*r.answers[x]), c)]
     if odd:
-        raise DataError(
-            f"{who}: accuracy and items contradict each other in {', '.join(odd[:3])}; "
-            "make the record again from its run"
-        )
+        raise DataError(f"{who}: accuracy and items contradict each other in {', '.join(odd[:3])}; make it again")
 
 # %% ../../nbs/results/03_records.ipynb #439e4889
 def marked(
@@ -281,14 +274,13 @@ def record(folder, **tags) -> Record:
 
     folder = resolve(folder)
     result = read_json(folder / "result.json")
-    config = dict(result["config"])
+    config = {name: value for name, value in result["config"].items() if name != "selections"}  # `accuracy` holds them
     task = config["task"]
     fields_of_job = {name: config.pop(name) for name in ("method", "task", "seed", "backbone", "preset")}
     found = marked(pd.read_parquet(folder / "predictions.parquet"))
     selections = {s: v["accuracy"][task] for s, v in result.get("selections", {}).items()}
     found["accuracy"] = selections | found["accuracy"]
     found["macro_f1"] = result.get("macro_f1", {}) | found["macro_f1"]
-    last = stages_of(result)[-1]
     return Record(
         **found,
         **fields_of_job,
@@ -296,7 +288,7 @@ def record(folder, **tags) -> Record:
         trainings={name: t["key"] for name, t in result["trainings"].items()},
         algorithm=result.get("algorithm"),
         parameters=config,
-        dev=tuple(d[task] for d in last.get("dev", ()) if d),
+        dev=tuple(d[task] for d in stages_of(result)[-1].get("dev", ()) if d),
         cost=_cost(folder, result),
         notes=tuple(result["notes"]),
         tags=tags,
@@ -324,17 +316,25 @@ def job_of(folder: Path) -> Job:  # checked
     return replace(check(said | {"method": ALIKE}), method=said["method"])
 
 
+def _asked(folder: Path) -> float:  # seconds since 1970
+    "Return when a run was last asked for; an older run does not say it, and the time of its result is taken"
+    file = folder / "environment.json"
+    said = read_json(file).get("asked") if file.exists() else None
+    return said or (folder / "result.json").stat().st_mtime
+
+
 def folder_of(
     job: Job,
 ) -> Path:  # its folder; of several results, whose data differ, the newest
     "Return the result of a job that is done"
     wanted = json.loads(json.dumps(asdict(fill(job))))
-    del wanted["track"]  # it is in no record
-    if wanted["precision"] == "auto":  # the machine chose it
-        del wanted["precision"]
-    for result in sorted(resolve(job.out).glob("*/result.json"), key=lambda p: -p.stat().st_mtime_ns):
-        if wanted.items() <= parameters_of(result.parent).items():
-            return result.parent
+    for name in (*_OF_NO_RECORD, *(["precision"] if wanted["precision"] == "auto" else [])):  # the machine chose it
+        del wanted[name]
+    usual = {name: wanted[name] for name in _LATER if getattr(job, name) == getattr(Job, name)}
+    done = [path.parent for path in resolve(job.out).glob("*/result.json")]
+    for folder in sorted(done, key=_asked, reverse=True):
+        if wanted.items() <= (usual | parameters_of(folder)).items():
+            return folder
     raise StorageError(f"the job left no result in {job.out}")
 
 # %% ../../nbs/results/03_records.ipynb #321b36c4

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
+from inspect import getsource
 from pathlib import Path
 from statistics import median
 from time import process_time
@@ -203,8 +204,9 @@ def fresh(
     program: str,  # Python that reads its arguments from `given` and assigns a JSON value to `result`
     **given,
 ) -> tuple[object, float]:  # the result, and the process's peak in MB
-    "Run a program in a process of its own; `SetupError` where it fails"
-    first = "import json, sys\nfrom macular.results.timing import _peak\ngiven = json.loads(sys.argv[1])\n"
+    "Run a program in a process of its own, which imports only what the program does; `SetupError` where it fails"
+    first = "import json, sys\nfrom pathlib import Path\n"
+    first += f"{getsource(_values)}\n{getsource(_peak)}\ngiven = json.loads(sys.argv[1])\n"
     last = "\nprint(json.dumps([result, _peak()]))"
     command = [sys.executable, "-c", first + program + last, json.dumps(given)]
     done = subprocess.run(command, capture_output=True, text=True)

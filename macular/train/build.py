@@ -16,17 +16,20 @@ from functools import partial
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch import Tensor
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from ..data.tasks import Task
 from ..exceptions import DataError, ParameterError
 from ..model.baselines import SyntaxEncoder, cloze, reverse
 from ..model.losses import Objective
-from ..model.modules import Encoder, MultiTask, Net, TaskSpecific, discriminator, load_encoder
+from ..model.modules import Encoder, MultiTask, Net, TaskSpecific, _MeanTokens, discriminator, load_encoder
+from ..model.vocabulary import TrimmedEmbedding, _find_vocabulary
 from ..text.batches import Batches, neighbour_batches, order
 from ..text.encode import ByCloze, TextSettings, Views, features
 from ..text.syntax import ByTree
 from .methods import ADVERSARIES, REVERSALS, Method
-from .trainer import Phase
+from .trainer import Phase, _accelerator
 
 # %% ../../nbs/train/08_build.ipynb #02ea660d
 @dataclass
@@ -40,7 +43,7 @@ class TrainingInputs:
     lexicon: Mapping = field(default_factory=dict)  # language -> word -> translations
     near: Task | None = None  # the neighbouring task of Eq. 14
     shared: Encoder | None = None  # the encoder of stage 1
-    accelerator: Accelerator = field(default_factory=lambda: Accelerator(cpu=True))
+    accelerator: Accelerator = field(default_factory=_accelerator)
     neighbours: Mapping = field(default_factory=dict)  # source language -> word -> near-synonyms
     trees: Mapping = field(default_factory=dict)  # text -> its dependency tree
     # (views, suffixes, round, accelerator) -> a teacher's outputs for all examples, by name: (n, …)
@@ -152,6 +155,20 @@ class TrainingBatches:
 
         return items, make
 
+    def token_ids(self, size: int) -> np.ndarray:  # ascending, each once
+        "Return the ids below `size` of all tokens of the net's batches in all rounds, and of the special tokens"
+        words, drawn = self.material.tokenizer, set()
+        used = np.zeros(max(size, len(words)), bool)
+        used[[*words.all_special_ids, words.pad_token_id or 0]] = True
+        for round in reversed(range(self.recipe.rounds)):  # the first round's tokens stay in memory
+            for views, suffixes in zip(self.views, (self.suffixes, self.near_suffixes), strict=False):
+                for suffix in suffixes:
+                    draw = id(views), suffix, views.turn(suffix, round)
+                    if draw not in drawn:
+                        used[views.items(round, (suffix,)).views[suffix].ids] = True
+                    drawn.add(draw)
+        return np.flatnonzero(used[:size])
+
     def batches(self, round: int) -> Batches:
         "Return the net's batches of a round"
         size, seed, pool = self.recipe.batch_size, self.recipe.seed, self.recipe.pool
@@ -174,13 +191,16 @@ class TrainingBatches:
         return Batches(pairs, _in_portions(make_pair, self.recipe.accumulation), names)
 
 # %% ../../nbs/train/08_build.ipynb #8c0dc597
-def _own_encoder(method: Method, material: TrainingInputs, recipe: Hyperparameters) -> Encoder:
+def _own_encoder(method: Method, material: TrainingInputs, recipe: Hyperparameters, ids: Tensor | None) -> Encoder:
     "Return the trained encoder"
     if method.shared_as == "start" or method.shared and method.readings.start == "shared":
-        encoder = deepcopy(material.shared).requires_grad_(True)
+        encoder = deepcopy(material.shared)
         encoder.made = ()  # stage 1 has trained the layers that the backbone lacks
+        if ids is not None:
+            encoder.body.model.set_input_embeddings(encoder.embedding.include(ids))
+        encoder.requires_grad_(True)
     else:
-        encoder = load_encoder(material.backbone, recipe.seed, method.readings.e)
+        encoder = load_encoder(material.backbone, recipe.seed, method.readings.e, ids)
     return SyntaxEncoder(encoder, recipe.seed) if method.encoder == "syntax" else encoder
 
 
@@ -188,16 +208,17 @@ def build_net(
     method: Method,
     material: TrainingInputs,
     recipe: Hyperparameters,
+    ids: Tensor | None = None,  # token ids of the embedding's rows to train; None: all
 ) -> Net:  # on the accelerator's device
     "Build F_m or F_t; for a reversed gradient, the net contains its discriminator"
     classes = [len(task.labels) for task in material.tasks]
     if method.head == "cloze":
-        net = cloze(material.backbone, material.tasks[0], material.tokenizer, recipe.seed)
+        net = cloze(material.backbone, material.tasks[0], material.tokenizer, recipe.seed, ids)
     elif method.frozen:
-        encoder = _own_encoder(method, material, recipe)
+        encoder = _own_encoder(method, material, recipe, ids)
         net = TaskSpecific(material.shared, encoder, classes[0], recipe.alpha, recipe.seed)
     else:
-        net = MultiTask(_own_encoder(method, material, recipe), classes, recipe.seed)
+        net = MultiTask(_own_encoder(method, material, recipe, ids), classes, recipe.seed)
     if method.active().keys() & set(REVERSALS):
         net.discriminator = _discriminator(method, net, material, recipe)
     return net.to(material.accelerator.device)
@@ -220,16 +241,8 @@ def text_settings(
         form = ByCloze
     elif method.encoder == "syntax":
         form = partial(ByTree, trees=material.trees)
-    return TextSettings(
-        material.tokenizer,
-        material.lexicon,
-        method.augment,
-        recipe.seed,
-        recipe.max_length,
-        method.synonyms,
-        material.neighbours,
-        form,
-    )
+    usual = material.tokenizer, material.lexicon, method.augment, recipe.seed, recipe.max_length
+    return TextSettings(*usual, method.synonyms, material.neighbours, form)
 
 # %% ../../nbs/train/08_build.ipynb #fd7cdcde
 @dataclass
@@ -314,17 +327,37 @@ def _check_length(material: TrainingInputs, recipe: Hyperparameters, config):
                 f"Set max_length={positions} or less, or take a backbone with more positions."
             )
 
+# %% ../../nbs/train/08_build.ipynb #09a23f3f
+def _trained_rows(method: Method, feed: TrainingBatches) -> tuple[Tensor | None, str]:  # None: all, and the reason
+    "Return the token ids of the embedding's rows that are trained"
+    kind = AutoModelForMaskedLM if method.head == "cloze" else AutoModelForSequenceClassification
+    material = feed.material
+    vocabulary, reason = _find_vocabulary(material.backbone, kind)
+    if vocabulary is None:
+        return None, reason
+    if material.shared and not isinstance(material.shared.embedding, TrimmedEmbedding):
+        return None, "stage 1 has trained all"  # in an older version
+    ids = feed.token_ids(vocabulary.size)
+    if len(ids) > 0.8 * vocabulary.size:
+        return None, f"the texts use {len(ids):,}"
+    return torch.from_numpy(ids), ""
+
 # %% ../../nbs/train/08_build.ipynb #49ea1fd8
 def build(
     method: Method,
     material: TrainingInputs,
     recipe: Hyperparameters,
+    trim: bool = True,  # False: train the whole embedding in any case
 ) -> Built:
     "Build the net and the phases of a method"
     weights, notes = available_losses(method, material.tasks, material.near)
     if not weights:
         raise DataError(f"'{method.name}' has no loss left to train with: {' '.join(notes)}")
-    net = build_net(method, material, recipe)
+    suffixes = Objective(weights, discriminator=reverse).suffixes
+    f_m = material.shared if method.frozen else None
+    feed = TrainingBatches(material, recipe, text_settings(method, material, recipe), suffixes, f_m)
+    ids, why = _trained_rows(method, feed) if trim else (None, "")
+    net = build_net(method, material, recipe, ids)
     _check_length(material, recipe, net.encoder.config)
     against = sorted(weights.keys() & {*ADVERSARIES, *REVERSALS})
     if len(against) > 1:
@@ -341,22 +374,27 @@ def build(
     objective = Objective(weights, net, D, as_printed=method.readings.kl_s == "as_printed")
     if not objective.suffixes & {"", "_aug", "_copy"}:
         raise ParameterError(f"'{method.name}' has no loss on the task's texts, only {', '.join(weights)}")
-    f_m = material.shared if method.frozen else None
-    feed = TrainingBatches(material, recipe, text_settings(method, material, recipe), objective.suffixes, f_m)
     phases = [_discriminator_phase(adversary, net, D, feed, recipe)] if adversary else []
     phases.append(Phase("net", net, objective, feed.batches, feed.steps, 1, recipe.learning_rate, decay=True))
-    return Built(net, phases, feed.views, notes + _remarks(net, feed), feed.forwards(bool(adversary)))
+    notes += _remarks(net, feed, why)
+    return Built(net, phases, feed.views, notes, feed.forwards(bool(adversary)))
 
 
-def _remarks(net: Net, feed: TrainingBatches) -> list[str]:
+def _remarks(net: Net, feed: TrainingBatches, why: str) -> list[str]:
     "Return notes on the net and its texts for the record"
-    notes = []
+    notes, embedding = [], net.encoder.embedding
+    if isinstance(embedding, TrimmedEmbedding):
+        rows = f"{len(embedding.token_ids):,} of {embedding.num_embeddings:,}"
+        notes.append(f"embedding: {rows} rows trained, those of the tokens in use; no other row has a gradient")
+    elif why:
+        notes.append(f"embedding: all {embedding.num_embeddings:,} rows trained; {why}")
     for views in feed.views:
         notes += [note for note in views.notes if note not in notes]
     if not net.encoder.packed:
-        trees = isinstance(net.encoder, SyntaxEncoder)
-        why = "for dependency trees" if trees else f"for a backbone of type {net.encoder.config.model_type}"
-        notes.append(f"texts are padded {why}: the same results, more time")
+        why = "dependency trees" if isinstance(net.encoder, SyntaxEncoder) else f"a {net.encoder.config.model_type}"
+        notes.append(f"texts are padded for {why}: the same results, more time")
+    if isinstance(net.encoder.body, _MeanTokens):
+        notes.append("e is the mean over the tokens of the last layer")
     if net.encoder.made:
         notes.append(f"the backbone holds no {', '.join(net.encoder.made)}: drawn from the seed")
     return notes

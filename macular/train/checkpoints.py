@@ -15,19 +15,27 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..core import diff
 from ..exceptions import SetupError, StorageError, first_line
+from ..model.vocabulary import _holds_ids
 from ..store import append, clear, newest, read_json, sealed_folder, write_json
 
 # %% ../../nbs/train/06_checkpoints.ipynb #36a8b615
+def _frozen(names, net: nn.Module, trained) -> set:  # trained: names of parameters
+    "Return those names of a state dict that belong to frozen parameters, or to a module that has one"
+    modules = {name.rpartition(".")[0] for name, _ in net.named_parameters() if name not in trained}
+    return {name for name in names if name not in trained and name.rpartition(".")[0] in modules}
+
+
 def _weights(learner) -> dict:
     "Return the state dict of a learner without its frozen parameters"
-    module = learner.phase.trains
-    frozen = {name for name, _ in module.named_parameters()} - learner.params.keys()
-    return {name: value.contiguous() for name, value in module.state_dict().items() if name not in frozen}
+    state = learner.phase.trains.state_dict()
+    frozen = _frozen(state, learner.phase.trains, learner.params)
+    return {name: value.contiguous() for name, value in state.items() if name not in frozen}
 
 
 def load_weights(
@@ -36,7 +44,7 @@ def load_weights(
 ):
     "Load the weights of a round; raise `StorageError` if the names are not those of the trainable parameters"
     missing, unexpected = net.load_state_dict(weights, strict=False)
-    frozen = {name for name, p in net.named_parameters() if not p.requires_grad}
+    frozen = _frozen(missing, net, {name for name, p in net.named_parameters() if p.requires_grad})
     odd = [name for name in missing if name not in frozen] + unexpected
     if odd:
         raise StorageError(f"these weights do not match this net: {', '.join(odd[:3])} ({len(odd)} names differ)")
@@ -77,6 +85,14 @@ def _course(learners, loop) -> dict:
         phase = learner.phase
         course[phase.name] = [phase.passes, phase.steps, phase.lr, phase.decay]
     return course
+
+
+def _begun_whole(folder) -> bool:
+    "Return whether the training of a folder has a state with a whole embedding, as older versions wrote it"
+    for path in sorted(Path(folder).glob("state-*/net.safetensors")):
+        with suppress(OSError, SafetensorError), safe_open(path, "pt") as f:  # a damaged one is reported later
+            return not _holds_ids(f.keys())
+    return False
 
 
 def training_seconds(

@@ -6,19 +6,26 @@
 __all__ = ['EvaluationSet', 'probabilities', 'evaluate', 'averaged', 'mean_probabilities', 'score', 'representations']
 
 # %% ../../nbs/train/09_evaluate.ipynb #66a8dae7
+import hashlib
+import shutil
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
+from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 
 from ..data.tasks import MEASURES, Task, scored
-from ..exceptions import ParameterError
+from ..exceptions import ParameterError, StorageError
 from ..model.modules import aggregate
+from ..store import write_bytes
 from ..text.batches import cut
 from ..text.encode import TextEncoder, TextSettings, features
 from .resolve import ResolvedJob
+from .trainer import _accelerator
 
 # %% ../../nbs/train/09_evaluate.ipynb #61baf807
 class EvaluationSet:
@@ -78,7 +85,7 @@ def probabilities(
     accelerator: Accelerator | None = None,
 ) -> np.ndarray:  # (n, classes) float32
     "Return the predicted class probabilities of the examples in one language"
-    accelerator = accelerator or Accelerator(cpu=True)
+    accelerator = accelerator or _accelerator()
 
     def ask(batch, names):
         return {"logits": net(batch, ("logits",))["logits"]}
@@ -86,7 +93,7 @@ def probabilities(
     logits = exam.forward(ask, ("logits",), lang, net, head, accelerator)["logits"]
     return logits.softmax(-1).float().cpu().numpy()[:, : len(exam.task.labels)]
 
-
+# %% ../../nbs/train/09_evaluate.ipynb #f6bb9737
 def evaluate(
     net,  # (batch, names) -> outputs
     exam: EvaluationSet,
@@ -94,12 +101,17 @@ def evaluate(
     accelerator: Accelerator | None = None,
 ):  # a data frame: item, language, label, prediction (names) and p_<label>, the probability of each label
     "Predict the label of every example in every language"
+    net.eval()
+    return _as_frame(exam, {lang: probabilities(net, exam, lang, head, accelerator) for lang in exam.sets})
+
+# %% ../../nbs/train/09_evaluate.ipynb #b704cff3
+def _as_frame(exam: EvaluationSet, found: dict):  # language -> (n, classes)
+    "Return probabilities as the data frame of `evaluate`"
     import pandas as pd
 
-    net.eval()
     frames, names = [], np.array(exam.task.labels)
-    for lang, rows in exam.sets.items():
-        p = probabilities(net, exam, lang, head, accelerator)  # (n, classes)
+    for lang, p in found.items():
+        rows = exam.sets[lang]
         frame = pd.DataFrame(
             {
                 "item": rows["id"][:],
@@ -160,8 +172,40 @@ def averaged(weights: list[dict]) -> dict:
     return mean
 
 # %% ../../nbs/train/09_evaluate.ipynb #750e5f8e
+class _Kept:
+    "Probabilities that are kept beside the weights of a training, for a round (from 1) or the average of all rounds"
+
+    def __init__(self, training, which):  # a `Training`; a round or "averaged"
+        self.folder = training.folder / "probabilities" / (which if which == "averaged" else f"round-{which}")
+
+    def clear(self):
+        "Remove what earlier weights gave"
+        for name in (self.folder, self.folder.with_name("averaged")):
+            shutil.rmtree(name, ignore_errors=True)
+
+    def file(self, exam: EvaluationSet, lang: str, head: int) -> Path:
+        "Return the file of the examples in one language, named by the tokens that the net reads"
+        tokens, digest = exam.tokens[lang], hashlib.sha256()
+        for part in (tokens.ids, tokens.types, tokens.starts, tokens.at, tokens.tree):
+            digest.update(b"none" if part is None else np.ascontiguousarray(part).data)
+        return self.folder / f"{lang}-{head}-{digest.hexdigest()[:16]}.npy"
+
+    def read(self, exam: EvaluationSet, lang: str, head: int) -> np.ndarray | None:  # (n, classes)
+        "Return the probabilities of the examples in one language; None if they are not kept"
+        with suppress(OSError, ValueError, EOFError):
+            found = np.load(self.file(exam, lang, head), allow_pickle=False)
+            if found.shape == (len(exam.sets[lang]), len(exam.task.labels)):
+                return found
+
+    def write(self, exam: EvaluationSet, lang: str, head: int, found: np.ndarray):
+        data = BytesIO()
+        np.save(data, found)
+        with suppress(StorageError):  # a full disk does not end the job: they can be computed again
+            write_bytes(self.file(exam, lang, head), data.getvalue())
+
+# %% ../../nbs/train/09_evaluate.ipynb #d01ad40f
 class _Predictions:
-    "Predictions of a training in several languages, for any round, each computed once"
+    "Predictions of a training in several languages, for any round; what is kept is not computed again"
 
     def __init__(self, training, task: Task, sets: dict):  # a `Training`; language -> examples
         self.training = training
@@ -171,19 +215,26 @@ class _Predictions:
     def of(self, which):  # a round, from 1, or "averaged"
         "Return the predictions with the weights of a round, or with the mean of all rounds' weights"
         if which not in self.made:
-            training = self.training
-            rounds = range(1, len(training.record["rounds"]) + 1) if which == "averaged" else [which]
-            net = training.net(averaged([training.weights(r) for r in rounds]))
-            head = training.head(self.exam.task)
-            self.made[which] = evaluate(net, self.exam, head, training.material.accelerator)
+            head, kept = self.training.head(self.exam.task), _Kept(self.training, which)
+            found = {lang: kept.read(self.exam, lang, head) for lang in self.exam.sets}
+            missing = [lang for lang, p in found.items() if p is None]
+            net = self._net(which) if missing else None
+            for lang in missing:
+                found[lang] = probabilities(net, self.exam, lang, head, self.training.material.accelerator)
+                kept.write(self.exam, lang, head, found[lang])
+            self.made[which] = _as_frame(self.exam, found)
         return self.made[which]
+
+    def _net(self, which):
+        rounds = range(1, len(self.training.record["rounds"]) + 1) if which == "averaged" else [which]
+        return self.training.net(averaged([self.training.weights(r) for r in rounds]))
 
     def mean(self, which) -> float:
         "Return the mean of the task's measure over the languages, in percent"
         found = scored(self.of(which), self.exam.task.measure)
         return sum(found.values()) / len(found)
 
-
+# %% ../../nbs/train/09_evaluate.ipynb #09099d64
 def mean_probabilities(frames: list):
     "Average the predicted probabilities of an ensemble's members"
     if len(frames) == 1:
@@ -193,36 +244,37 @@ def mean_probabilities(frames: list):
     return frames[0].assign(prediction=mean.idxmax(axis=1).str.removeprefix("p_"), **{c: mean[c] for c in names})
 
 # %% ../../nbs/train/09_evaluate.ipynb #82cb6065
-def _selections(
+def _selected_round(
+    selection: str,
     training,  # a `Training`
-    on_dev: _Predictions | None,  # on the dev examples of all languages
-) -> dict:  # name -> a round, from 1, or "averaged"
-    "Return the round of each selection"
+    on_dev: _Predictions | None,  # on the dev examples of all languages; None: there are none
+):  # a round, from 1, or "averaged"
+    "Return the round of a selection"
     rounds = len(training.record["rounds"])
-    oracle = max(range(1, rounds + 1), key=on_dev.mean) if on_dev and rounds > 1 else rounds
-    return {
-        "en_dev": training.best,
-        "last": rounds,
-        "averaged": "averaged" if rounds > 1 else 1,
-        "all_dev_oracle": oracle,
-    }
+    if selection == "en_dev":
+        return training.best
+    if selection == "averaged" and rounds > 1:
+        return "averaged"
+    if selection == "all_dev_oracle" and on_dev and rounds > 1:
+        return max(range(1, rounds + 1), key=on_dev.mean)
+    return rounds
 
-
+# %% ../../nbs/train/09_evaluate.ipynb #d943bf63
 def score(
     resolved: ResolvedJob,
     trainings: list,  # one `Training`, or those of an ensemble's members
     watch: Callable,
 ) -> tuple[dict, object]:  # contents of result.json, and the predictions of the selected round
-    "Score every selection: accuracy and macro-F1 per language"
-    task = resolved.target
+    "Score the selected round, and the other selections that the job asks for: accuracy and macro-F1 per language"
+    task, names = resolved.target, ("en_dev", *resolved.job.selections)
     split = "test" if resolved.languages["test"] else "dev"
     watch("score", {"task": task, "split": split, "languages": list(resolved.languages[split])})
-    on_dev = _predict(resolved, trainings, "dev")
-    on_split = _predict(resolved, trainings, "test") if split == "test" else on_dev
-    chosen = [_selections(t, p) for t, p in zip(trainings, on_dev, strict=True)]
+    on_split, on_dev = _predict(resolved, trainings, split), [None] * len(trainings)
+    if "all_dev_oracle" in names:
+        on_dev = on_split if split == "dev" else _predict(resolved, trainings, "dev")
     frames, scores = {}, {}
-    for name in chosen[0]:
-        rounds = [c[name] for c in chosen]
+    for name in names:
+        rounds = [_selected_round(name, t, dev) for t, dev in zip(trainings, on_dev, strict=True)]
         frames[name] = mean_probabilities([p.of(r) for p, r in zip(on_split, rounds, strict=True)])
         scores[name] = {
             "round": rounds[0] if len(rounds) == 1 else rounds,
@@ -234,7 +286,7 @@ def score(
     macro_f1 = {name: scored(frame, "macro_f1") for name, frame in frames.items()}
     return found | {"measure": task.measure, "macro_f1": macro_f1}, selected
 
-
+# %% ../../nbs/train/09_evaluate.ipynb #b8bb7fad
 def _predict(resolved, trainings, split):
     "Prepare the predictions of every training; None if no language is scored"
     sets = {x: resolved.data.rows(resolved.target, split, x) for x in resolved.languages[split]}
@@ -257,5 +309,5 @@ def representations(
         return {"e_m": batch["m"], "e_t": own, "v": aggregate(batch["m"], own, net.alpha)}
 
     names = ("e_m", "e_t", "v") if getattr(net, "shared", None) else (of_one, "v")
-    found = exam.forward(ask, names, lang, net, 0, accelerator or Accelerator(cpu=True))
+    found = exam.forward(ask, names, lang, net, 0, accelerator or _accelerator())
     return {name: vectors.cpu().numpy() for name, vectors in found.items()}

@@ -15,11 +15,12 @@ from itertools import chain
 from pathlib import Path
 
 from ..core import key, resolve
+from ..data.backbones import _lacks_pooler
 from ..data.mini_world import Mini
 from ..data.tasks import Task
 from ..exceptions import ParameterError
 from ..store import sha256
-from .config import BETAS, Job, check, fill, presets, weights_without_loss
+from .config import _LATER, _OF_NO_RECORD, BETAS, Job, check, fill, presets, weights_without_loss
 from .inputs import Data, digest, digests, has_trees, load_trees, trained_on
 from .methods import ADVERSARIES, Method, extend, methods
 
@@ -93,10 +94,16 @@ def job_key(
     return key(ALGORITHM, "job", training, task, evaluation, config)
 
 # %% ../../nbs/train/04_resolve.ipynb #972ca59e
+def _parameters(job, without):
+    "Return the parameters of a job that its key and its record hold"
+    left_out = {*without, *(name for name in _LATER if getattr(job, name) == getattr(Job, name))}
+    return {name: value for name, value in asdict(job).items() if name not in left_out}
+
+
 def identity(job: Job) -> str:  # of a job with a preset: 16 hexadecimal digits
     "Return the name of a job, a hash of its parameters and the files they name"
     extensions = extend(job.extensions)  # may define the task
-    parameters = {name: value for name, value in asdict(fill(job)).items() if name not in ("out", "track")}
+    parameters = _parameters(fill(job), ("out", *_OF_NO_RECORD))
     task_file = sha256(resolve(job.task)) if job.task.endswith(".toml") else None
     return key("planned", ALGORITHM, parameters, task_file, extensions)
 
@@ -221,6 +228,15 @@ class ResolvedJob:
     def target(self) -> Task:
         return self.data.target
 
+    def with_pooling(self) -> "ResolvedJob":
+        "Return the job with the reading of e that `auto` stands for, in all stages; a backbone on the hub is fetched"
+        e = self.method.readings.e
+        if e == "auto":
+            fixed = presets[self.job.preset].source == "mini" or self.method.head == "cloze"
+            e = "head_input" if fixed or not _lacks_pooler(self.data.backbone) else "mean"
+        stages = [replace(s, method=replace(s.method, readings=s.method.readings_for(e))) for s in self.stages]
+        return replace(self, method=replace(self.method, readings=self.method.readings_for(e)), stages=tuple(stages))
+
     @property
     def members(self) -> list[list[Stage]]:
         "Return the stages of each member of an ensemble; one list for other methods"
@@ -264,7 +280,7 @@ class ResolvedJob:
     @property
     def config(self) -> dict:
         "Return the job's parameters as stored in its result: names without paths"
-        kept = {name: value for name, value in asdict(self.job).items() if name not in (*PLACES, "track")}
+        kept = _parameters(self.job, (*PLACES, *_OF_NO_RECORD))
         kept |= {"backbone": Path(self.job.backbone).name, "task": self.target.name}
         return kept | ({"teacher": self.data.teacher.name} if self.data.teacher else {})
 

@@ -26,7 +26,7 @@ from ..data.mini_world import Mini
 from ..data.sources import File
 from ..data.tasks import PAPER
 from ..exceptions import MacularError, ParameterError, SetupError, Stopped, StorageError
-from ..process import _one_process, _ProgressLines, failure
+from ..process import _one_process, _ProgressLines, _threads, failure
 from ..store import clear, read_json, write_bytes, write_json
 from .build import Hyperparameters, available_losses
 from .checkpoints import _JobProgress, _tracked
@@ -193,8 +193,7 @@ def _device(job: Job, watch: Callable):
     threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    if presets[job.preset].threads:
-        torch.set_num_threads(presets[job.preset].threads)
+    torch.set_num_threads(presets[job.preset].threads or _threads())
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(job.deterministic, warn_only=True)
     try:
@@ -244,6 +243,7 @@ def carry_out(
     "Train and score a resolved job, or read its result if it is finished"
     refuse(resolved)
     loop_of(Hyperparameters())  # raises an error for a wrong MACULAR_CHECKPOINT
+    resolved = resolved.with_pooling()
     job, notes = resolved.job, check_inputs(resolved)
     run = f"{resolved.target.name}-{job.method}-s{job.seed}-{identity(job)[:6]}"
     steps = [_steps(resolved, stage) for stage in resolved.stages]
@@ -261,11 +261,11 @@ def carry_out(
 
 def _asked_again(resolved, file):
     "Make a result the newest, which tables take; add the digests of its inputs, which its key proves, if it lacks them"
-    found = read_json(file)
+    found, beside = read_json(file), file.with_name("environment.json")
     with suppress(OSError, StorageError):
         if "digests" not in found:
             write_json(file, found | {"digests": _input_digests(resolved)})
-        os.utime(file)
+        write_json(beside, read_json(beside) | {"asked": time.time()})
 
 
 def _train_stages(stages: list[Stage], data: Data, accelerator, watch) -> Training:
@@ -284,6 +284,7 @@ def _record(resolved: ResolvedJob, trainings: list[Training], folder: Path, watc
     scores, predictions = score(resolved, trainings, watch)
     about = environment(trainings[0].material.accelerator) | {name: getattr(job, name) for name in PLACES}
     about |= {"backbone": job.backbone, "task": job.task, "seconds to score": round(time.monotonic() - started, 1)}
+    about["asked"] = time.time()  # of the results of a repeated command, the last one asked for counts
     write_json(folder / "config.json", resolved.config)
     write_json(folder / "environment.json", about)
     table = BytesIO()
@@ -320,13 +321,15 @@ def _training_notes(resolved, training):
     job, found = resolved.job, []
     if resolved.method.frozen and job.alpha == presets[job.preset].alpha:
         found.append(f"alpha is {job.alpha}, not tuned")
+    told = {}  # note -> titles
     for t in training.chain:
         learned = t.record["tasks"]
         wanted = [name for name in PAPER if name not in t.method.without]
         if t.method.tasks == "all" and learned != wanted:
             found.append(f"{t.method.title} was trained on {', '.join(learned)}, in the paper on {', '.join(wanted)}")
-        found += [f"{t.method.title}: {note}" for note in t.record["notes"]]
-    return found
+        for note in t.record["notes"]:
+            told.setdefault(note, []).append(t.method.title)
+    return found + [f"{' and '.join(dict.fromkeys(titles))}: {note}" for note, titles in told.items()]
 
 
 def _data_notes(resolved):

@@ -27,10 +27,11 @@ from ..core import key, resolve
 from ..data.tasks import MEASURES, Task, scored
 from ..exceptions import ParameterError, StorageError
 from ..model.losses import terms
+from ..model.vocabulary import _trained_ids
 from ..store import is_locked, lock, read_json, verify, write_json
 from .build import Built, Hyperparameters, TrainingInputs, build, build_net, text_settings
-from .checkpoints import load_weights, resume_notes, training_seconds
-from .evaluate import EvaluationSet, evaluate
+from .checkpoints import _begun_whole, load_weights, resume_notes, training_seconds
+from .evaluate import EvaluationSet, _as_frame, _Kept, probabilities
 from .inputs import Data
 from .methods import Method, extend
 from .resolve import ResolvedJob, Stage
@@ -74,12 +75,11 @@ class Training:
         verify(folder)
         return load_file(folder / "net.safetensors")
 
-    @cached_property
-    def _net(self):
-        return build_net(self.method, self.material, self.recipe)
+    _net = None  # built at the first call of `net`
 
     def net(self, weights: dict):
         "Return the net with these weights, in evaluation mode; all calls return the same object"
+        self._net = self._net or build_net(self.method, self.material, self.recipe, _trained_ids(weights))
         load_weights(self._net, weights)
         return self._net.eval()
 
@@ -201,7 +201,7 @@ def _waiting(folder: Path, watch: Callable):
 # %% ../../nbs/train/10_stages.ipynb #e5be0fdf
 def _make(training: Training, dev: dict, watch: Callable):
     "Train and write the folder's files, `training.json` last"
-    built = build(training.method, training.material, training.recipe)
+    built = build(training.method, training.material, training.recipe, trim=not _begun_whole(training.folder))
     steps = training.recipe.rounds * sum(p.passes * p.steps for p in built.phases)
     watch("start", _start(training, built, steps))
     environment_file = training.folder / "environment.json"
@@ -230,7 +230,7 @@ def _make(training: Training, dev: dict, watch: Callable):
         },
     )
 
-
+# %% ../../nbs/train/10_stages.ipynb #aaff19e5
 def _start(training: Training, built: Built, steps: int) -> dict:
     "Return the facts of the event `start`"
     return {
@@ -250,17 +250,23 @@ def _rate(phases: dict, rounds: int, line: dict) -> float:
     done = ((line["round"] - 1) * phase.passes + line["pass"] - 1) * phase.steps + line["batch"] - 1
     return phase.rate(done, rounds)
 
-
+# %% ../../nbs/train/10_stages.ipynb #ac6e6f53
 def _dev_scores(training: Training, dev: dict, net, watch: Callable) -> Callable:
     "Return a function of the round that computes each task's measure on its dev examples in the source language"
     tasks = training.material.tasks
     exams = {i: training.exam(t, {t.source_lang: dev[t.name]}) for i, t in enumerate(tasks) if t.name in dev}
 
     def on_round(round):
-        scores = {}
+        net.eval()
+        scores, ended, kept = {}, isinstance(round, int), _Kept(training, round)
+        if ended:  # else this is an evaluation within a round
+            kept.clear()
         for head, exam in exams.items():
-            predictions = evaluate(net, exam, head, training.material.accelerator)
-            scores[exam.task.name] = scored(predictions, exam.task.measure)[exam.task.source_lang]
+            lang = exam.task.source_lang
+            p = probabilities(net, exam, lang, head, training.material.accelerator)  # (n, classes)
+            if ended:
+                kept.write(exam, lang, head, p)
+            scores[exam.task.name] = scored(_as_frame(exam, {lang: p}), exam.task.measure)[lang]
         words = {t.name: MEASURES[t.measure] for t in tasks if t.measure != "accuracy"}
         facts = {"method": training.method, "round": round, "dev": scores}
         watch("round", facts | ({"measures": words} if words else {}))

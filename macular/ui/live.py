@@ -17,7 +17,8 @@ from markupsafe import Markup
 from ..core import resolve
 from ..exceptions import ParameterError, unknown
 from ..jobs.engines import attempt
-from ..results.figures import _adversaries, curves, history, rounds_of
+from ..results.figures import curves, history, rounds_of
+from ..results.formats import _adversaries
 from ..store import is_locked, read_json, write_bytes
 from ..train.config import Job
 from .views import View, picture
@@ -162,9 +163,9 @@ def _training_page(folder: Path) -> Markup:
     s = _status(folder)
     if not s.step:
         return _status_page(s)
-    plot = curves(folder, figure=Figure(figsize=(9.6, 2.9), dpi=80))
+    plot = curves(folder, figure=Figure(figsize=(10, 2.8), dpi=85, layout="constrained"))
     page = _status_page(s) + picture(plot, f"losses, discriminators and dev accuracy of {s.title}")
-    told = _adversaries(folder) if s.state == "finished" else []
+    told = _adversaries(rounds_of(folder)) if s.state == "finished" else []
     return page + Markup("").join(Markup("<p>{}</p>").format(sentence) for sentence in told)
 
 # %% ../../nbs/ui/05_live.ipynb #5b0985f4
