@@ -106,7 +106,7 @@ def test_every_problem_is_told_at_once():
         "Did you mean 'macular'?",
         "seed is -1",
         "unknown parameter 'lrr'",
-        "a plan names it: mini, quick, paper",
+        "a plan names it: mini, quick, real, paper",
     ):
         assert said in str(e.value)
     assert lines[0].startswith("rows 1, 2, 3 and 1 more of 8: ")
