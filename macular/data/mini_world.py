@@ -312,31 +312,30 @@ def neighbours() -> Lexicon:
     return Lexicon({"en": entries}, (), [{"lang": "en", **made}])
 
 # %% ../../nbs/data/06_mini_world.ipynb #aaf0684e
-_Web = namedtuple("Web", "lines joined borrowed")
+_Web = namedtuple("Web", "lines paired borrowed")
 
 
 def web(lang: str) -> _Web:
-    "Return a language's relative number of lines, share of arguing lines, and share of English words"
+    "Return a language's relative number of lines, share of paired lines, and share of English words"
     if lang == "en":
         return _Web(12.0, 1.0, 0.0)
     return _Web(0.2, 0.0, 0.0) if lang in ("sw", "ur") else _Web(1.0, 0.0, 0.25)
 
 
-_AGREE = (("so", "xnli", "entailment"), ("so", "pawsx", "paraphrase"), ("yes", "qam", "yes"), ("yes", "qadsm", "Good"))
+_AGREE = (("xnli", "entailment"), ("pawsx", "paraphrase"), ("qam", "yes"), ("qadsm", "Good"))
 _DIFFER = (
-    ("but", "xnli", "contradiction"),
-    ("and", "xnli", "neutral"),
-    *[("but", "pawsx", "different")] * 2,
-    *[("no", "qam", "no")] * 2,
-    *[("no", "qadsm", "Bad")] * 2,
+    ("xnli", "contradiction"),
+    ("xnli", "neutral"),
+    *[("pawsx", "different")] * 2,
+    *[("qam", "no")] * 2,
+    *[("qadsm", "Bad")] * 2,
 )
 
 
-def _argue(dice, same) -> tuple:
-    "Draw two parts with a connecting word; `same`: the share of pairs that agree"
-    word, task, label = dice.pick(_AGREE if dice.chance(same) else _DIFFER)
-    a, b = _makers[task](label, dice, "text", None)
-    return a, [word, *b]
+def _pair(dice, same) -> tuple:
+    "Draw two parts like the texts of a task's example; `same`: the share of pairs that agree"
+    task, label = dice.pick(_AGREE if dice.chance(same) else _DIFFER)
+    return _makers[task](label, dice, "text", None)
 
 
 def _go_on(dice) -> tuple:
@@ -371,18 +370,18 @@ def text(
     lang: str,
     n: int,  # lines
     seed: int = 0,
-    same: float = 0.45,  # share of arguing lines whose two parts agree
-    joined: float | None = None,  # share of arguing lines; None: as in `web`
+    same: float = 0.7,  # share of paired lines whose two parts agree
+    paired: float | None = None,  # share of paired lines; None: as in `web`
     borrowed: float | None = None,  # share of English words; None: as in `web`
 ) -> Iterator[str]:  # two parts with a tab between them
     "Yield lines of pretraining text of one language"
     if lang not in grammars:
         raise ParameterError(unknown("language of the mini world", lang, grammars))
-    joined = web(lang).joined if joined is None else joined
+    paired = web(lang).paired if paired is None else paired
     borrowed = web(lang).borrowed if borrowed is None else borrowed
     for i in range(n):
         dice = Dice(seed, "text", lang, i)
-        parts = _argue(dice, same) if dice.chance(joined) else _go_on(dice)
+        parts = _pair(dice, same) if dice.chance(paired) else _go_on(dice)
         yield "\t".join(plain(tell(part, lang, dice, borrowed=borrowed)) for part in parts)
 
 # %% ../../nbs/data/06_mini_world.ipynb #1d7cfa58
