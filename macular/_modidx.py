@@ -2050,6 +2050,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'macular/train/stages.py'),
                                       'macular.train.stages.Training.weights': ( 'train/stages.html#training.weights',
                                                                                  'macular/train/stages.py'),
+                                      'macular.train.stages._cross_entropy': ( 'train/stages.html#_cross_entropy',
+                                                                               'macular/train/stages.py'),
                                       'macular.train.stages._dev_scores': ('train/stages.html#_dev_scores', 'macular/train/stages.py'),
                                       'macular.train.stages._input_digests': ( 'train/stages.html#_input_digests',
                                                                                'macular/train/stages.py'),

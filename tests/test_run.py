@@ -757,3 +757,30 @@ def test_a_job_is_known_by_both_names():
     from macular.train import config
 
     assert plan.Job is config.Job and replace(Job(), seed=1) == check({"seed": 1})
+
+
+def test_ties_on_dev_go_to_the_lowest_dev_loss(tmp_path):
+    from macular.train.stages import Training
+
+    def best(*rounds):
+        (tmp_path / "training.json").write_text(json.dumps({"rounds": rounds}))
+        return Training("key", None, tmp_path, None, None).best
+
+    def line(a, b, *losses):
+        return {"dev": {"qam": a, "qadsm": b}} | ({"dev_loss": dict(zip(("qam", "qadsm"), losses))} if losses else {})
+
+    assert best(line(90.0, 95.0, 0.4, 0.3), line(95.0, 90.0, 0.4, 0.2), line(90.0, 94.0, 0.1, 0.1)) == 2
+    assert best(line(90.0, 95.0, 0.4, 0.3), line(91.0, 95.0, 0.9, 0.9)) == 2
+    assert best(line(95.0, 95.0, 0.3, 0.3), line(95.0, 95.0, 0.3, 0.3)) == 1
+    assert best(line(90.0, 95.0), line(95.0, 90.0)) == 1  # a record of an earlier version
+    assert best({"dev": {}}, {"dev": {}}) == 2
+
+
+def test_dev_loss_is_the_cross_entropy_of_the_labels():
+    from sklearn.metrics import log_loss
+
+    from macular.train.stages import _cross_entropy
+
+    p, labels = np.array([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8], [0.2, 0.5, 0.3]], np.float32), np.array([0, 1, 2])
+    assert _cross_entropy(p, labels) == pytest.approx(log_loss(labels, p), rel=1e-6) == pytest.approx(1.2877, abs=1e-3)
+    assert 0 < _cross_entropy(p * np.float32([0, 1, 1]), labels) < 100

@@ -510,10 +510,16 @@ def training(tmp_path):
 
 
 def test_a_training_that_nobody_works_on_is_stopped(training):
+    import json
+
     s = _status(training)
     assert (s.state, s.step, s.steps, s.round, s.best, s.dev) == ("stopped", 14, 20, 2, 1, 61.0), (
         "a number asked for on the way is no round"
     )
+    with open(training / "history.jsonl", "a") as f:
+        for round, loss in ((2, 0.3), (3, 0.2), (4, 0.25)):
+            f.write(json.dumps({"step": 14, "round": round, "dev": {"xnli": 62.0}, "dev_loss": {"xnli": loss}}) + "\n")
+    assert (_status(training).best, _status(training).dev) == (3, 62.0)
     assert "nothing was asked" in _ask(training, "stop") and not (training / "control").exists()
 
 

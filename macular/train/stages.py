@@ -18,6 +18,7 @@ from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
@@ -62,12 +63,15 @@ class Training:
     def best(self) -> int:  # a round, from 1
         """Return the round with the best mean of the tasks' measures on dev examples in the source language.
 
-        Ties give the first one; without dev examples it is the last round.
+        Of several, the one with the lowest dev loss, then the first. Without dev examples it is the last round.
         """
         if not self.record["rounds"][0]["dev"]:
             return len(self.record["rounds"])
-        means = [sum(r["dev"].values()) / len(r["dev"]) for r in self.record["rounds"]]
-        return 1 + means.index(max(means))
+        ranks = []
+        for r in self.record["rounds"]:
+            losses = r.get("dev_loss", {})  # records of earlier versions have none
+            ranks.append((sum(r["dev"].values()) / len(r["dev"]), -sum(losses.values())))
+        return 1 + ranks.index(max(ranks))
 
     def weights(self, round: int) -> dict:
         "Load and verify the weights of a round, from 1: name -> tensor"
@@ -252,13 +256,13 @@ def _rate(phases: dict, rounds: int, line: dict) -> float:
 
 # %% ../../nbs/train/10_stages.ipynb #ac6e6f53
 def _dev_scores(training: Training, dev: dict, net, watch: Callable) -> Callable:
-    "Return a function of the round that computes each task's measure on its dev examples in the source language"
+    "Return a function of the round: each task's measure and loss on its dev examples in the source language"
     tasks = training.material.tasks
     exams = {i: training.exam(t, {t.source_lang: dev[t.name]}) for i, t in enumerate(tasks) if t.name in dev}
 
     def on_round(round):
         net.eval()
-        scores, ended, kept = {}, isinstance(round, int), _Kept(training, round)
+        scores, losses, ended, kept = {}, {}, isinstance(round, int), _Kept(training, round)
         if ended:  # else this is an evaluation within a round
             kept.clear()
         for head, exam in exams.items():
@@ -267,12 +271,22 @@ def _dev_scores(training: Training, dev: dict, net, watch: Callable) -> Callable
             if ended:
                 kept.write(exam, lang, head, p)
             scores[exam.task.name] = scored(_as_frame(exam, {lang: p}), exam.task.measure)[lang]
+            losses[exam.task.name] = _cross_entropy(p, np.array(exam.sets[lang]["label"]))
         words = {t.name: MEASURES[t.measure] for t in tasks if t.measure != "accuracy"}
         facts = {"method": training.method, "round": round, "dev": scores}
         watch("round", facts | ({"measures": words} if words else {}))
-        return {"dev": scores}
+        return {"dev": scores, "dev_loss": losses}
 
     return on_round
+
+
+def _cross_entropy(
+    p: np.ndarray,  # (n, classes) probabilities
+    labels: np.ndarray,  # (n,)
+) -> float:
+    "Return the mean negative log-probability of the correct labels"
+    of_label = p[np.arange(len(p)), labels].astype(float)
+    return float(-np.log(np.maximum(of_label, 1e-30)).mean())
 
 # %% ../../nbs/train/10_stages.ipynb #a26a8d8b
 def _input_digests(resolved: ResolvedJob) -> dict:

@@ -72,10 +72,11 @@ def _status(
 ) -> _Status:
     "Read the progress of a training"
     about, steps = read_json(folder / "environment.json"), history(folder)
-    dev = {}  # round -> mean accuracy over its tasks
+    dev = {}  # round -> mean accuracy over its tasks, and the negative of their losses
     for line in rounds_of(folder):
         if "asked" not in line and line.get("dev"):
-            dev[line["round"]] = sum(line["dev"].values()) / len(line["dev"])
+            losses = line.get("dev_loss", {})
+            dev[line["round"]] = sum(line["dev"].values()) / len(line["dev"]), -sum(losses.values())
     best = max(dev, key=dev.get, default=0)
     last = steps.iloc[-1] if len(steps) else {"step": 0, "round": 0, "phase": ""}
     names = [about.get("title", folder.name), ", ".join(about.get("tasks", ()))]
@@ -87,7 +88,7 @@ def _status(
         round=int(last["round"]),
         phase=last["phase"],
         best=best,
-        dev=dev.get(best, float("nan")),
+        dev=dev[best][0] if best else float("nan"),
     )
 
 # %% ../../nbs/ui/05_live.ipynb #2a5364ee
