@@ -1,11 +1,15 @@
 """Messages about a run while it goes on."""
 
+import json
+from inspect import signature
 from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 
+from macular.exceptions import ParameterError
 from macular.results import figures
 from macular.train.methods import macular
 
@@ -52,6 +56,42 @@ def test_measures_by_hand():
     assert [b[c] for c in ("examples", "precision", "recall", "F1")] == ["2", "66.7", "100.0", "80.0"]
     (bare,) = figures.measure_rows(FOUR[["language", "label", "prediction"]])
     assert set(bare) == {"language", "accuracy", "macro-F1"}
+
+
+@pytest.mark.parametrize("form, begins", [("pdf", b"%PDF"), ("svg", b"<?xml"), ("png", b"\x89PNG")])
+def test_a_figure_is_saved_by_one_argument(tmp_path, form, begins):
+    file = tmp_path / "figures" / f"languages.{form}"
+    before = dict(plt.rcParams)
+    drawn = figures.plot_languages({"en": 80.0, "de": 60.0}, 50.0, file=str(file))
+    assert file.read_bytes().startswith(begins) and drawn.axes[0].get_ylabel() == "accuracy, %"
+    assert dict(plt.rcParams) == before, "the style is that of the figure alone"
+    assert "file" in signature(figures.curves).parameters
+
+
+def test_another_format_of_a_figure_is_refused(tmp_path):
+    with pytest.raises(ParameterError, match="'docx'.*pdf"):
+        figures.plot_confusion(FOUR, file=str(tmp_path / "confusion.docx"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_numbers_of_a_heat_map_have_contrast():
+    "Black on the light cell, white on the dark one"
+    ax = figures.plot_confusion(FOUR.assign(prediction=["a", "a", "b", "b"])).axes[0]
+    assert {text.get_text(): text.get_color() for text in ax.texts} == {"100": "black", "0": "white"}
+
+
+def test_a_training_without_a_finished_round_has_one_panel(tmp_path):
+    "No panel is empty, and a single round is a mark"
+    step = {"phase": "net", "pass": 1, "batch": 0, "loss": 1.0, "task": 1.0}
+    lines = [{"step": n, "round": 1} | step for n in (1, 2, 3)]
+    (tmp_path / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert [ax.get_title() for ax in figures.curves(tmp_path).axes] == ["losses"]
+    lines.append({"round": 1, "dev": {"xnli": 60.0}, "lang_disc": {"accuracy": 0.7, "chance": 0.5}})
+    (tmp_path / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    left, right = figures.curves(tmp_path, "a title").axes
+    assert all(line.get_marker() not in ("", "None") for line in right.lines)
+    named = [text.get_text() for text in right.get_legend().texts]
+    assert named == ["language discriminator", "its chance level", "XNLI, dev"]
 
 
 def test_a_confusion_matrix_of_each_language():

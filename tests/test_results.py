@@ -361,6 +361,14 @@ def test_a_run_holds_the_digests_of_its_inputs(job, tmp_path):
     assert {name for name in found if found[name] != other[name]} == {"drawn sample of qam"}
 
 
+def asked_at(folder, time):
+    "Change the time at which a run was last asked for; None: that of an older run"
+    environment = json.loads((folder / "environment.json").read_text()) | {"asked": time}
+    if time is None:
+        del environment["asked"]
+    (folder / "environment.json").write_text(json.dumps(environment))
+
+
 @pytest.mark.slow
 def test_of_repeated_runs_the_last_one_counts(job, tmp_path):
     "Data were changed and the command repeated; then changed back, and the first result was found again"
@@ -369,13 +377,19 @@ def test_of_repeated_runs_the_last_one_counts(job, tmp_path):
         result = json.loads((job.folder / "result.json").read_text())
         result["digests"]["training examples of qam"] = digest
         (tmp_path / name / "result.json").write_text(json.dumps(result))
-        os.utime(tmp_path / name / "result.json", (1000 + (name == "two"),) * 2)
+        asked_at(tmp_path / name, 1000 + (name == "two"))
+        os.utime(tmp_path / name / "result.json", (9000 - (name == "two"),) * 2)  # a copy has other times
     (found,) = read(tmp_path)
     assert found.folder.endswith("two") and "one (training examples of qam)" in found.replaced[0]
     assert "two is current; left out: the earlier" in overview([found]).notes[0]
-    os.utime(tmp_path / "one" / "result.json", (1002, 1002))
+    asked_at(tmp_path / "one", 1002)
     (found,) = read(tmp_path)
     assert found.folder.endswith("one")
+    for name in ("one", "two"):
+        asked_at(tmp_path / name, None)
+    os.utime(tmp_path / "two" / "result.json", (9001, 9001))
+    (found,) = read(tmp_path)
+    assert found.folder.endswith("two"), "older runs do not say it: the time of their result counts"
     both = [*read(tmp_path / "one"), *read(tmp_path / "two")]
     with pytest.raises(ParameterError, match=r"different inputs \(training examples of qam\).*one \(seed 0\)"):
         same_design(both)
@@ -391,9 +405,9 @@ def test_a_result_that_is_found_again_becomes_the_newest(job):
     events = []
     older = {name: value for name, value in job.values.items() if name != "digests"}
     (job.folder / "result.json").write_text(json.dumps(older))
-    os.utime(job.folder / "result.json", (1000, 1000))
+    asked_at(job.folder, 1000)
     run(check(given | {"out": str(job.folder.parent)}), watch=lambda event, facts: events.append(event))
-    assert "already" in events and (job.folder / "result.json").stat().st_mtime > 2000
+    assert "already" in events and json.loads((job.folder / "environment.json").read_text())["asked"] > 2000
     assert record(job.folder).digests == job.values["digests"], "of an older result they are added"
 
 

@@ -391,8 +391,10 @@ def tree(out):
 
 
 def untimed(found):
-    "The same without the time of the result"
-    return {name: about[name.endswith("/result.json") :] for name, about in found.items()}
+    "The same without the time at which a run was last asked for"
+    job = {name.removesuffix("/result.json") for name in found if name.endswith("/result.json")}
+    free = job | {f"{name}/environment.json" for name in job}
+    return {name: about for name, about in found.items() if name not in free}
 
 
 def files(out):

@@ -414,6 +414,34 @@ def test_variables_of_launchers_are_ignored_with_a_note(names, monkeypatch):
     assert all(os.environ[name] == value for name, value in names.items())
 
 
+def test_predictions_in_python_are_of_one_process(finished, monkeypatch):
+    "Another program's launcher is no matter of a run that is opened again"
+    import pandas as pd
+
+    from macular.deploy.huggingface import predict_texts
+    from macular.train.run import _without_callers_accelerator
+
+    frame = pd.DataFrame({"text_a": ["A dog sees the cat"], "text_b": ["The cat sees a dog"]})
+    before = predict_texts(frame, finished.folder)
+    for name, value in LAUNCHED[0].items():
+        monkeypatch.setenv(name, value)
+    with _without_callers_accelerator(), pytest.warns(UserWarning, match="WORLD_SIZE"):
+        pd.testing.assert_frame_equal(predict_texts(frame, finished.folder), before)
+
+
+def test_a_note_of_several_trainings_is_told_once(finished):
+    (note,) = [note for note in finished.values["notes"] if "the backbone holds no" in note]
+    assert note.startswith("Macular-NoTS and Macular: ")
+
+
+@pytest.mark.slow
+def test_figures_change_neither_key_nor_record(finished, tmp_path):
+    assert run(finished.folder.parent, method="macular", figures="pdf").folder == finished.folder
+    assert "figures" not in read_json(finished.folder / "config.json")
+    with pytest.raises(ParameterError, match="unknown figures 'docx'"):
+        check({"figures": "docx"})
+
+
 def test_other_variables_are_left_alone(monkeypatch):
     from macular.process import _one_process
 

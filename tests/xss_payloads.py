@@ -180,7 +180,7 @@ def reprs() -> dict:
     from macular.text.code_switch import CodeSwitch, Place
     from macular.train.config import Job, presets
     from macular.train.methods import macular
-    from macular.ui.views import Picture
+    from macular.ui.views import _Picture
 
     def refuse():
         raise DataError(" ".join(PAYLOADS))
@@ -199,14 +199,14 @@ def reprs() -> dict:
     here = parameters | {"preset": "mini", "backbone": "mini-bert", "task": "xnli"}
     shown = [
         diff(dict(zip("abcdefghijkl", PAYLOADS)), dict(zip("abcdefghijkl", PAYLOADS[::-1]))),
-        check.DataReport(rows, rows, list(PAYLOADS), list(PAYLOADS)),
+        check._DataReport(rows, rows, list(PAYLOADS), list(PAYLOADS)),
         lexicon._CoverageReport(rows),
         lexicon.Lexicon({"de": {"dog": PLAIN}}),
         plan([here | {"method": m} for m in ("finetune", "syn")]),
         replace(macular, title=" ".join(PAYLOADS)),
         progress,
         compare.Comparison((one, other), Effect(1.0, 0.5, 1.5, 0.01, " ".join(PAYLOADS)), table, every, PAYLOADS),
-        rerun.RunComparison((one, other), (1, 2), False, Difference(every), Difference(every)),
+        rerun._RunComparison((one, other), (1, 2), False, Difference(every), Difference(every)),
         records()[0],
         Search({"task": "xnli", "preset": "mini", "method": "finetune"}, ({p: [p] for p in PAYLOADS},)),
         Job(**parameters),
@@ -215,7 +215,7 @@ def reprs() -> dict:
         _Facts(dict(zip(PAYLOADS, PAYLOADS))),
         Task("odd", PAYLOADS, ("de",), title=" ".join(PAYLOADS), fields=(one, other)),
         switched,
-        Picture(refuse),
-        distill.DistillationReport(table, table, PAYLOADS),
+        _Picture(refuse),
+        distill._DistillationReport(table, table, PAYLOADS),
     ]
     return {f"{type(x).__module__.removeprefix('macular.')}.{type(x).__name__}": x for x in shown}

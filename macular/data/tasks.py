@@ -356,3 +356,18 @@ def item_shares(
     loss = gain**2 * right / 2  # of F1 for one more example, or prediction, of the label
     influence = np.where(gold == given, gain[gold], 0.0) - loss[gold] - loss[given]
     return 100 * ((gain * right).sum() + len(gold) * influence) / np.count_nonzero(counts)
+
+# %% ../../nbs/data/03_tasks.ipynb #f0fdbc11
+def _of_probabilities(predictions):
+    "Return log loss and expected calibration error of one language's predictions; nothing without probabilities"
+    from sklearn.metrics import log_loss
+
+    columns = sorted(c for c in predictions if str(c).startswith("p_"))
+    if not columns:
+        return {}
+    p = predictions[columns].to_numpy(float)  # (n, labels)
+    loss = log_loss(predictions["label"], p / p.sum(1, keepdims=True), labels=[c[2:] for c in columns])
+    bins = np.minimum((15 * p.max(1)).astype(int), 14)  # (n,)
+    gaps = p.max(1) - (predictions["label"] == predictions["prediction"]).to_numpy()
+    error = np.abs(np.bincount(bins, gaps, 15)).sum() / len(p)
+    return {"log loss": f"{loss:.3f}", "calibration error": f"{100 * error:.1f}"}

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from huggingface_hub.utils import yaml_dump
 from torch import nn
 from transformers import (
@@ -333,12 +332,13 @@ def _predict_with_run(frame, run, columns):
     "Predict with the selected round of a run, on the GPU if there is one"
     from macular.jobs.rerun import reopen
     from macular.train.evaluate import evaluate, mean_probabilities
+    from macular.train.trainer import _accelerator
 
     if read_json(run / "result.json").get("teacher"):
         raise ParameterError(
             f"{run.name} is a student, which is used as a model folder. First: macular export {run.name} FOLDER"
         )
-    data, trainings = reopen(run, Accelerator(cpu=not torch.cuda.is_available()))
+    data, trainings = reopen(run, _accelerator(cpu=not torch.cuda.is_available()))
     if trainings[0].method.encoder == "syntax":
         raise ParameterError(f"{run.name} reads a dependency tree beside each text, which new texts do not have.")
     fields = data.target.fields

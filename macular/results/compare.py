@@ -22,6 +22,7 @@ from macular.results.formats import (
     Cell,
     Effect,
     Table,
+    _in_style,
     caption,
     listed,
     task_title,
@@ -333,6 +334,7 @@ def ablation(
     return Table(("row", "task", *numbers, "verdict"), lines, caption(rows, TableOptions(spread="sd"), closing=closing))
 
 # %% ../../nbs/results/09_compare.ipynb #4c5ee3ff
+@_in_style
 def forest(
     panels: dict,  # title -> {label: `Effect`}; all panels have the labels of the first
     label: str = "difference, points",
@@ -341,12 +343,10 @@ def forest(
     import matplotlib.pyplot as plt
 
     size = (1.4 + 2.6 * len(panels), 0.9 + 0.28 * max(map(len, panels.values())))
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=size, dpi=90, sharex=True, sharey=True, squeeze=False, layout="constrained"
-    )
+    figure, axes = plt.subplots(1, len(panels), figsize=size, sharex=True, sharey=True, squeeze=False)
     for axis, (name, rows) in zip(axes[0], panels.items(), strict=True):
         for y, effect in enumerate(rows.values()):
-            colour = "#0b5fa5" if effect.significant else "#777777"
+            colour = "#0072b2" if effect.significant else "#777777"
             axis.plot([effect.low, effect.high], [y, y], color=colour, lw=2, zorder=1)
             axis.plot(effect.points, y, "o", color=colour, mfc=colour if effect.significant else "white", zorder=2)
         axis.axvline(0, color="black", lw=0.8, ls=":")

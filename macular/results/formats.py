@@ -9,11 +9,17 @@ __all__ = ['SELECTED', 'SPREADS', 'LEVEL', 'Cell', 'Table', 'as_csv', 'title', '
 # %% ../../nbs/results/01_formats.ipynb #f0a11e03
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import wraps
+from inspect import Parameter, signature
+from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 
-from ..core import escape_markdown, table
+from ..core import escape_markdown, resolve, table
 from ..data.tasks import MEASURES, item_shares, tasks
+from ..exceptions import ParameterError, unknown
+from ..store import write_bytes
 from ..train.methods import methods
 
 # %% ../../nbs/results/01_formats.ipynb #2c274f02
@@ -342,8 +348,7 @@ def _headline(
     cost: str,
 ) -> str:
     "Return the result of a run in two sentences"
-    source, *others = scores
-    words = MEASURES[measure]
+    (source, *others), words = scores, MEASURES[measure]
     if not others:
         width = _half_widths(predictions, measure)[source]
         return f"{scores[source]:.1f} % {words} in {source} (± {width:.1f} over test items, 95 %). {cost}"
@@ -354,3 +359,42 @@ def _headline(
         f"{mean:.1f} % {words} {where} (95 % interval over test items: {mean - width:.1f} to {mean + width:.1f}; "
         f"one training, so nothing is said about other seeds), and {scores[source]:.1f} % in {source}. {cost}"
     )
+
+# %% ../../nbs/results/01_formats.ipynb #1d783e53
+_TOLD = {"task_disc": "which task an example is of", "lang_disc": "whether a text is code-switched"}
+
+
+def _adversaries(
+    rounds: list[dict],  # of a training's history
+) -> list[str]:  # one sentence a discriminator; empty without one
+    "Say what the discriminators could still tell after the last round, against chance"
+    told, ended = [], [line for line in rounds if "asked" not in line]
+    for name, what in _TOLD.items():
+        if ended and name in ended[-1]:
+            accuracy, chance = (100 * ended[-1][name][x] for x in ("accuracy", "chance"))
+            kept = "no better than guessing" if accuracy - chance < 5 else f"where guessing gives {chance:.0f} %"
+            told.append(f"The discriminator tells {what} in {accuracy:.0f} % of the cases, {kept}.")
+    return told
+
+# %% ../../nbs/results/01_formats.ipynb #19760ba2
+def _in_style(draw):
+    "Draw in the style of the project; the argument `file` also saves the figure"
+
+    @wraps(draw)
+    def drawn(*args, file: str = "", **kwargs):
+        import matplotlib.pyplot as plt
+
+        form, known = Path(file).suffix[1:], ("pdf", "svg", "png")
+        if file and form not in known:
+            raise ParameterError(f"{Path(file).name}: {unknown('format of a figure', form, known)}")
+        plt.draw_if_interactive()  # starts the backend, whose settings the context would undo
+        with plt.style.context("macular.assets.figures"):
+            figure = draw(*args, **kwargs)
+            if file:
+                figure.savefig(data := BytesIO(), format=form)
+                write_bytes(resolve(file), data.getvalue())
+        return figure
+
+    given, more = signature(draw), Parameter("file", Parameter.KEYWORD_ONLY, default="")
+    drawn.__signature__ = given.replace(parameters=[*given.parameters.values(), more])
+    return drawn

@@ -20,7 +20,7 @@ from ..core import resolve, root
 from ..data.sources import Folder, archives
 from ..data.tasks import Task, find, load, tasks
 from ..exceptions import DataError, MacularError, ParameterError, unknown
-from .records import Record, from_lines, marked, record
+from .records import Record, _asked, from_lines, marked, record
 from ..store import read_json
 
 # %% ../../nbs/results/04_predictions.ipynb #e3a7ba1a
@@ -357,7 +357,7 @@ def runs(
 def _current(found):
     "Return the newest of the runs with the same settings and seed: data were changed and the command was repeated"
     newest = {}
-    for _, r in sorted(found, key=lambda pair: (pair[0] / "result.json").stat().st_mtime_ns):
+    for _, r in sorted(found, key=lambda pair: _asked(pair[0])):
         settings = r.method, r.task, r.seed, r.backbone, r.preset, r.split, r.algorithm, str((r.parameters, r.tags))
         newest.setdefault(settings, []).append(r)
     chosen = {}

@@ -22,7 +22,7 @@ from ..core import escape_markdown, key, resolve, table
 from ..data.tasks import MEASURES, item_shares, scored
 from ..exceptions import DataError, StorageError, unknown
 from ..store import read_json, write_bytes
-from ..train.config import WORDS, Job, check, fill
+from ..train.config import _OF_NO_RECORD, WORDS, Job, check, fill
 from ..train.methods import methods
 
 # %% ../../nbs/results/03_records.ipynb #cf180d35
@@ -145,13 +145,8 @@ def _pack(
     "Pack right and wrong answers as text"
     sizes, digests = [len(c) for c in correct.values()], set(items.values())
     bits = np.packbits(np.concatenate(list(correct.values())))  # eight items a byte, all languages in a row
-    return {
-        "correct": {
-            "n": sizes[0] if len(set(sizes)) == 1 else sizes,
-            "bits": base64.b64encode(bits).decode(),
-        },
-        "items": digests.pop() if len(digests) == 1 else items,
-    }
+    packed = {"n": sizes[0] if len(set(sizes)) == 1 else sizes, "bits": base64.b64encode(bits).decode()}
+    return {"correct": packed, "items": digests.pop() if len(digests) == 1 else items}
 
 
 def _unpack(packed: dict, langs: Iterable[str]) -> tuple[dict, dict]:
@@ -194,10 +189,7 @@ def _check_record(r):
     odd = [x for x, c in r.correct.items() if not len(c) or abs(100 * c.mean() - shown[x]) > 1e-9]
     odd += [x for x, c in r.correct.items() if x in r.answers and not np.array_equal(np.equal(*r.answers[x]), c)]
     if odd:
-        raise DataError(
-            f"{who}: accuracy and items contradict each other in {', '.join(odd[:3])}; "
-            "make the record again from its run"
-        )
+        raise DataError(f"{who}: accuracy and items contradict each other in {', '.join(odd[:3])}; make it again")
 
 # %% ../../nbs/results/03_records.ipynb #439e4889
 def marked(
@@ -324,17 +316,24 @@ def job_of(folder: Path) -> Job:  # checked
     return replace(check(said | {"method": ALIKE}), method=said["method"])
 
 
+def _asked(folder: Path) -> float:  # seconds since 1970
+    "Return when a run was last asked for; an older run does not say it, and the time of its result is taken"
+    file = folder / "environment.json"
+    said = read_json(file).get("asked") if file.exists() else None
+    return said or (folder / "result.json").stat().st_mtime
+
+
 def folder_of(
     job: Job,
 ) -> Path:  # its folder; of several results, whose data differ, the newest
     "Return the result of a job that is done"
     wanted = json.loads(json.dumps(asdict(fill(job))))
-    del wanted["track"]  # it is in no record
-    if wanted["precision"] == "auto":  # the machine chose it
-        del wanted["precision"]
-    for result in sorted(resolve(job.out).glob("*/result.json"), key=lambda p: -p.stat().st_mtime_ns):
-        if wanted.items() <= ({"selections": []} | parameters_of(result.parent)).items():
-            return result.parent
+    for name in (*_OF_NO_RECORD, *(["precision"] if wanted["precision"] == "auto" else [])):  # the machine chose it
+        del wanted[name]
+    done = [path.parent for path in resolve(job.out).glob("*/result.json")]
+    for folder in sorted(done, key=_asked, reverse=True):
+        if wanted.items() <= ({"selections": []} | parameters_of(folder)).items():
+            return folder
     raise StorageError(f"the job left no result in {job.out}")
 
 # %% ../../nbs/results/03_records.ipynb #321b36c4

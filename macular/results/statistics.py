@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['select', 'design', 'same_design', 'common', 'by_seed', 'seed_part', 'student', 'same_task', 'difference',
-           'item_differences', 'parallel', 'item_part', 'holm', 'by_language', 'resampled', 'Summary', 'summary']
+           'item_differences', 'parallel', 'item_part', 'holm', 'by_language', 'resampled', 'summary']
 
 # %% ../../nbs/results/05_statistics.ipynb #fa697543
 import shlex
@@ -359,7 +359,7 @@ def resampled(a: Record, b: Record, langs=None, draws: int = 10_000, seed: int =
 
 # %% ../../nbs/results/05_statistics.ipynb #6528c286
 @dataclass(frozen=True)
-class Summary:
+class _Summary:
     "Mean of a measure, by default accuracy, of a method over seeds"
 
     mean: float
@@ -383,14 +383,14 @@ def summary(
     records: Iterable[Record],  # of one method on one task
     langs=None,
     selection: str = "en_dev",
-) -> Summary:
+) -> _Summary:
     "Mean, deviation and interval over seeds, and the number of collapsed runs"
     records = same_design(records)
     x = by_seed(records, langs, selection)
     collapsed = np.array([r.has_collapsed for r in records])
     several = len(x) > 1
     effect = student(x.mean(), [seed_part(x)] if several else [], "over seeds")
-    return Summary(
+    return _Summary(
         mean=float(x.mean()),
         sd=float(np.sqrt(seed_part(x)[0] * len(x))) if several else np.nan,
         half=effect.high - effect.points,

@@ -6,6 +6,7 @@
 __all__ = ['rows_of', 'TableOptions', 'languages', 'overview', 'selections', 'beside_paper']
 
 # %% ../../nbs/results/07_tables.ipynb #23f32e2d
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -161,10 +162,7 @@ def _family(own, base, columns, view):
 
 # %% ../../nbs/results/07_tables.ipynb #485f52e9
 _COSTS = ("seeds", "steps", "forward passes", "encoders")
-_COUNTED = (
-    "Steps and forward passes: all trainings of a seed for these tasks, a shared stage 1 once; "
-    "a text that is trained on counts as three passes"
-)
+_COUNTED = "Steps and forward passes: all trainings of a seed, a shared stage 1 once; a trained text counts as three"
 
 
 def _trained(records, what):
@@ -179,10 +177,7 @@ def _trained(records, what):
 
 def _cost(records: Iterable[Record]) -> list[str]:
     "Return number of seeds, steps and forward passes of a seed's trainings, and encoders a text"
-    by_task = {}
-    for r in records:
-        by_task.setdefault(r.task, []).append(r)
-    counts = sorted({len(found) for found in by_task.values()})
+    counts = sorted(Counter(r.task for r in records).values())
     encoders = sorted({r.cost["encoders"] for r in records if r.cost.get("encoders")})
     seeds = "–".join(map(str, dict.fromkeys([counts[0], counts[-1]])))
     return [seeds, *(_trained(records, what) for what in ("steps", "forwards")), ", ".join(map(str, encoders))]
@@ -327,9 +322,8 @@ def _theirs(method, task, langs, backbone):
     computed = average(found, langs) if set(langs) <= set(found) else None
     if len(langs) == 1:
         return computed, computed, source
-    whole = {x for x in found if x != "avg"}
-    if not whole and task in tasks:
-        whole = {tasks[task].source_lang, *tasks[task].langs}
+    every = {tasks[task].source_lang, *tasks[task].langs} if task in tasks else None
+    whole = found.keys() - {"avg"} or every
     return found.get("avg") if set(langs) == whole else None, computed, source
 
 

@@ -29,7 +29,7 @@ from ..text.batches import Batches, neighbour_batches, order
 from ..text.encode import ByCloze, TextSettings, Views, features
 from ..text.syntax import ByTree
 from .methods import ADVERSARIES, REVERSALS, Method
-from .trainer import Phase
+from .trainer import Phase, _accelerator
 
 # %% ../../nbs/train/08_build.ipynb #02ea660d
 @dataclass
@@ -43,7 +43,7 @@ class TrainingInputs:
     lexicon: Mapping = field(default_factory=dict)  # language -> word -> translations
     near: Task | None = None  # the neighbouring task of Eq. 14
     shared: Encoder | None = None  # the encoder of stage 1
-    accelerator: Accelerator = field(default_factory=lambda: Accelerator(cpu=True))
+    accelerator: Accelerator = field(default_factory=_accelerator)
     neighbours: Mapping = field(default_factory=dict)  # source language -> word -> near-synonyms
     trees: Mapping = field(default_factory=dict)  # text -> its dependency tree
     # (views, suffixes, round, accelerator) -> a teacher's outputs for all examples, by name: (n, …)
@@ -241,16 +241,8 @@ def text_settings(
         form = ByCloze
     elif method.encoder == "syntax":
         form = partial(ByTree, trees=material.trees)
-    return TextSettings(
-        material.tokenizer,
-        material.lexicon,
-        method.augment,
-        recipe.seed,
-        recipe.max_length,
-        method.synonyms,
-        material.neighbours,
-        form,
-    )
+    usual = material.tokenizer, material.lexicon, method.augment, recipe.seed, recipe.max_length
+    return TextSettings(*usual, method.synonyms, material.neighbours, form)
 
 # %% ../../nbs/train/08_build.ipynb #fd7cdcde
 @dataclass

@@ -58,6 +58,7 @@ class Job:
     extensions: tuple[str, ...] = ()  # modules or files to import first: tasks, methods and losses of your own
     out: str = "runs"  # folder for results
     track: str = ""  # tracker to send losses, learning rates and dev accuracy to: tensorboard, wandb, mlflow, …
+    figures: str = ""  # also save the report's figures in the run's folder: pdf, svg or png
 
     def __post_init__(self):
         for name in LISTS:
@@ -143,7 +144,9 @@ RANGES = {
 WORDS = {"method": methods, "preset": ("auto", *presets), "precision": ("auto", "fp32", "bf16", "fp16")}
 WORDS["selections"] = ("last", "averaged", "all_dev_oracle")
 WORDS["track"] = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
+WORDS["figures"] = ("pdf", "svg", "png")
 LISTS = ("langs", "selections", "stage1", "extensions")
+_OF_NO_RECORD = ("track", "figures")  # parameters that change no result
 WHOLE = ("paper", "available")  # words for sets of tasks in stage1
 BETAS = {"beta1": "aug_kl", "beta2": "lang_adv", "beta3": "consistency"}
 _YAML = "; quote it: 'no' without quotes is false in YAML"

@@ -25,6 +25,7 @@ from ..store import write_bytes
 from ..text.batches import cut
 from ..text.encode import TextEncoder, TextSettings, features
 from .resolve import ResolvedJob
+from .trainer import _accelerator
 
 # %% ../../nbs/train/09_evaluate.ipynb #61baf807
 class EvaluationSet:
@@ -84,7 +85,7 @@ def probabilities(
     accelerator: Accelerator | None = None,
 ) -> np.ndarray:  # (n, classes) float32
     "Return the predicted class probabilities of the examples in one language"
-    accelerator = accelerator or Accelerator(cpu=True)
+    accelerator = accelerator or _accelerator()
 
     def ask(batch, names):
         return {"logits": net(batch, ("logits",))["logits"]}
@@ -308,5 +309,5 @@ def representations(
         return {"e_m": batch["m"], "e_t": own, "v": aggregate(batch["m"], own, net.alpha)}
 
     names = ("e_m", "e_t", "v") if getattr(net, "shared", None) else (of_one, "v")
-    found = exam.forward(ask, names, lang, net, 0, accelerator or Accelerator(cpu=True))
+    found = exam.forward(ask, names, lang, net, 0, accelerator or _accelerator())
     return {name: vectors.cpu().numpy() for name, vectors in found.items()}

@@ -19,7 +19,7 @@ from ..data.mini_world import Mini
 from ..data.tasks import Task
 from ..exceptions import ParameterError
 from ..store import sha256
-from .config import BETAS, Job, check, fill, presets, weights_without_loss
+from .config import _OF_NO_RECORD, BETAS, Job, check, fill, presets, weights_without_loss
 from .inputs import Data, digest, digests, has_trees, load_trees, trained_on
 from .methods import ADVERSARIES, Method, extend, methods
 
@@ -106,7 +106,7 @@ def _parameters(job, without):
 def identity(job: Job) -> str:  # of a job with a preset: 16 hexadecimal digits
     "Return the name of a job, a hash of its parameters and the files they name"
     extensions = extend(job.extensions)  # may define the task
-    parameters = _parameters(fill(job), ("out", "track"))
+    parameters = _parameters(fill(job), ("out", *_OF_NO_RECORD))
     task_file = sha256(resolve(job.task)) if job.task.endswith(".toml") else None
     return key("planned", ALGORITHM, parameters, task_file, extensions)
 
@@ -274,7 +274,7 @@ class ResolvedJob:
     @property
     def config(self) -> dict:
         "Return the job's parameters as stored in its result: names without paths"
-        kept = _parameters(self.job, (*PLACES, "track"))
+        kept = _parameters(self.job, (*PLACES, *_OF_NO_RECORD))
         kept |= {"backbone": Path(self.job.backbone).name, "task": self.target.name}
         return kept | ({"teacher": self.data.teacher.name} if self.data.teacher else {})
 

@@ -261,11 +261,11 @@ def carry_out(
 
 def _asked_again(resolved, file):
     "Make a result the newest, which tables take; add the digests of its inputs, which its key proves, if it lacks them"
-    found = read_json(file)
+    found, beside = read_json(file), file.with_name("environment.json")
     with suppress(OSError, StorageError):
         if "digests" not in found:
             write_json(file, found | {"digests": _input_digests(resolved)})
-        os.utime(file)
+        write_json(beside, read_json(beside) | {"asked": time.time()})
 
 
 def _train_stages(stages: list[Stage], data: Data, accelerator, watch) -> Training:
@@ -284,6 +284,7 @@ def _record(resolved: ResolvedJob, trainings: list[Training], folder: Path, watc
     scores, predictions = score(resolved, trainings, watch)
     about = environment(trainings[0].material.accelerator) | {name: getattr(job, name) for name in PLACES}
     about |= {"backbone": job.backbone, "task": job.task, "seconds to score": round(time.monotonic() - started, 1)}
+    about["asked"] = time.time()  # of the results of a repeated command, the last one asked for counts
     write_json(folder / "config.json", resolved.config)
     write_json(folder / "environment.json", about)
     table = BytesIO()
@@ -320,13 +321,15 @@ def _training_notes(resolved, training):
     job, found = resolved.job, []
     if resolved.method.frozen and job.alpha == presets[job.preset].alpha:
         found.append(f"alpha is {job.alpha}, not tuned")
+    told = {}  # note -> titles
     for t in training.chain:
         learned = t.record["tasks"]
         wanted = [name for name in PAPER if name not in t.method.without]
         if t.method.tasks == "all" and learned != wanted:
             found.append(f"{t.method.title} was trained on {', '.join(learned)}, in the paper on {', '.join(wanted)}")
-        found += [f"{t.method.title}: {note}" for note in t.record["notes"]]
-    return found
+        for note in t.record["notes"]:
+            told.setdefault(note, []).append(t.method.title)
+    return found + [f"{' and '.join(dict.fromkeys(titles))}: {note}" for note, titles in told.items()]
 
 
 def _data_notes(resolved):

@@ -321,6 +321,12 @@ class _Session:
 _REQUESTS = ([b"stop"], [b"pause"], [b"evaluate"], [b"evaluate", b"pause"])  # allowed contents of the file `control`
 
 # %% ../../nbs/train/07_trainer.ipynb #c1c88d03
+def _accelerator(cpu: bool = True) -> Accelerator:
+    "Return the accelerator of this process alone, whatever the environment says of others"
+    with _one_process(warnings.warn):
+        return Accelerator(cpu=cpu)
+
+
 def fit(
     phases: list[Phase],  # one round of the algorithm, in order
     loop: Loop,
@@ -330,9 +336,7 @@ def fit(
     on_step: Callable | None = None,  # called with each line of the history
 ) -> list[dict]:  # the record of each round
     "Alg. 1 and Alg. 2: in every round train each phase in turn, the others frozen"
-    if accelerator is None:
-        with _one_process(warnings.warn):
-            accelerator = Accelerator(cpu=True)
+    accelerator = accelerator or _accelerator()
     folder = Path(folder) if folder else None
     learners = [_Learner(phase, loop, accelerator) for phase in phases]
     session = _Session(folder, learners, loop, on_round, on_step)

@@ -16,8 +16,8 @@ from markupsafe import Markup
 from ..data.tasks import MEASURES
 from ..exceptions import ParameterError, unknown
 from ..results.compare import Comparison, compare
-from ..results.figures import label
-from ..results.formats import SPREADS, Cell, Table, as_csv, task_title
+from ..results.figures import _recolour, label
+from ..results.formats import SPREADS, Cell, Table, _in_style, as_csv, task_title
 from ..results.formats import title as name_of
 from ..results.predictions import read
 from ..results.records import SELECTIONS, Record
@@ -173,12 +173,13 @@ def board(
     return View(draw, lambda view: _dropdowns(view, options), **values).change(**start)
 
 # %% ../../nbs/ui/03_board.ipynb #328f932b
+@_in_style
 def _forest(found: Comparison):
     "Plot the differences by language"
     from matplotlib.figure import Figure
 
     rows = sorted(found.languages.rows, key=lambda r: r[3].value)
-    figure = Figure(figsize=(5, 0.26 * len(rows) + 0.8), dpi=85)
+    figure = Figure(figsize=(5, 0.26 * len(rows) + 0.8))
     ax = figure.subplots()
     for i, row in enumerate(rows):
         difference, verdict = row[3].value, row[-1]
@@ -189,13 +190,15 @@ def _forest(found: Comparison):
     ax.set(
         yticks=range(len(rows)),
         yticklabels=[label(row[0]) for row in rows],
+        ylim=(-0.6, len(rows) - 0.4),
         xlabel=label(f"{found.names[0]} − {found.names[1]}, points"),
     )
+    ax.set_title("filled: significant", fontsize=8)
     ax.grid(axis="x", alpha=0.3)
     return figure
 
 
-def _comparison_page(found: Comparison) -> Markup:
+def _comparison_page(found: Comparison, file: str) -> Markup:
     made = Markup("<p>Made alike.</p>")
     if found.settings:
         made = grid(("made with", *found.names), [(name, *map(str, pair)) for name, pair in found.settings.items()])
@@ -204,12 +207,13 @@ def _comparison_page(found: Comparison) -> Markup:
         '<div style="display:flex;flex-wrap:wrap;gap:2em;align-items:flex-start"><div>{}</div><div>{}</div></div>'
     )
     head = Markup("<p><b>{} − {}</b>: {}</p>").format(*found.names, str(found.effect))
-    plot = picture(_forest(found), "differences by language")
+    plot = picture(_forest(found, file=file), "differences by language")
     return head + made + side.format(_table_page(found.languages), plot) + notes
 
 # %% ../../nbs/ui/03_board.ipynb #209429a7
 def versus(
     records,  # or a path
+    file: str = "",  # also save the figure: .pdf, .svg or .png
     **start,  # first values of task, a, b: rows as the board names them
 ) -> View:
     "Compare two methods or two runs: difference, interval, languages, settings"
@@ -223,7 +227,7 @@ def versus(
         for name in (a, b):
             if name not in found:
                 raise ParameterError(unknown(f"row of {task_title(task)}", name, found))
-        return _comparison_page(compare(found[a], found[b]))
+        return _comparison_page(compare(found[a], found[b]), file)
 
     every = [*rows_of(records, by)]
     options = {"task": there, "a": every, "b": every}
@@ -253,6 +257,7 @@ def _means(
     return (found - found.loc[base[0]]).drop(index=base)
 
 # %% ../../nbs/ui/03_board.ipynb #405fb9c7
+@_in_style
 def _heat(
     table,  # from `_means`
     title: str = "",
@@ -262,7 +267,7 @@ def _heat(
     import seaborn as sns
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(0.62 * len(table.columns) + 3, 0.36 * len(table) + 1.1), dpi=85)
+    figure = Figure(figsize=(0.54 * len(table.columns) + 3, 0.36 * len(table) + 1.1))
     colours = {"cmap": "PuOr_r", "center": 0} if difference else {"cmap": "cividis"}
     ax = sns.heatmap(
         table.rename(index=label, columns=label),
@@ -274,12 +279,14 @@ def _heat(
         cbar_kws={"label": "points" if difference else "%"},
         **colours,
     )
+    _recolour(ax)
     ax.set(title=label(title), xlabel="", ylabel="")
     return figure
 
 # %% ../../nbs/ui/03_board.ipynb #ac1e33e1
 def heat_map(
     records,  # or a path
+    file: str = "",  # also save the figure: .pdf, .svg or .png
     **start,  # first values of task, against, order: "as the task" or a row's name
 ) -> View:
     "Show accuracy by method and language as colours"
@@ -294,7 +301,7 @@ def heat_map(
         seeds = len({r.seed for r in own})
         measure = f"difference from {name_of(against)}, points" if against else f"{MEASURES[own[0].measure]}, %"
         title = f"{task_title(task)}, {measure}; mean of {seeds} seed{'s' * (seeds != 1)}"
-        return picture(_heat(table, title, bool(against)), title)
+        return picture(_heat(table, title, bool(against), file=file), title)
 
     options = {"task": there, "against": ["", *named], "order": ["as the task", *rows_of(records, _varying(records))]}
     values = {"task": there[0], "against": "", "order": "as the task"}

@@ -162,7 +162,7 @@ def _training_page(folder: Path) -> Markup:
     s = _status(folder)
     if not s.step:
         return _status_page(s)
-    plot = curves(folder, figure=Figure(figsize=(9.6, 2.9), dpi=80))
+    plot = curves(folder, figure=Figure(figsize=(10, 2.8), dpi=85, layout="constrained"))
     return _status_page(s) + picture(plot, f"losses, discriminators and dev accuracy of {s.title}")
 
 # %% ../../nbs/ui/05_live.ipynb #5b0985f4
