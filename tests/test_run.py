@@ -443,12 +443,12 @@ def test_figures_change_neither_key_nor_record(finished, tmp_path):
 
 
 def test_other_variables_are_left_alone(monkeypatch):
-    from macular.process import _one_process
+    from macular.process import one_process
 
     for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MPI_HOME", "RANKING", "SLURM_NTASKS", "MY_WORLD_SIZE"):
         monkeypatch.setenv(name, "1")
     before = dict(os.environ)
-    with _one_process(pytest.fail):
+    with one_process(pytest.fail):
         assert os.environ == before
 
 
