@@ -43,7 +43,7 @@ from .exceptions import MacularError, ParameterError, unknown
 from .jobs.engines import compute, run_as_notebook, run_notebook, sweep
 from .jobs.rerun import rerun
 from .jobs.search import read_search
-from .process import one_process, ending
+from .process import one_process, _sleep_when_idle, ending
 from .results.compare import checklist, compare
 from .results.formats import Table, as_csv
 from .results.statistics import select
@@ -113,9 +113,10 @@ def _check_data(
     data_dir: Annotated[str, _read(help=f"Folder of the official archives; by default data{_ROOT}.")] = "data",
     lexicon_dir: Annotated[str, _read(help="Folder of the dictionaries en-xx.txt.")] = "data/dictionaries",
     task: Annotated[str, _read(help="The TOML file of a task of your own, in place of the paper's four.")] = "",
+    backbone: Annotated[str, _read(help="A backbone's folder: count the examples that are cut at max_length.")] = "",
 ):
     "Check the data sets and dictionaries on this machine; list missing ones and the command that fetches them."
-    found = check_data(data_dir, lexicon_dir, task=task)
+    found = check_data(data_dir, lexicon_dir, task=task, backbone=backbone)
     print(found)
     if found.problems:
         raise Exit(3)
@@ -384,6 +385,7 @@ def main(
     arguments=None,  # a list of words; None: the command line's
 ) -> int:  # the exit code
     "Run a command; print errors of the project without a traceback"
+    _sleep_when_idle()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # for terminals that cannot show every character

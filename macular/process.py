@@ -23,6 +23,32 @@ from pathlib import Path
 from .core import root
 from .exceptions import MacularError, ParameterError, SetupError, Stopped, StorageError, _brief
 
+# %% ../nbs/03_process.ipynb #f5219960
+def _cores(
+    groups: Path = Path("/sys/fs/cgroup"),
+) -> int:
+    "Return the number of cores that this process may use: its affinity, at most the quota of its control group"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):  # no control group
+        if (groups / "cpu.max").exists():
+            quota, period = (groups / "cpu.max").read_text().split()
+        else:
+            quota, period = ((groups / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        if quota != "max" and int(quota) > 0:
+            cores = min(cores, max(1, int(quota) // int(period)))
+    return cores
+
+
+def _threads(workers: int = 1) -> int:
+    "Return the number of threads of each of several workers: the user's number or all cores, divided among them"
+    given = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    return max(1, (int(given) if given.isdecimal() else _cores()) // workers)
+
+
+def _sleep_when_idle():
+    "Let idle threads sleep instead of spinning; of no effect after torch is imported"
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 # %% ../nbs/03_process.ipynb #74ca955f
 def _in_notebook() -> bool:
     "Return whether this process is a kernel, or another shell of IPython"

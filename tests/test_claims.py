@@ -9,6 +9,9 @@ import pytest
 from macular.results.compare import compared, study
 from macular.results.records import from_lines
 from macular.results.statistics import by_seed, select
+from macular.results.tables import overview
+from macular.results.timing import Target
+from macular.store import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -125,3 +128,52 @@ def test_the_page_on_the_mini_world_promises_no_more_than_the_control_shows():
     [text] = [shown(c) for c in code("paper/04_control") if "expected = [" in c.source]
     assert [r[""] for r in rows(text) if r["expected"].startswith("within 1.5 points of zero")] == ["**no**"]
     assert "must vanish" not in page and "implementation is wrong" not in page and "Not everything is lost" in page
+
+
+# cost and speed
+
+
+def test_the_readme_tells_every_target_of_speed_that_is_not_met():
+    readme = (ROOT / "README.md").read_text("utf-8")
+    speed = readme[readme.index("## Speed") : readme.index("## The notebooks")]
+    bench = read_json(ROOT / "nbs" / "records" / "bench.json")
+    aims = [Target(**t) for found in bench.values() for t in found.get("targets", [])]
+    missed = [aim.what for aim in aims if aim.met is False]
+    measured = sum(aim.met is not None for aim in aims)
+    assert f"{len(missed)} of {measured} targets are not met: {'; '.join(missed)}." in speed
+    told = {row["what"]: row["met"] for row in rows(speed)}
+    assert told == {aim.what: "yes" if aim.met else "**no**" for aim in aims if aim.met is not None}
+
+
+def test_an_equal_cost_is_one_of_inference():
+    "Averaging two runs costs what Macular's two encoders cost to classify, and less to train"
+    pages = [*(ROOT / "docs" / "explanations").glob("*.md"), ROOT / "README.md"]
+    texts = [path.read_text("utf-8") for path in pages]
+    for path in (ROOT / "nbs").rglob("[!_.]*.ipynb"):
+        texts += [c.source for c in nbformat.read(path, 4).cells]
+    sentences = [s for text in texts for s in re.split(r"(?<=[.?!:])\s", text)]
+    said = [s for s in sentences if re.search(r"(equal|same)\s+cost|costs? the same", s)]
+    assert said and all("inference" in s for s in said), [s for s in said if "inference" not in s]
+    doubled = study(method=["finetune_x2", "cosda_ml_x2", "macular"])
+    cost = {row[0]: row[-3:] for row in overview(doubled).rows}
+    assert {encoders for _, _, encoders in cost.values()} == {"2"}
+    passes = {name: int(forwards.replace(",", "")) for name, (_, forwards, _) in cost.items()}
+    [text] = [shown(c) for c in code("paper/01_table2") if c.source.startswith("passes = ")]
+    times = f"{passes['Macular'] / passes['CoSDA-ML ×2']:.1f} times those of CoSDA-ML ×2"
+    assert times in text and passes["Macular"] > 3 * passes["CoSDA-ML ×2"]
+
+
+# the tour
+
+
+def test_the_tour_says_of_the_game_what_its_numbers_say():
+    "A sentence below each figure, made from the last round; no text beside it that claims another end"
+    views = [str(c.outputs) for c in code("start") if c.source == "live(full.folder)"]
+    told = re.findall(r"tells which task[^.]*?in (\d+) % of the cases, ([^.]*)\.", views[0])
+    told += re.findall(r"tells whether a text[^.]*?in (\d+) % of the cases, ([^.]*)\.", views[0])
+    assert len(told) == 2, "of each stage's discriminator"
+    for accuracy, end in told:
+        near = int(accuracy) < 56  # two tasks, two languages: guessing gives 50
+        assert (end == "no better than guessing") == near
+    prose = " ".join(c.source for c in cells("start") if c.cell_type == "markdown")
+    assert "only if the discriminator is no better than guessing" in prose and "tasks fall" not in prose

@@ -143,13 +143,13 @@ def test_names_and_values_are_completed():
     assert set(complete_after("task=")) == {f"task={name}" for name in tasks}
     assert complete_after("task=xnli,qa", "seed=0,1") == ["task=xnli,qam", "task=xnli,qadsm"]
     assert complete_after("method=cosda") == ["method=cosda_ml", "method=cosda_ml_x2"]
-    assert complete_after("preset=") == ["preset=auto", "preset=mini", "preset=quick", "preset=paper"]
+    assert complete_after("preset=") == ["preset=auto", "preset=mini", "preset=quick", "preset=real", "preset=paper"]
     assert complete_after("seed=1") == complete_after("nothing=") == []
 
 
 def test_values_are_completed_in_bash_which_divides_words_at_the_sign():
     assert complete_after("cosda", "seed=0", "method", "=") == ["cosda_ml", "cosda_ml_x2"]
-    assert complete_after("", "preset") == ["auto", "mini", "quick", "paper"]
+    assert complete_after("", "preset") == ["auto", "mini", "quick", "real", "paper"]
     for words, number, wanted in (
         ("macular train method = cosda", 4, "cosda_ml"),
         ("macular train preset =", 3, "quick"),

@@ -23,8 +23,8 @@ from macular.data.tasks import load
 from macular.deploy.card import result_of, select_checkpoint
 from macular.deploy.distill import (
     Teacher,
-    _accuracies,
     _latency,
+    _scores_by_language,
     _student_method,
     _teacher_loss,
     distill,
@@ -464,7 +464,7 @@ def test_the_report_says_what_the_records_say(done, student):
         for cell, e in ((row[4], of_teacher), (row[8], of_plain)):
             assert cell == (f"{e.low:+.1f} to {e.high:+.1f}" if e.low == e.low else "no interval")
     both = student.predictions.merge(teacher.predictions, on=["language", "item"]).query("language == 'de'")
-    assert _accuracies(teacher, student).rows[1][5].value == pytest.approx(
+    assert _scores_by_language(teacher, student).rows[1][5].value == pytest.approx(
         100 * (both["prediction_x"] == both["prediction_y"]).mean()
     )
 

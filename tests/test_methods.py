@@ -14,7 +14,7 @@ from macular.exceptions import ParameterError
 from macular.model.losses import Objective, terms
 from macular.text.code_switch import CodeSwitch, Synonyms
 from macular.train.config import Job, fill
-from macular.train.methods import Method, Readings, differences, methods
+from macular.train.methods import Method, Readings, differences, finetune, methods
 from macular.train.resolve import method_of, training_key
 
 # §4.1.2 and §4.4-4.6, read a second time: row -> (title, what it is derived from, {what differs: (there, here)}).
@@ -68,6 +68,12 @@ PAPER = {
         "Macular, gradient reversal",
         "macular",
         {"shared": ("macular_nots", "macular_nots_grl"), "terms.lang_adv": (0.1, None), "terms.lang_grl": (None, 0.05)},
+    ),
+    "macular_nots_redrawn": ("Macular-NoTS, 𝒜 redrawn", "macular_nots", {"augment.redraw": (False, True)}),
+    "macular_redrawn": (
+        "Macular, 𝒜 redrawn",
+        "macular",
+        {"augment.redraw": (False, True), "shared": ("macular_nots", "macular_nots_redrawn")},
     ),
     "macular_as_printed": ("Macular, KL_s as printed", "macular", {"readings.kl_s": ("symmetric", "as_printed")}),
     "finetune_x2": ("Fine-tuning ×2", "finetune", {"ensemble": (1, 2)}),
@@ -138,7 +144,7 @@ def test_the_four_rows_that_others_come_from():
         and not CodeSwitch().redraw
         and (CodeSwitch().word, CodeSwitch().sentence) == (0.5, 1.0)
     )
-    assert vars(Readings()) == {"kl_s": "symmetric", "e": "head_input", "start": "pretrained"}
+    assert vars(Readings()) == {"kl_s": "symmetric", "e": "auto", "start": "pretrained"}
     assert set(PAPER) == set(methods)
 
 
@@ -283,6 +289,15 @@ def test_unknown_losses():
 def test_readings_are_checked(name, value):
     with pytest.raises(ParameterError, match=f"reading '{name}'"):
         Readings(**{name: value})
+
+
+def test_an_undecided_e_is_hashed_as_the_stock_heads_input():
+    "The keys of runs before there was a choice stay"
+    fixed = finetune.derive("fixed", readings=Readings(e="head_input"))
+    assert finetune.readings.e == "auto" and finetune.hashed_fields() == fixed.hashed_fields()
+    for e in ("cls", "mean"):
+        assert finetune.derive("other", readings=Readings(e=e)).hashed_fields() != fixed.hashed_fields()
+        assert finetune.readings_for(e) == Readings(e=e) and fixed.readings_for(e) == fixed.readings
 
 
 def test_another_row_of_the_same_name_is_refused():

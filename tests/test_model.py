@@ -39,6 +39,7 @@ from macular.exceptions import DataError, ParameterError, StorageError
 from macular.store import read_json, verify, write_json
 from macular.text.batches import tokenize
 from macular.train.config import check
+from macular.train.methods import Readings, methods
 from macular.train.run import run
 
 pytestmark = pytest.mark.slow
@@ -84,6 +85,25 @@ def test_it_says_what_the_run_said(done, folder, method):
     assert np.abs(said[names].to_numpy() - now[names].to_numpy()).max() < 1e-5
     sure = (said[names[0]] - said[names[1]]).abs() > 1e-5
     assert sure.any() and (said["prediction"] == now["prediction"])[sure].all()
+
+
+@pytest.mark.parametrize("parent", ["finetune", "macular"])
+@pytest.mark.parametrize("e", ["cls", "mean"])
+def test_a_head_on_other_tokens_is_the_projects_class(done, folder, parent, e):
+    "No stock class reads them; the pipeline gives what the run gave"
+    name = f"{parent}_{e}"
+    if name not in methods:
+        methods.add(methods[parent].derive(name, readings=Readings(e=e)))
+    said, rows = predicted(done(name)), load("pawsx", "test", "de", WORLD).to_pandas()
+    now = predict(rows, folder(name))
+    names = [c for c in said if c.startswith("p_")]
+    assert np.abs(said[names].to_numpy() - now[names].to_numpy()).max() < 1e-5
+    model = AutoModelForSequenceClassification.from_pretrained(folder(name))
+    assert type(model) is MacularForSequenceClassification and model.config.e == e
+    assert (model.config.alpha, len(model.encoders)) == ((0.5, 2) if parent == "macular" else (None, 1))
+    text = (folder(name) / "README.md").read_text()
+    why = {"cls": "the first token", "mean": "the mean over tokens"}[e]
+    assert "needs the package `macular`" in text and ("two encoders" if parent == "macular" else why) in text
 
 
 @pytest.mark.parametrize("method", ONE_ENCODER)

@@ -354,9 +354,33 @@ def test_a_tasks_measure_selects_the_round_and_heads_its_table(shop, capsys):
     assert main(["table", str(done.folder), "--measure", "accuracy"]) == 0
     assert "*Accuracy in percent" in capsys.readouterr().out
     assert main(["table", str(done.folder), "--measure", "f1"]) == 2
+    card = (export(done, shop / "model") / "README.md").read_text("utf-8")
+    assert f"Macro-F1 in percent on test; the mean over {len(done.scores)} languages is {mean:.1f}." in card
+    assert "- type: f1" in card and "| macro-F1 | accuracy |" in card
     (shop / "shop.toml").write_text(RECORD)
     other = run(check(given | {"task": str(shop / "shop.toml")}), watch=lambda event, facts: None)
     assert other.values["trainings"]["finetune"]["key"] != training["key"] and other.values["measure"] == "accuracy"
+
+
+def test_examples_that_are_cut_are_counted_before_a_training(shop, capsys):
+    "By the tokenizer of a backbone; without one the report says how to get the numbers"
+    from transformers import AutoTokenizer
+
+    from macular.data.backbones import backbone_folder
+    from macular.data.readers import texts_of
+
+    (shop / "shop.toml").write_text("max_length = 9\n" + RECORD)
+    task, count = find(shop / "shop.toml"), AutoTokenizer.from_pretrained(backbone_folder("mini-xlmr"))
+    places = []
+    for split in ("train", "dev", "test"):
+        for lang in task.source.langs(task, split):
+            pairs = list(zip(*texts_of(load(task, split, lang)), strict=True))
+            if n := sum(len(count(*pair)["input_ids"]) > 9 for pair in pairs):
+                places.append(f"{split} in {lang} {n} of {len(pairs)} ({n / len(pairs):.1%})")
+    given = ["data", "check", "--task", str(shop / "shop.toml"), "--lexicon-dir", str(shop)]
+    assert places and main([*given, "--backbone", "mini-xlmr"]) == 0
+    assert f"examples of shop cut at 9 tokens (max_length): {', '.join(places)}" in capsys.readouterr().out
+    assert main(given) == 0 and "--backbone DIR counts them" in capsys.readouterr().out
 
 
 def test_macro_f1_is_recommended_for_unequal_labels(shop):

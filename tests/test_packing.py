@@ -19,7 +19,7 @@ from transformers import AutoModelForSequenceClassification, ModernBertConfig, M
 from macular.model.modules import load_encoder
 from macular.text import batches as packing
 from macular.text.batches import Tokens, cut
-from macular.train.methods import methods
+from macular.train.methods import Readings, methods
 
 KINDS = ("bert", "xlmr", "modernbert")
 LENGTHS = (7, 3, 20, 12, 7, 3, 19, 4, 33, 7)  # unsorted, some equal, most above the toy ModernBERT's window
@@ -358,14 +358,41 @@ def test_what_is_not_known_is_padded(tmp_path):
     assert [kind for kind, notes in said.items() if any("padded" in note for note in notes)] == ["deberta"]
 
 
+@pytest.mark.parametrize("e", ["cls", "mean"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_both_readings_of_e_are_packed(kind):
-    enc = load_encoder(toy.backbone(kind), 0, e="cls").eval().double()
-    texts = view(kind=kind)
+def test_other_readings_of_e_are_packed(kind, e):
+    enc = load_encoder(toy.backbone(kind), 0, e=e).eval().double()
+    texts, more = view(kind=kind), view((4, 9), kind=kind, seed=1)
     with torch.no_grad():
-        row = enc([texts])[0]
+        row, others = enc([texts, more])
         enc.packed = False
-        assert (row - enc([texts])[0]).abs().max() < EXACT[kind]
+        assert (row - enc([texts])[0]).abs().max() < EXACT[kind] and (others - enc([more])[0]).abs().max() < EXACT[kind]
+
+
+@pytest.mark.parametrize("kind", (*KINDS, "deberta"))
+def test_the_mean_is_over_a_texts_own_tokens(kind):
+    enc = toy.redraw(load_encoder(toy.backbone(kind), 0, e="mean"), "packing", kind).eval().double()
+    texts = view(kind=kind)
+    names = [name for name in texts if name != "lengths"]
+    alone = []
+    with torch.no_grad():
+        for part in zip(*(texts[name].split(texts["lengths"].tolist()) for name in names)):
+            given = dict(zip(names, (p[None] for p in part)))
+            alone.append(enc.body.model(**given, attention_mask=torch.ones_like(part[0])[None]).last_hidden_state[0])
+        found = enc([texts])[0]
+    assert (found - torch.stack([hidden.mean(0) for hidden in alone])).abs().max() <= max(EXACT.get(kind, 0), 1e-5)
+    assert found.std(0).max() > 0.1 and found.dtype == torch.float64
+
+
+def test_the_mean_is_over_no_filler():
+    "The one-token texts that bfloat16 appends on a CPU belong to no text"
+    enc, texts = load_encoder(toy.backbone("bert"), 0, e="mean").eval(), view()
+    with torch.no_grad():
+        plain = enc([texts])[0]
+        with torch.autocast("cpu", torch.bfloat16):
+            assert packing.filler(len(texts["input_ids"]), texts["input_ids"].device)
+            found = enc([texts])[0]
+    assert found.dtype == torch.float32 and (found - plain).abs().max() < 0.1 < plain.std(0).max()
 
 
 def test_a_saved_model_knows_nothing_of_it(tmp_path):
@@ -378,11 +405,12 @@ def test_a_saved_model_knows_nothing_of_it(tmp_path):
 
 # ------------------------------------------------------------------ a training
 @pytest.mark.quick_cases(1)
+@pytest.mark.parametrize("e", ["auto", "mean"])
 @pytest.mark.parametrize("name", ["macular_nots", "macular"])
-def test_a_training_ends_where_the_padded_one_does(name):
+def test_a_training_ends_where_the_padded_one_does(name, e):
     states = []
     for packed in (True, False):
-        row, numbers = methods[name], toy.recipe(rounds=2)
+        row, numbers = methods[name].derive("other", readings=Readings(e=e)), toy.recipe(rounds=2)
         stuff = toy.for_row(row)
         built = toy.made(row, stuff, numbers)
         for enc in [built.net.encoder, *([stuff.shared] if row.shared else [])]:

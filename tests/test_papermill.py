@@ -53,7 +53,7 @@ def results(out):
 
 
 def test_a_job_with_an_output_path(tmp_path):
-    done = shell(f"papermill nbs/train.ipynb {tmp_path}/report.ipynb {SMALL} -p out {tmp_path}/runs")
+    done = shell(f"papermill nbs/train.ipynb {tmp_path}/report.ipynb {SMALL} -p figures pdf -p out {tmp_path}/runs")
     assert done.returncode == 0, done.stderr[-2000:]
     [found] = results(tmp_path / "runs")
     result, text = json.loads(found.read_text()), printed(tmp_path / "report.ipynb")
@@ -65,6 +65,8 @@ def test_a_job_with_an_output_path(tmp_path):
     assert (
         "round 1: dev pawsx" in text and "| en |" in text and f"job       {tmp_path}/runs/{found.parent.name}" in text
     )
+    figures = {path.name: path.read_bytes()[:5] for path in (found.parent / "figures").iterdir()}
+    assert figures == dict.fromkeys(("languages.pdf", "confusion.pdf", "losses-finetune.pdf"), b"%PDF-")
     first = text.index("**Fine-tuning on PAWS-X:**")
     assert re.search(r"% accuracy in de \(95 % interval over test items: \d+\.\d to \d+\.\d;", text[first:])
     assert first < text.index("| en |") < text.index("preset `mini`, seed 0"), "the result first, the settings last"

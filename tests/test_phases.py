@@ -458,6 +458,7 @@ def test_readings_reach_the_net():
     for readings, name in (
         (Readings(kl_s="as_printed"), "macular"),
         (Readings(e="cls"), "finetune"),
+        (Readings(e="mean"), "finetune"),
         (Readings(start="shared"), "macular"),
     ):
         row = methods[name]

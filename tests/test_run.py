@@ -158,6 +158,102 @@ def test_selections_are_in_config_and_key_only_when_given(tmp_path):
         assert job.selections == tuple(filter(None, [value])) and folder_of(job) == result.folder
 
 
+@pytest.mark.parametrize(
+    "files, quota",
+    [
+        ({}, None),
+        ({"cpu.max": "max 100000"}, None),
+        ({"cpu.max": "150000 100000"}, 1),
+        ({"cpu.max": "50000 100000"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+        ({"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, 3),
+    ],
+)
+def test_the_cores_of_a_process_are_its_affinity_within_its_quota(tmp_path, monkeypatch, files, quota):
+    from macular.process import _cores
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(8))
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    assert _cores(tmp_path) == (quota or 8)
+
+
+def test_the_workers_of_a_sweep_divide_the_cores(monkeypatch):
+    from macular import process
+    from macular.jobs.engines import Processes
+
+    monkeypatch.setattr(process, "_cores", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert [process._threads(n) for n in (1, 3, 9)] == [8, 2, 1]
+    with Processes(4).crew(None) as pool:
+        assert pool.threads == 2
+    monkeypatch.setenv("OMP_NUM_THREADS", "6")  # the user's number
+    assert [process._threads(n) for n in (1, 4)] == [6, 1]
+
+
+def test_no_key_depends_on_threads(tmp_path, monkeypatch):
+    import torch
+
+    before, names = torch.get_num_threads(), set()
+    for threads in ("1", "2"):
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+        for preset, used in (("quick", int(threads)), ("mini", 1)):
+            job = dict(SMALL, preset=preset, method="finetune", stage1="paper", rounds=1, precision="fp32")
+            from macular.train.run import run
+
+            done = run(check(job | {"out": str(tmp_path / threads)}), quiet, WORLD)
+            assert read_json(done.folder / "environment.json")["threads"] == used
+            names.add((preset, done.folder.name, *(t["key"] for t in done.values["trainings"].values())))
+    assert len(names) == 2 and torch.get_num_threads() == before
+
+
+def without_pooler(folder, to):
+    "Copy a toy backbone as a sentence encoder is saved"
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(folder, to)
+    weights = load_file(to / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if "pooler" not in name}
+    save_file(kept, to / "model.safetensors", {"format": "pt"})
+    assert len(kept) < len(weights)
+    return to
+
+
+def trained_row(out, **changes):
+    "The key of a job's training, and its method as recorded"
+    from macular.train.run import run
+
+    given = SMALL | dict(method="finetune", stage1="paper", rounds=1, precision="fp32", out=str(out)) | changes
+    done = run(check(given), quiet, WORLD)
+    [made] = done.values["trainings"].values()
+    return made["key"], read_json(Path(out) / "trainings" / made["key"] / "training.json")["row"], done
+
+
+@pytest.mark.parametrize("kind", ["bert", "xlmr", "without pooler"])
+def test_a_bert_without_pooler_is_read_by_its_mean(tmp_path, kind):
+    "The choice is made before the key, and in the record"
+    from macular.jobs.rerun import reopen
+    from macular.train.methods import Readings, finetune, methods
+
+    e = "mean" if kind == "without pooler" else "head_input"
+    folder = without_pooler(toy.backbone("bert"), tmp_path / "b") if e == "mean" else toy.backbone(kind)
+    job = dict(backbone=str(folder), preset="quick")
+    key, row, done = trained_row(tmp_path, **job)
+    assert row["readings"]["e"] == e
+    assert any("e is the mean over the tokens" in note for note in done.values["notes"]) == (e == "mean")
+    named = finetune.derive(f"finetune_reads_{e}", readings=Readings(e=e))
+    if named.name not in methods:
+        methods.add(named)
+    assert trained_row(tmp_path, **job, method=named.name)[0] == key
+    assert trained_row(tmp_path, **job | {"preset": "mini"})[1]["readings"]["e"] == "head_input"
+    if e == "mean":  # it is used as it was trained
+        [training] = reopen(done.folder)[1]
+        assert training.method.readings.e == "mean" and training.net(training.weights(1))
+
+
 def test_no_path_and_no_time_in_what_must_not_differ(finished):
     text = (finished.folder / "result.json").read_text() + (finished.folder / "config.json").read_text()
     assert str(finished.folder.parent) not in text and os.sep + "tmp" not in text

@@ -12,8 +12,9 @@ from macular.exceptions import ParameterError
 from macular.text.encode import ByCloze, TextEncoder, TextSettings
 from macular.train.checks import check_inputs
 from macular.train.config import _SOURCES, Job, check, fill, presets
+from macular.train.inputs import Data
 from macular.train.methods import methods
-from macular.train.resolve import method_of, resolve_job, settle, training_key
+from macular.train.resolve import identity, method_of, resolve_job, settle, training_key
 
 
 @pytest.mark.parametrize(
@@ -51,7 +52,7 @@ from macular.train.resolve import method_of, resolve_job, settle, training_key
         ({"langs": 3}, "a list of names"),
         ({"deterministic": "yes"}, "say true or false"),
         ({"task": ""}, "task is empty"),
-        ({"preset": ""}, "auto, mini, quick, paper"),
+        ({"preset": ""}, "auto, mini, quick, real, paper"),
         ({"out": ""}, "leave it out for 'runs'"),
         ({"task": "xnil"}, "Did you mean 'xnli'"),
         ({"task": "no/such.toml"}, "cannot be read"),
@@ -323,3 +324,15 @@ def test_examples_that_a_preset_leaves_out_are_counted(shop):
     given = shop(train=1300)
     assert "max_train of preset mini: 1,200 of 1,300 training examples of shop" in check_inputs(resolved(given))
     assert not [n for n in check_inputs(resolved(given | {"max_train": 20})) if "max_train" in n]  # asked for
+
+
+def test_a_sample_of_its_own_is_another_training_and_the_default_is_in_no_key():
+    "Another draw of `max_train` examples; without one key and record are those of older runs"
+    given = {"task": "pawsx", "method": "finetune", "preset": "mini", "max_train": 48}
+    jobs = [settle(check(given | more)) for more in ({}, {"sample": 0}, {"sample": 1})]
+    data = [Data(job) for job in jobs]
+    ids = [tuple(d.rows(d.target, "train")["id"][:]) for d in data]
+    assert len(set(ids)) == 3 and all(len(x) == 48 for x in ids)
+    assert data[0].pools == data[1].pools == data[2].pools, "drawn from the same examples"
+    assert ["sample" in resolve_job(job).config for job in jobs] == [False, True, True]
+    assert len({identity(job) for job in jobs}) == 3

@@ -182,13 +182,25 @@ def test_the_detectable_difference_is_after_holm():
     assert points > 1.2 * detectable(5, sd, paired=True)
 
 
-def test_the_studys_notebook_plans_what_is_recorded():
-    "Each recorded job is one of the plan's, and none of the plan's is missing from a whole seed"
+@pytest.fixture(scope="module")
+def notebook():
+    "Names that the study's notebook defines, without its runs"
     cells = [c.source for c in nbformat.read(ROOT / "nbs" / "study.ipynb", 4).cells if c.cell_type == "code"]
-    names = {"plan": plan}
-    exec(next(c for c in cells if "first_tier" in c and "def jobs" in c), names)
+    names = {"common": {}}
+    for source in cells:
+        if source.startswith("import ") or "mini_tiers = " in source or "def " in source:
+            exec(source, names)
+    return names
+
+
+def test_the_studys_notebook_plans_what_is_recorded(notebook):
+    "Each recorded job is one of the plan's, and none of the plan's is missing from a whole seed"
     for seed in SEEDS:
-        tiers = names["first_tier"] | (names["second_tier"] if seed < 3 else {})
-        jobs = plan([grid | {"preset": "mini", "seed": seed} for grids in tiers.values() for grid in grids])
+        tiers = notebook["mini_tiers"][: 2 if seed < 3 else 1]
+        grids = [grid for tier in tiers for grids in tier.values() for grid in grids]
+        common = {"preset": "mini", "seed": seed, "selections": "last,averaged,all_dev_oracle"}
+        jobs = plan([grid | common for grid in grids])
         filled = Counter((j.method, j.task, j.backbone, j.alpha, j.max_train) for j in map(settle, jobs))
         assert filled.keys() == Counter(map(asked, SEEDS[seed])).keys(), f"seed {seed}"
+        by_parameters = Counter(map(notebook["of_record"], SEEDS[seed]))
+        assert by_parameters == Counter(map(notebook["of_job"], jobs)), "a job with a record would run again"

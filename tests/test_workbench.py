@@ -1,6 +1,7 @@
 """The views of the workbench: what they show is true, other people's text stays text, and nothing piles up."""
 
 import ast
+import json
 import os
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from macular.text.code_switch import COLOURS, CodeSwitch, Piece, Place, Switched
 from macular.ui import views as notebook_views
 from macular.ui.board import _filled, _means, _varying, board, heat_map, versus
 from macular.ui.error_browser import _KINDS, _answers, _of_kind, _share, _taught, errors
-from macular.ui.live import _ask, _status, _trainings, live
+from macular.ui.live import _ask, _status, _training_page, _trainings, live
 from macular.ui.playground import _switch_texts, _token_ids, playground, show_batch
 from macular.ui.views import View, data_of, grid, safe
 
@@ -514,6 +515,18 @@ def test_a_training_that_nobody_works_on_is_stopped(training):
         "a number asked for on the way is no round"
     )
     assert "nothing was asked" in _ask(training, "stop") and not (training / "control").exists()
+
+
+def test_a_finished_training_says_who_won_the_game(training):
+    "The sentence follows from the last round's numbers, and a training under way has none"
+    assert "The discriminator tells" not in _training_page(training)
+    (training / "training.json").write_text("{}")
+    for accuracy, said in ((0.7, "70 % of the cases, where guessing gives 50 %."), (0.52, "no better than guessing.")):
+        with open(training / "history.jsonl", "a") as f:
+            line = {"step": 20, "round": 2, "dev": {"xnli": 62.0}, "lang_disc": {"accuracy": accuracy, "chance": 0.5}}
+            f.write(json.dumps(line) + "\n")
+        page = _training_page(training)
+        assert "tells whether a text is code-switched" in page and said in page
 
 
 def test_words_for_a_training_that_runs(training):

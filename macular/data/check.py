@@ -15,6 +15,7 @@ from itertools import chain, islice
 from unicodedata import name as character_name
 
 from ..core import count_words, escape_markdown, key, resolve, table
+from .backbones import backbone_folder
 from .download import _licence_label, downloads, licensed
 from .lexicon import Lexicon
 from .readers import texts_of
@@ -297,6 +298,29 @@ def _todo_published(wanted, data, missing, data_dir, lexicon_dir):
         )
     return todo
 
+# %% ../../nbs/data/09_check.ipynb #edbaf659
+def _cut(
+    tasks: list,
+    source,  # of the published tasks
+    backbone: str,  # folder or name
+) -> list[str]:  # one sentence a task
+    "Count the examples of each split and language that have more tokens than the task's maximum length"
+    from transformers import AutoTokenizer
+
+    count = AutoTokenizer.from_pretrained(backbone_folder(backbone), trust_remote_code=False, split_special_tokens=True)
+    found = []
+    for task in tasks:
+        places = []
+        for split, lang in ((s, lang) for s in splits for lang in (task.source or source).langs(task, s)):
+            examples = load(task, split, lang, task.source or source)
+            some = examples.select(range(0, len(examples), -(-len(examples) // 5000) or 1))
+            lengths = count(*texts_of(some), return_length=True, verbose=False)["length"] if len(some) else []
+            if n := sum(length > task.max_length for length in lengths):
+                places.append(f"{split} in {lang} {n:,} of {len(some):,} ({n / len(some):.1%})")
+        where = ", ".join(places) or "none"
+        found.append(f"examples of {task.name} cut at {task.max_length} tokens (max_length): {where}")
+    return found
+
 # %% ../../nbs/data/09_check.ipynb #f93cde8a
 def _known(folder):
     "Return the paper's tasks, and the other known tasks of which the folder has examples"
@@ -309,6 +333,7 @@ def check_data(
     lexicon_dir="data/dictionaries",  # `en-de.txt`, …
     word: float = 0.5,  # nominal switch rate, from which the realised one is computed
     task: str = "",  # the path of a task's TOML file, or its name; empty: the paper's tasks, and what else is there
+    backbone: str = "",  # whose tokenizer counts the examples that are longer than the maximum length
 ) -> _DataReport:
     "Read all data sets and dictionaries on this machine; report what is missing or wrong"
     wanted = [find(task)] if task else _known(Folder(str(data_dir)))
@@ -335,4 +360,10 @@ def check_data(
             todo.append("no training examples to measure the dictionaries on")
         if not todo and not problems:
             todo = ["Everything is here."]
+    read = [] if problems else [t for t in wanted if len(data.missing(t.name)) < len(splits)]
+    if backbone:
+        todo += _cut(read, Folder(str(data_dir)), backbone)
+    elif read:
+        todo.append("How many examples are cut at max_length depends on the tokenizer: --backbone DIR counts them.")
     return _DataReport([split.row for split in data.splits], dictionaries.rows, todo, problems)
+

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from ..core import table
 from ..data.sources import archives, hub_layouts
-from ..data.tasks import Task, find
+from ..data.tasks import MEASURES, Task, find
 from ..exceptions import DataError, ParameterError, unknown
 from ..results.formats import LEVEL
 from ..results.records import SELECTIONS, located, record, stages_of
@@ -33,8 +33,7 @@ def result_of(
     "Return the result of a finished run"
     if isinstance(run, Result):
         return run
-    folder = located(run)
-    if folder is None:
+    if (folder := located(run)) is None:
         raise DataError(f"there is no finished run in {run}; it needs result.json, which is written last")
     return Result(folder, read_json(folder / "result.json"))
 
@@ -94,6 +93,10 @@ class ExportSpec:
         return {"last": rounds, "averaged": "averaged"}.get(self.selection) if rounds > 1 else 1
 
     @property
+    def measure(self) -> str:  # of the run's task; of another head there is no score
+        return self.result.values.get("measure", "accuracy")
+
+    @property
     def max_length(self) -> int:
         return self.config["max_length"] or self.task.max_length
 
@@ -109,6 +112,11 @@ class ExportSpec:
     def frozen(self) -> bool:
         return bool(self.method["shared"]) and self.method["shared_as"] == "frozen"
 
+    @property
+    def own_class(self) -> str:  # the reason why no stock class has this model; empty if one has
+        read = {"cls": "the first token", "mean": "the mean over tokens"}.get(self.method["readings"]["e"])
+        return "it has two encoders" if self.frozen else f"its head reads {read}" if read else ""
+
 # %% ../../nbs/deploy/01_card.ipynb #f6842b0f
 def unsupported_reason(taken: ExportSpec) -> str:  # empty where there is none
     "Return the reason why transformers could not load a run's model"
@@ -120,8 +128,6 @@ def unsupported_reason(taken: ExportSpec) -> str:  # empty where there is none
         return f"it scores words at a gap, which no classifier of transformers does. {advice}"
     if taken.method["encoder"] == "syntax":
         return f"its encoder reads a dependency tree beside the text, which no tokenizer gives. {advice}"
-    if taken.method["readings"]["e"] == "cls":
-        return "its reading of e is `cls`; stock heads have a layer before their last one, which it never trained."
     return ""
 
 # %% ../../nbs/deploy/01_card.ipynb #79d34e64
@@ -140,8 +146,7 @@ def select_checkpoint(
     found = ExportSpec(result, find(task), selection)
     if found.round is None:
         raise ParameterError(f"the run holds no '{selection}'; the same job with selections={selection} scores it")
-    why = unsupported_reason(found)
-    if why:
+    if why := unsupported_reason(found):
         raise ParameterError(f"{found.name} is not exported: {why}")
     learned = found.trained[0]["tasks"]
     if found.task.name not in learned:
@@ -155,31 +160,32 @@ def select_checkpoint(
 # %% ../../nbs/deploy/01_card.ipynb #f17dd0ab
 def _scores(
     taken: ExportSpec,
-) -> list[dict]:  # language, items, accuracy, low, high; empty for a head or a round that was not scored
-    "Return the accuracy in each language in percent, with its interval over items"
+) -> list[dict]:  # language, items, score, accuracy, low, high; empty for a head or a round that was not scored
+    "Return the task's measure and accuracy in each language in percent, with the accuracy's interval over items"
     from scipy.stats import binomtest
 
-    scored, items = taken.result.values["selections"].values(), taken.result.predictions.groupby("language").size()
-    accuracy = next((s["accuracy"] for s in scored if s["round"] == taken.round), {})
+    selections, items = taken.result.values["selections"], taken.result.predictions.groupby("language").size()
+    name = next((name for name, scored in selections.items() if scored["round"] == taken.round), "")
+    accuracy = selections[name]["accuracy"] if name else {}
+    f1 = taken.result.values["macro_f1"].get(name, {}) if taken.measure == "macro_f1" else {}
     found = []
     for lang, value in accuracy.get(taken.task.name, {}).items():
         n = int(items[lang])
         low, high = (100 * x for x in binomtest(round(value * n / 100), n).proportion_ci(LEVEL, "wilson"))
-        found.append({"language": lang, "items": n, "accuracy": value, "low": low, "high": high})
+        scores = {"score": f1.get(lang, value), "accuracy": value, "low": low, "high": high}
+        found.append({"language": lang, "items": n} | scores)
     return found
 
 
 def _seeds_of(taken: ExportSpec) -> list[Path]:  # with the run itself
     "Find the runs in the same folder that differ only in their seed"
-    here = _all_but_seed(taken.result.values)
-    results = taken.result.folder.parent.glob("*/result.json")
+    here, results = _all_but_seed(taken.result.values), taken.result.folder.parent.glob("*/result.json")
     return [path.parent for path in sorted(results) if _all_but_seed(read_json(path)) == here]
 
 
 def _all_but_seed(values):
     config = {name: value for name, value in values["config"].items() if name not in ("seed", "selections")}
-    made = [values.get(name) for name in ("algorithm", "origins", "split")]
-    return [*made, values["backbone"].get("sha256"), config]
+    return [*map(values.get, ("algorithm", "origins", "split")), values["backbone"].get("sha256"), config]
 
 # %% ../../nbs/deploy/01_card.ipynb #90aec67f
 def _sources(taken: ExportSpec) -> list[dict]:  # what, from where, licence, use
@@ -188,10 +194,8 @@ def _sources(taken: ExportSpec) -> list[dict]:  # what, from where, licence, use
     for origin in values["origins"]:
         source = origin.get("source") or Path(origin["file"]).parent.name or "own file"
         terms = (source, origin.get("licence", "not stated"), origin.get("noncommercial", False))
-        if "lang" in origin:
-            names.setdefault(("words", *terms), []).append(origin["lang"])
-        else:
-            names.setdefault(("texts", *terms), []).append(Path(origin["file"]).name)
+        kind, name = ("words", origin["lang"]) if "lang" in origin else ("texts", Path(origin["file"]).name)
+        names.setdefault((kind, *terms), []).append(name)
     backbone = values["backbone"]
     about = {"what": f"backbone: {backbone['name']}", "from": backbone["source"], "licence": backbone["licence"]}
     lines = [about | {"use": ""}]
@@ -221,12 +225,12 @@ def eval_results(taken: ExportSpec) -> list[dict]:  # an entry for each language
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
     repo, commit = _benchmark(taken) or ("", None)
-    notes = f"accuracy in percent, {taken.result.values['split']}, {taken.method['title']}, seed {taken.config['seed']}"
-    entries = []
-    for row in _scores(taken) if repo else ():
-        value = round(row["accuracy"], 2)
-        entries.append(EvalResultEntry(repo, row["language"], value, dataset_revision=commit, notes=notes))
-    return eval_result_entries_to_yaml(entries)
+    words = [f"{MEASURES[taken.measure]} in percent", taken.result.values["split"], taken.method["title"]]
+    said, found = ", ".join([*words, f"seed {taken.config['seed']}"]), []
+    for r in _scores(taken) if repo else ():
+        found.append(EvalResultEntry(repo, r["language"], round(r["score"], 2), dataset_revision=commit, notes=said))
+    return eval_result_entries_to_yaml(found)
+
 
 # %% ../../nbs/deploy/01_card.ipynb #a7770b29
 def _limits(taken: ExportSpec) -> list[str]:  # sentences
@@ -246,7 +250,7 @@ def _limits(taken: ExportSpec) -> list[str]:  # sentences
 
 # %% ../../nbs/deploy/01_card.ipynb #894f21e7
 def _call(taken, folder):
-    before = "import macular.deploy.huggingface  # the class with two encoders\n" if taken.frozen else ""
+    before = "import macular.deploy.huggingface  # registers its class\n" if taken.own_class else ""
     arguments = zip(("text", "text_pair"), taken.task.fields, strict=False)
     texts = ", ".join(f'"{argument}": "the {field}"' for argument, field in arguments)
     return f"""```python
@@ -262,27 +266,26 @@ def _over_seeds(taken):
     if len(runs) < 2:
         return f"It is seed {taken.config['seed']}, the only one that was scored."
     found = summary(runs, selection=taken.selection)
-    over = f"the mean over seeds is {found}, {100 * LEVEL:.0f} % interval ± {found.half:.1f}"
-    return f"It is seed {taken.config['seed']}; {over}."
+    over = f"{found}, {100 * LEVEL:.0f} % interval ± {found.half:.1f}"
+    return f"It is seed {taken.config['seed']}; the mean over seeds is {over}."
 
 
 def _accuracy(taken):
     "Format the table of accuracies with its caption"
-    found, values = _scores(taken), taken.result.values
+    found, values, words = _scores(taken), taken.result.values, MEASURES[taken.measure]
     if not found:
         asked = f"another round; the same job with selections={taken.selection} scores this one"
         scored = asked if taken.task.name == taken.config["task"] else "another task"
         return f"The run scored {scored}.{_dev_accuracy(taken)}"
     lines = []
     for row in found:
-        line = {"language": row["language"], "items": f"{row['items']:,}", "accuracy": f"{row['accuracy']:.1f}"}
+        line = {"language": row["language"], "items": f"{row['items']:,}", words: f"{row['score']:.1f}"}
+        line["accuracy"] = f"{row['accuracy']:.1f}"
         lines.append(line | {f"{100 * LEVEL:.0f} % interval": f"{row['low']:.1f} to {row['high']:.1f}"})
-    mean = sum(row["accuracy"] for row in found) / len(found)
-    return (
-        f"{table(lines)}\n\nPercent correct on {values['split']}; the mean over {len(found)} languages is {mean:.1f}. "
-        f"The intervals are over items, of this checkpoint (round {taken.round}, chosen by `{taken.selection}`). "
-        f"{_over_seeds(taken)}"
-    )
+    mean = sum(row["score"] for row in found) / len(found)
+    head = f"{words[0].upper() + words[1:]} in percent on {values['split']}; the mean over {len(found)} languages is"
+    of = f"of this checkpoint (round {taken.round}, chosen by `{taken.selection}`)"
+    return f"{table(lines)}\n\n{head} {mean:.1f}. The intervals are of accuracy, over items, {of}. {_over_seeds(taken)}"
 
 
 def _dev_accuracy(taken):
@@ -290,7 +293,7 @@ def _dev_accuracy(taken):
     known = dict(enumerate(taken.stages[-1]["dev"], 1)).get(taken.round, {})
     if taken.task.name not in known:
         return ""
-    return f" Dev accuracy in `{taken.task.source_lang}`: {known[taken.task.name]:.1f} %."
+    return f" Dev {MEASURES[taken.task.measure]} in `{taken.task.source_lang}`: {known[taken.task.name]:.1f} %."
 
 # %% ../../nbs/deploy/01_card.ipynb #7f31dcdb
 def _trainings(taken: ExportSpec) -> list[dict]:  # training, learned, by, round
@@ -314,8 +317,8 @@ def _settings(taken):
     names = [name for name in _SETTINGS if config[name] is not None and (name != "alpha" or taken.frozen)]
     settings = ", ".join(f"{name} {config[name]}" for name in names)
     packages = ", ".join(f"{name} {number}" for name, number in versions.items())
-    code = f"algorithm {taken.result.values['algorithm']}, run `{taken.result.folder.name}`"
-    return f"{settings}. With {packages}; {code}."
+    algorithm = taken.result.values["algorithm"]
+    return f"{settings}. With {packages}; algorithm {algorithm}, run `{taken.result.folder.name}`."
 
 # %% ../../nbs/deploy/01_card.ipynb #19989ac2
 def _licence(taken):
@@ -333,18 +336,14 @@ def _metadata(taken, model_name):
     from huggingface_hub import EvalResult, ModelCardData
 
     task, origins, known = taken.task, taken.result.values["origins"], _benchmark(taken)
+    metric = "f1" if taken.measure == "macro_f1" else "accuracy"
     backbone = taken.result.values["backbone"]["source"]
-    result = {
-        "task_type": "text-classification",
-        "metric_type": "accuracy",
-        "dataset_type": known[0] if known else task.name,
-        "dataset_name": task.title or task.name,
-        "dataset_revision": known and known[1],
-        "dataset_split": taken.result.values["split"],
-    }
+    result = {"task_type": "text-classification", "metric_type": metric, "dataset_split": taken.result.values["split"]}
+    result |= {"dataset_type": known[0] if known else task.name, "dataset_name": task.title or task.name}
+    result["dataset_revision"] = known and known[1]
     results = []
     for row in _scores(taken):
-        results.append(EvalResult(**result, metric_value=round(row["accuracy"], 2), dataset_config=row["language"]))
+        results.append(EvalResult(**result, metric_value=round(row["score"], 2), dataset_config=row["language"]))
     datasets = [origin["source"].split("@")[0] for origin in origins if "@" in origin.get("source", "")]
     return ModelCardData(
         language=list(dict.fromkeys((task.source_lang, *task.langs))),
@@ -353,7 +352,7 @@ def _metadata(taken, model_name):
         pipeline_tag="text-classification",
         base_model=backbone.split("@")[0] if "@" in backbone else None,
         datasets=list(dict.fromkeys(datasets)) or None,
-        metrics=["accuracy"],
+        metrics=[metric],
         tags=["cross-lingual", "zero-shot", taken.name],
         model_name=model_name,
         eval_results=results or None,
@@ -393,8 +392,9 @@ def _about(taken):
     langs = ", ".join(dict.fromkeys((task.source_lang, *task.langs)))
     labels = ", ".join(f"`{label}`" for label in task.labels)
     needs = "It is a stock class of transformers and needs no other package."
-    if taken.frozen:
-        needs = f"Its class, `MacularForSequenceClassification`, needs the package `macular` ({version('macular')})."
+    if taken.own_class:
+        package = f"the package `macular` ({version('macular')})"
+        needs = f"Its class, `MacularForSequenceClassification`, needs {package}: {taken.own_class}."
     kind = "pair of texts" if task.fields[1:] else "text"
     asked = f"Classifies a {kind} ({', '.join(task.fields)}) as one of {labels}."
     return f"{asked} Labels were learned in `{task.source_lang}` alone; it is meant for {langs}. {needs}"

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..core import diff, escape_markdown, key
 from ..data.readers import texts_of
+from ..data.tasks import MEASURES
 from .card import result_of, select_checkpoint, training_of
 from ..exceptions import ParameterError
 from ..jobs.rerun import refuse_student, reopen
@@ -207,41 +208,43 @@ def _agreement(a: Result, b: Result) -> dict:  # language -> percent of the item
     return (100 * same.groupby(both["language"]).mean()).to_dict()
 
 
-def _accuracies(
+def _scores_by_language(
     teacher: Result,
     student: Result,
     plain: Result | None = None,  # one encoder without a teacher
 ) -> Table:
     "Compare teacher and student by language, with the interval over items of each difference"
-    records = [record(r.folder) for r in (teacher, student, plain) if r is not None]
+    measure = record(student.folder).measure
+    records = [replace(record(r.folder), measure=measure) for r in (teacher, student, plain) if r is not None]
     langs, same = common(*[[r] for r in records]), _agreement(teacher, student)
     interval = f"{100 * LEVEL:.0f} % interval"
     columns = ["language", "teacher", "student", "student − teacher", interval, "same answer"]
     if plain:
         columns += ["no teacher", "student − no teacher", f"its {interval}"]
     groups = {lang: [lang] for lang in langs} | {"mean": list(langs)}
-    lines = [[name, *_accuracy_cells(records, over, same)] for name, over in groups.items()]
+    lines = [[name, *_score_cells(records, over, same)] for name, over in groups.items()]
     words = ("teacher", "student", "no teacher")
     about = [f"{word}: {title(r.method)}" for word, r in zip(words, records, strict=False)]
     caption = (
-        f"{task_title(records[0].task)} {records[0].split}, percent; {', '.join(about)}. Intervals over items "
-        "(resampled), for these checkpoints and not for the methods; not corrected for several languages."
+        f"{task_title(records[0].task)} {records[0].split}, {MEASURES[measure]} in percent; {', '.join(about)}. "
+        "Intervals over items (resampled), for these checkpoints and not for the methods; "
+        "not corrected for several languages."
     )
     return Table(tuple(columns), lines, caption)
 
 
-def _accuracy_cells(records, langs, same):
+def _score_cells(records, langs, same):
     "Cells of a row: means over languages of teacher, student and, where given, the encoder without a teacher"
-    teacher, student, *plain = [replace(r, measure="accuracy") for r in records]
-    cells = [_mean_accuracy(teacher, langs), _mean_accuracy(student, langs), *_difference(student, teacher, langs)]
+    teacher, student, *plain = records
+    cells = [_mean_score(teacher, langs), _mean_score(student, langs), *_difference(student, teacher, langs)]
     cells.append(Cell(sum(same[lang] for lang in langs) / len(langs)))
     for other in plain:
-        cells += [_mean_accuracy(other, langs), *_difference(student, other, langs)]
+        cells += [_mean_score(other, langs), *_difference(student, other, langs)]
     return cells
 
 
-def _mean_accuracy(r, langs):
-    return Cell(sum(r.accuracy["en_dev"][lang] for lang in langs) / len(langs))
+def _mean_score(r, langs):
+    return Cell(sum(r.scores()[lang] for lang in langs) / len(langs))
 
 
 def _difference(a: Record, b: Record, langs):
@@ -356,7 +359,7 @@ def student_report(
         plain = result_of(plain)
     if teacher.folder.name != said["run"]:
         raise ParameterError(f"{name} learned from {said['run']}, not from {teacher.folder.name}")
-    table = _accuracies(teacher, student, plain)
+    table = _scores_by_language(teacher, student, plain)
     own = record(student.folder)
     others = {"teacher": record(teacher.folder)}
     if plain:

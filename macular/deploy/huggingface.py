@@ -29,20 +29,21 @@ from ..data.readers import TEXTS, as_dataset
 from .card import ExportSpec, card, eval_results, load_round, select_checkpoint
 from ..exceptions import DataError, ParameterError, StorageError, unknown
 from ..model.losses import task_loss
-from ..model.modules import LABELS, aggregate, remove_classifier
-from ..model.vocabulary import holds_ids, whole
+from ..model.modules import LABELS, _mean_tokens, aggregate, remove_classifier
+from ..model.vocabulary import _holds_ids, whole
 from ..results.records import located
 from ..store import MANIFEST, read_json, sealed_folder, verify, write_bytes
 
 # %% ../../nbs/deploy/02_huggingface.ipynb #438f5ead
 class MacularConfig(PreTrainedConfig):
-    "Configuration of two encoders of one backbone, and their weight α"
+    "Configuration of one or two encoders of a backbone: the reading of e, and the weight α of the shared one"
 
     model_type = "macular"
     sub_configs = {"encoder": AutoConfig}
 
     encoder: PreTrainedConfig | dict | None = None  # the backbone's
-    alpha: float = 0.5  # Eq. 8
+    alpha: float | None = 0.5  # Eq. 8; None: there is one encoder
+    e: str = "head_input"  # or "cls", "mean": Eq. 1
 
     def __post_init__(self, **kwargs):
         if isinstance(self.encoder, dict):
@@ -58,6 +59,31 @@ def _stock_encoder(
     config = AutoConfig.for_model(**config.to_dict() | {"num_labels": LABELS, "id2label": None, "label2id": None})
     model = AutoModelForSequenceClassification.from_config(config, attn_implementation=attention)
     return model, *remove_classifier(model)
+
+
+class _Pooled(nn.Module):
+    "A backbone that returns the first token, or the mean of its tokens, in place of logits"
+
+    def __init__(self, model: PreTrainedModel, e: str):
+        super().__init__()
+        self.model, self.e, self.config = model, e, model.config
+        self.get_input_embeddings, self.set_input_embeddings = model.get_input_embeddings, model.set_input_embeddings
+        self.resize_token_embeddings = model.resize_token_embeddings
+
+    def forward(self, attention_mask=None, **inputs):
+        found = self.model(attention_mask=attention_mask, **inputs)
+        hidden = found.last_hidden_state  # (B, n, d)
+        mask = hidden.new_ones(hidden.shape[:2]) if attention_mask is None else attention_mask
+        e = hidden[:, 0] if self.e == "cls" else _mean_tokens(hidden, {"attention_mask": mask})
+        return SequenceClassifierOutput(None, e, found.hidden_states, found.attentions)
+
+
+def _encoder_of(config: MacularConfig) -> tuple[nn.Module, int]:
+    "Build an encoder that returns e in place of logits; return its width, too"
+    model, width, _ = _stock_encoder(config.encoder)
+    if config.e == "head_input":
+        return model, width
+    return _Pooled(model.base_model, config.e), config.encoder.hidden_size
 
 
 class _BothEmbeddings(nn.Module):
@@ -79,15 +105,15 @@ class _BothEmbeddings(nn.Module):
         return torch.cat([self.shared(ids), self.encoder(ids)], -1)
 
 
-def _side_by_side(shared, encoder, axis: int):  # a tuple of tensors each, or None
-    "Join the outputs of both encoders layer by layer"
-    if shared is None or encoder is None:
+def _side_by_side(parts: list, axis: int):  # of each encoder a tuple of tensors, or None
+    "Join the outputs of the encoders layer by layer"
+    if any(part is None for part in parts):
         return None
-    return tuple(torch.cat(layers, axis) for layers in zip(shared, encoder, strict=True))
+    return tuple(torch.cat(layers, axis) for layers in zip(*parts, strict=True))
 
 # %% ../../nbs/deploy/02_huggingface.ipynb #d796798e
 class MacularForSequenceClassification(PreTrainedModel):
-    "Eqs. 8 and 9: a mixture of the shared and the task-specific encoder, and a head"
+    "Eqs. 8 and 9: a mixture of the shared and the task-specific encoder, and a head; or one encoder and a head"
 
     config_class = MacularConfig
     _supports_sdpa = True
@@ -96,10 +122,16 @@ class MacularForSequenceClassification(PreTrainedModel):
 
     def __init__(self, config: MacularConfig):
         super().__init__(config)
-        self.shared, width, _ = _stock_encoder(config.encoder)
-        self.encoder, _, _ = _stock_encoder(config.encoder)
+        if config.alpha is not None:
+            self.shared, _ = _encoder_of(config)
+        self.encoder, width = _encoder_of(config)
         self.head = nn.Linear(width, config.num_labels)
         self.post_init()
+
+    @property
+    def encoders(self) -> list[nn.Module]:
+        "Return the encoders, the shared one first"
+        return [self.encoder] if self.config.alpha is None else [self.shared, self.encoder]
 
     @can_return_tuple
     def forward(
@@ -116,33 +148,37 @@ class MacularForSequenceClassification(PreTrainedModel):
         given |= {"position_ids": position_ids, "output_hidden_states": self.config.output_hidden_states or None}
         given |= {"output_attentions": self.config.output_attentions or None} | options
         inputs = {name: value for name, value in given.items() if value is not None}
-        shared, own = self._embedded(inputs_embeds)
-        m, t = self.shared(**inputs, **shared), self.encoder(**inputs, **own)
-        logits = self.head(aggregate(m.logits, t.logits, self.config.alpha))  # e_m, e_t: (B, width) -> (B, labels)
+        embedded = self._embedded(inputs_embeds)
+        found = [encoder(**inputs, **own) for encoder, own in zip(self.encoders, embedded, strict=True)]
+        *e_m, e_t = [output.logits for output in found]  # (B, width)
+        logits = self.head(aggregate(*e_m, e_t, self.config.alpha) if e_m else e_t)  # (B, labels)
         loss = task_loss(logits, labels) if labels is not None else None
-        states = _side_by_side(m.hidden_states, t.hidden_states, -1)  # of each layer: (B, n, 2 width)
-        attentions = _side_by_side(m.attentions, t.attentions, 1)  # of each layer: (B, 2 heads, n, n)
+        states = _side_by_side([output.hidden_states for output in found], -1)  # of each layer: (B, n, 2 width)
+        attentions = _side_by_side([output.attentions for output in found], 1)  # of each layer: (B, 2 heads, n, n)
         return SequenceClassifierOutput(loss, logits, states, attentions)
 
-    def _embedded(self, inputs_embeds) -> tuple[dict, dict]:
-        "Return the argument `inputs_embeds` of the shared and of the task-specific encoder; none if it is None"
+    def _embedded(self, inputs_embeds) -> list[dict]:
+        "Return the argument `inputs_embeds` of each encoder; none if it is None"
+        n = len(self.encoders)
         if inputs_embeds is None:
-            return {}, {}
+            return [{}] * n
         given, wanted = inputs_embeds.shape[-1], self.get_input_embeddings().weight.shape[-1]
         if given != wanted:
-            raise ValueError(f"inputs_embeds has width {given}; {wanted} is needed, for two encoders")
-        return tuple({"inputs_embeds": half} for half in inputs_embeds.chunk(2, -1))
+            raise ValueError(f"inputs_embeds has width {given}; {wanted} is needed{', for two encoders' * (n > 1)}")
+        return [{"inputs_embeds": part} for part in inputs_embeds.chunk(n, -1)]
 
     def get_input_embeddings(self):
-        return _BothEmbeddings(self.shared.get_input_embeddings(), self.encoder.get_input_embeddings())
+        embeddings = [encoder.get_input_embeddings() for encoder in self.encoders]
+        return _BothEmbeddings(*embeddings) if len(embeddings) > 1 else embeddings[0]
 
     def set_input_embeddings(self, both):
-        self.shared.set_input_embeddings(both.shared)
-        self.encoder.set_input_embeddings(both.encoder)
+        embeddings = [both.shared, both.encoder] if len(self.encoders) > 1 else [both]
+        for encoder, own in zip(self.encoders, embeddings, strict=True):
+            encoder.set_input_embeddings(own)
 
     def resize_token_embeddings(self, *size, **options):
-        "Resize the embeddings of both encoders; the arguments are those of transformers"
-        for encoder in (self.shared, self.encoder):
+        "Resize the embeddings of all encoders; the arguments are those of transformers"
+        for encoder in self.encoders:
             encoder.resize_token_embeddings(*size, **options)
         self.config.encoder.vocab_size = self.encoder.config.vocab_size
         return self.get_input_embeddings()
@@ -182,19 +218,24 @@ def _stock_model(config, taken: ExportSpec, folder: Path) -> PreTrainedModel:  #
 
 
 def _composite_model(config, taken: ExportSpec, folder: Path) -> MacularForSequenceClassification:  # as above
-    "Build a two-encoder method's model"
-    stage1, trained = taken.stages[-2], taken.trained[1]
-    weights = _with_prefix(load_round(taken.result, stage1, stage1["round"])[1], _ENCODER, "shared.")
-    weights |= _with_prefix(trained, _ENCODER, "encoder.") | _with_prefix(trained, "head.", "head.")
-    config = MacularConfig(encoder=config, alpha=taken.config["alpha"], dtype="float32")
+    "Build the model of a method that no stock class has"
+    record, trained = taken.trained
+    pooled = taken.method["readings"]["e"] in ("cls", "mean")
+    inside, alpha, head = "model." * pooled, None, f"heads.{record['tasks'].index(taken.task.name)}."
+    weights = _with_prefix(trained, _ENCODER, f"encoder.{inside}")
+    if taken.frozen:
+        stage1, alpha, head = taken.stages[-2], taken.config["alpha"], "head."
+        weights |= _with_prefix(load_round(taken.result, stage1, stage1["round"])[1], _ENCODER, f"shared.{inside}")
+    weights |= _with_prefix(trained, head, "head.")
+    e = taken.method["readings"]["e"] if pooled else "head_input"
+    config = MacularConfig(encoder=config, alpha=alpha, e=e, dtype="float32")
     model = MacularForSequenceClassification(_with_labels(config, taken.task.labels))
     return _load_weights(model, whole(weights, folder))
 
 
 def _load_weights(model, weights):
     missing, unexpected = model.load_state_dict(weights, strict=False)
-    odd = [*missing, *unexpected]
-    if odd:
+    if odd := [*missing, *unexpected]:
         names = f"{', '.join(odd[:3])} (in all {len(odd)} names differ)"
         raise StorageError(f"{type(model).__name__} does not hold what was trained: {names}")
     return model.eval()
@@ -207,19 +248,18 @@ def model_of(
     "Build a run's model as a class of transformers"
     known = taken.result.values["backbone"]["sha256"]
     folder = backbone_folder(backbone or read_json(taken.result.folder / "environment.json")["backbone"])
-    trimmed = holds_ids(taken.trained[1])  # the other rows are read from the backbone's weights
-    other = []
-    for name, digest in hashes(folder).items():
-        if known.get(name) != digest and (trimmed or not name.endswith(".safetensors")):
-            other.append(name)
-    if other:
+    trimmed = _holds_ids(taken.trained[1])  # the other rows are read from the backbone's weights
+    differ = [name for name, digest in hashes(folder).items() if known.get(name) != digest]
+    if other := [name for name in differ if trimmed or not name.endswith(".safetensors")]:
         raise DataError(f"{folder.name} is not the backbone of the run: {', '.join(other)} differ")
     tokenizer = AutoTokenizer.from_pretrained(
         folder, trust_remote_code=False, split_special_tokens=True, model_max_length=taken.max_length
     )
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    build = _composite_model if taken.frozen else _stock_model
-    return build(_changed(config, dtype="float32", **_PLAIN), taken, folder), tokenizer  # in the precision of the training
+    config = _changed(config, dtype="float32", **_PLAIN)  # in the precision of the training
+    build = _composite_model if taken.own_class else _stock_model
+    return build(config, taken, folder), tokenizer
+
 
 # %% ../../nbs/deploy/02_huggingface.ipynb #74dfec9f
 def export(

@@ -25,7 +25,7 @@ from threading import Thread
 from ..core import root
 from ..exceptions import KilledError, MacularError, ParameterError, SetupError, Stopped, error_class, first_line
 from .plan import Plan, count, format_duration, last_state, state
-from ..process import SignalNote, _check_report, _following, _Kernels, failure
+from ..process import SignalNote, _check_report, _following, _Kernels, _sleep_when_idle, _threads, failure
 from ..results.records import folder_of
 from ..store import append_text, lock, write_bytes, write_json
 from ..train.config import Job
@@ -147,7 +147,7 @@ class Processes:
 
     @contextmanager
     def crew(self, work):
-        pool = _WorkerPool(work)
+        pool = _WorkerPool(work, _threads(self.slots))
         try:
             yield pool
         finally:
@@ -161,14 +161,14 @@ class Processes:
 class _WorkerPool:
     "Worker processes, each at the end of a pipe"
 
-    def __init__(self, work):
-        self.work, self.processes = work, {}  # connection -> process
+    def __init__(self, work, threads: int):  # of each process
+        self.work, self.threads, self.processes = work, threads, {}  # connection -> process
         self.idle, self.busy = [], {}  # connections; connection -> job
 
     def spawn(self):
         context = get_context("spawn")
         ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs, self.work), daemon=True, name=_WORKER)
+        process = context.Process(target=_serve, args=(theirs, self.work, self.threads), daemon=True, name=_WORKER)
         self.processes[ours] = process
         process.start()
         theirs.close()
@@ -209,11 +209,12 @@ def _check_start(process):
         )
 
 
-def _serve(connection, work):
+def _serve(connection, work, threads):
     "Run jobs that come through a pipe, and send back their states"
     signal(SIGINT, SIG_IGN)  # the parent ends its workers
     Thread(target=_exit_with_parent, daemon=True).start()
-    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    _sleep_when_idle()
     with suppress(EOFError, BrokenPipeError):  # the parent closed the pipe
         while True:
             job = connection.recv()

@@ -201,6 +201,8 @@ def _opened(method, data, folder, tasks, shared, accelerator):
         trees=data.trees,
     )
     recipe = Hyperparameters(data.job.seed, alpha=data.job.alpha, max_length=data.job.max_length)
+    used = read_json(folder / "training.json")["row"]["readings"]["e"]
+    method = replace(method, readings=method.readings_for(used))
     return Training(folder.name, method, folder, material, recipe, shared)
 
 # %% ../../nbs/jobs/04_rerun.ipynb #ff1bbaab

@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from ..core import mix
 from ..exceptions import ParameterError, SetupError, first_line, unknown
-from .vocabulary import _trim, _trimmed_checkpoint, find_vocabulary
+from .vocabulary import _find_vocabulary, _trim, _trimmed_checkpoint
 from ..text.batches import ON_HOST, filler, pack, packable, pad, prepare, start
 
 
@@ -55,6 +55,32 @@ class _FirstToken(nn.Module):
 
     def forward(self, **inputs):
         return self.model(**inputs).last_hidden_state[:, 0]
+
+
+def _mean_tokens(
+    hidden: Tensor,  # (1, T, d) of a packed sequence, or (B, n, d) of a padded batch
+    inputs: dict,  # the model's keyword arguments, from `pack` or `pad`
+) -> Tensor:  # (B, d)
+    "Return the mean of each text's tokens, without padding"
+    hidden = hidden.float() if hidden.dtype in (torch.float16, torch.bfloat16) else hidden
+    layout = inputs.get("row")
+    if layout is None:
+        mask = inputs["attention_mask"].unsqueeze(-1).to(hidden.dtype)  # (B, n, 1)
+        return (hidden * mask).sum(1) / mask.sum(1)
+    lengths = layout.text.bincount(minlength=len(layout.first))  # (B,)
+    total = hidden.new_zeros(len(lengths), hidden.shape[-1])  # (B, d); the fillers at the end belong to no text
+    return total.index_add(0, layout.text, hidden[0, : len(layout.text)]) / lengths[:, None]
+
+
+class _MeanTokens(nn.Module):
+    "A backbone that returns the mean of its tokens' last hidden states"
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, **inputs):
+        return _mean_tokens(self.model(**inputs).last_hidden_state, inputs)
 
 
 class _StockHead(nn.Module):
@@ -103,7 +129,7 @@ class Encoder(nn.Module):
         self.body, self.width, self.config, self.made = body, width, config, made
         self.packed = packable(config)  # True: packed sequences; False: padded batches
         if self.packed:
-            prepare(body.model)
+            prepare(body.model, whole=isinstance(body, _MeanTokens))
 
     @property
     def embedding(self) -> nn.Module:
@@ -148,7 +174,7 @@ def _quiet():
 def _pretrained(kind, backbone, seed, ids=None, **options):
     "Load a stock model in single precision; return it with the report of missing weights"
     options |= {"return_dict": True, "output_hidden_states": False}  # whatever the checkpoint's config.json says
-    vocabulary = None if ids is None else find_vocabulary(backbone, kind)[0]
+    vocabulary = None if ids is None else _find_vocabulary(backbone, kind)[0]
     try:
         source = _trimmed_checkpoint(backbone, ids, **options) if vocabulary else options
         with seeded(seed, "encoder"), _quiet():
@@ -173,16 +199,17 @@ def _pretrained(kind, backbone, seed, ids=None, **options):
 def load_encoder(
     backbone,  # a folder or a hub name that `AutoModel` loads
     seed: int,  # initialises layers that the checkpoint lacks
-    e: str = "head_input",  # or "cls": the first token's last hidden state
+    e: str = "head_input",  # also "auto"; or, of the last hidden states, "cls": the first token's; "mean": their mean
     ids: Tensor | None = None,  # token ids of the embedding's rows to train; None: all
 ) -> Encoder:
     "Eq. 1: load a pretrained encoder, in single precision"
     model, info = _pretrained(AutoModelForSequenceClassification, backbone, seed, ids, num_labels=LABELS)
     width, last = remove_classifier(model)
     made = tuple(sorted(k for k in info["missing_keys"] if not k.startswith(last)))
-    if e == "head_input":
+    if e in ("head_input", "auto"):
         return Encoder(_StockHead(model), width, model.config, made)
-    return Encoder(_FirstToken(model.base_model), model.config.hidden_size, model.config)
+    body = _MeanTokens if e == "mean" else _FirstToken
+    return Encoder(body(model.base_model), model.config.hidden_size, model.config)
 
 # %% ../../nbs/model/01_modules.ipynb #6d913fb9
 class _AtGap(nn.Module):

@@ -22,7 +22,7 @@ from ..core import escape_markdown, key, resolve, table
 from ..data.tasks import MEASURES, item_shares, scored
 from ..exceptions import DataError, StorageError, unknown
 from ..store import read_json, write_bytes
-from ..train.config import _OF_NO_RECORD, WORDS, Job, check, fill
+from ..train.config import _LATER, _OF_NO_RECORD, WORDS, Job, check, fill
 from ..train.methods import methods
 
 # %% ../../nbs/results/03_records.ipynb #cf180d35
@@ -330,9 +330,10 @@ def folder_of(
     wanted = json.loads(json.dumps(asdict(fill(job))))
     for name in (*_OF_NO_RECORD, *(["precision"] if wanted["precision"] == "auto" else [])):  # the machine chose it
         del wanted[name]
+    usual = {name: wanted[name] for name in _LATER if getattr(job, name) == getattr(Job, name)}
     done = [path.parent for path in resolve(job.out).glob("*/result.json")]
     for folder in sorted(done, key=_asked, reverse=True):
-        if wanted.items() <= ({"selections": []} | parameters_of(folder)).items():
+        if wanted.items() <= (usual | parameters_of(folder)).items():
             return folder
     raise StorageError(f"the job left no result in {job.out}")
 

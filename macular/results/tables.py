@@ -174,7 +174,7 @@ def _trained(records, what):
     known = [sum(counts.values()) for counts in by_seed.values() if counts and None not in counts.values()]
     return f"{max(known):,}" if known else ""
 
-
+# %% ../../nbs/results/07_tables.ipynb #4d2d5065
 def _cost(records: Iterable[Record]) -> list[str]:
     "Return number of seeds, steps and forward passes of a seed's trainings, and encoders a text"
     counts = sorted(Counter(r.task for r in records).values())
@@ -326,7 +326,7 @@ def _theirs(method, task, langs, backbone):
     whole = found.keys() - {"avg"} or every
     return found.get("avg") if set(langs) == whole else None, computed, source
 
-
+# %% ../../nbs/results/07_tables.ipynb #7011621f
 def _as_printed(printed, computed, form):
     "Return the number that is shown, and what is to be said where the mean of the cells is another, or none is printed"
     if printed is None:

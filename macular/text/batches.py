@@ -212,6 +212,8 @@ class _Layout:
 
     groups: tuple[_Group, ...]  # from left to right
     first: Tensor  # (B,) position of each text's representing token (by default its first), in the given order
+    text: Tensor  # (T,) number of each token's text, without the fillers
+
 
 # %% ../../nbs/text/02_batches.ipynb #d955934e
 def _groups(
@@ -263,9 +265,10 @@ def pack(
         take = np.append(take, [0] * filler)  # copies of the first token
         position = np.append(position, [start] * filler)
         groups += (_Group(filler, 1),)
-    take, position, first = (torch.from_numpy(v).to(device) for v in (take, position, first))
+    arrays = (take, position, first, np.repeat(turn, ordered))
+    take, position, first, text = (torch.from_numpy(v).to(device) for v in arrays)
     packed = {name: value.index_select(0, take)[None] for name, value in view.items() if name not in ON_HOST}
-    return packed | {"position_ids": position[None], "row": _Layout(groups, first)}
+    return packed | {"position_ids": position[None], "row": _Layout(groups, first, text)}
 
 # %% ../../nbs/text/02_batches.ipynb #8b4c14d1
 def _allowed(group: _Group, window, device):
@@ -326,11 +329,7 @@ def _mask(attention_mask=None, **options):
     return None if attention_mask is None else sdpa_mask(attention_mask=attention_mask, **options)
 
 # %% ../../nbs/text/02_batches.ipynb #ca6c3496
-_LAST_ATTENTION = {  # model type -> the last attention module; {} is the last layer's number
-    "bert": "encoder.layer.{}.attention",
-    "xlm-roberta": "encoder.layer.{}.attention",
-    "modernbert": "layers.{}",
-}
+_LAST_ATTENTION = dict.fromkeys(("bert", "xlm-roberta"), "encoder.layer.{}.attention") | {"modernbert": "layers.{}"}
 
 
 def packable(config) -> bool:
@@ -355,13 +354,15 @@ def _first_tokens(module, args, inputs, output):
     return (taken(output[0]), *output[1:]) if isinstance(output, tuple) else taken(output)
 
 
-def prepare(model):
+def prepare(model, whole: bool = False):  # whole: return all tokens of a packed sequence, not the representing ones
     "Prepare a stock `packable` model for packed sequences; padded batches still work"
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register("macular", _attend)
     AttentionMaskInterface.register("macular", _mask)
     model.set_attn_implementation("macular")
+    if whole:
+        return
     last = _LAST_ATTENTION[model.config.model_type].format(model.config.num_hidden_layers - 1)
     model.base_model.get_submodule(last).register_forward_hook(_first_tokens, with_kwargs=True)
 

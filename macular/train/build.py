@@ -23,8 +23,8 @@ from ..data.tasks import Task
 from ..exceptions import DataError, ParameterError
 from ..model.baselines import SyntaxEncoder, cloze, reverse
 from ..model.losses import Objective
-from ..model.modules import Encoder, MultiTask, Net, TaskSpecific, discriminator, load_encoder
-from ..model.vocabulary import TrimmedEmbedding, find_vocabulary
+from ..model.modules import Encoder, MultiTask, Net, TaskSpecific, _MeanTokens, discriminator, load_encoder
+from ..model.vocabulary import TrimmedEmbedding, _find_vocabulary
 from ..text.batches import Batches, neighbour_batches, order
 from ..text.encode import ByCloze, TextSettings, Views, features
 from ..text.syntax import ByTree
@@ -332,7 +332,7 @@ def _trained_rows(method: Method, feed: TrainingBatches) -> tuple[Tensor | None,
     "Return the token ids of the embedding's rows that are trained"
     kind = AutoModelForMaskedLM if method.head == "cloze" else AutoModelForSequenceClassification
     material = feed.material
-    vocabulary, reason = find_vocabulary(material.backbone, kind)
+    vocabulary, reason = _find_vocabulary(material.backbone, kind)
     if vocabulary is None:
         return None, reason
     if material.shared and not isinstance(material.shared.embedding, TrimmedEmbedding):
@@ -391,9 +391,10 @@ def _remarks(net: Net, feed: TrainingBatches, why: str) -> list[str]:
     for views in feed.views:
         notes += [note for note in views.notes if note not in notes]
     if not net.encoder.packed:
-        trees = isinstance(net.encoder, SyntaxEncoder)
-        why = "for dependency trees" if trees else f"for a backbone of type {net.encoder.config.model_type}"
-        notes.append(f"texts are padded {why}: the same results, more time")
+        why = "dependency trees" if isinstance(net.encoder, SyntaxEncoder) else f"a {net.encoder.config.model_type}"
+        notes.append(f"texts are padded for {why}: the same results, more time")
+    if isinstance(net.encoder.body, _MeanTokens):
+        notes.append("e is the mean over the tokens of the last layer")
     if net.encoder.made:
         notes.append(f"the backbone holds no {', '.join(net.encoder.made)}: drawn from the seed")
     return notes

@@ -21,7 +21,7 @@ from torch import nn
 
 from ..core import diff
 from ..exceptions import SetupError, StorageError, first_line
-from ..model.vocabulary import holds_ids
+from ..model.vocabulary import _holds_ids
 from ..store import append, clear, newest, read_json, sealed_folder, write_json
 
 # %% ../../nbs/train/06_checkpoints.ipynb #36a8b615
@@ -91,7 +91,7 @@ def _begun_whole(folder) -> bool:
     "Return whether the training of a folder has a state with a whole embedding, as older versions wrote it"
     for path in sorted(Path(folder).glob("state-*/net.safetensors")):
         with suppress(OSError, SafetensorError), safe_open(path, "pt") as f:  # a damaged one is reported later
-            return not holds_ids(f.keys())
+            return not _holds_ids(f.keys())
     return False
 
 

@@ -155,7 +155,8 @@ class Data(_Words, _Backbone):
             self.sizes[task.name] = len(examples)
         if split == "train" and most and len(examples) > most:
             self.pools[task.name] = digest(examples)
-            examples = examples.select(_sample(examples["label"][:], most, "max_train", number(task.name)))
+            drawn = [] if self.job.sample is None else [self.job.sample]
+            examples = examples.select(_sample(examples["label"][:], most, "max_train", number(task.name), *drawn))
         self.read[task.name, split, lang] = examples
         return examples
 

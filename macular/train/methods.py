@@ -18,7 +18,8 @@ from ..store import sha256
 from ..text.code_switch import CodeSwitch, Synonyms
 
 # %% ../../nbs/train/01_methods.ipynb #c4c56cf2
-_READINGS = {"kl_s": ("symmetric", "as_printed"), "e": ("head_input", "cls"), "start": ("pretrained", "shared")}
+_READINGS = {"kl_s": ("symmetric", "as_printed"), "start": ("pretrained", "shared")}
+_READINGS["e"] = ("auto", "head_input", "cls", "mean")
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Readings:
     "Choices where the paper is ambiguous"
 
     kl_s: str = "symmetric"  # or "as_printed": the formula under Eq. 11 as printed
-    e: str = "head_input"  # or "cls": the first token's last hidden state (Eq. 1)
+    # Eq. 1: the input of the stock head's last layer; or, of the last hidden states, the first ("cls") or the mean
+    e: str = "auto"  # chosen for the encoder when a job starts: see `ResolvedJob.with_pooling`
     start: str = "pretrained"  # or "shared": f_t starts from f_m
 
     def __post_init__(self):
@@ -117,6 +119,10 @@ class Method:
         no_teacher = "" if teacher else "there is no teacher"
         return found | {"teacher": no_teacher, "teacher_aug": no_teacher or no_aug}
 
+    def readings_for(self, e: str) -> Readings:
+        "Return the readings with e in place of `auto`"
+        return replace(self.readings, e=e) if self.readings.e == "auto" else self.readings
+
     def hashed_fields(self) -> dict:
         "Return the fields that determine the training, without names and losses of weight zero"
         found = {}
@@ -126,6 +132,8 @@ class Method:
             unused = f.name in _LATER and value == getattr(Method, f.name)
             if not named and not unused:
                 found[f.name] = value
+        if self.readings.e == "auto":
+            found["readings"] = self.readings_for("head_input")
         return found | {"terms": self.active()}
 
     def _repr_markdown_(self):
@@ -189,6 +197,12 @@ methods.add(
         "Macular, gradient reversal",
         shared="macular_nots_grl",
         terms={"task": 1.0, "aug_kl": 1.0, "lang_grl": 0.05, "consistency": 0.1},
+    )
+)
+methods.add(_macular_nots.derive("macular_nots_redrawn", "Macular-NoTS, 𝒜 redrawn", augment=CodeSwitch(redraw=True)))
+methods.add(
+    macular.derive(
+        "macular_redrawn", "Macular, 𝒜 redrawn", augment=CodeSwitch(redraw=True), shared="macular_nots_redrawn"
     )
 )
 methods.add(macular.derive("macular_as_printed", "Macular, KL_s as printed", readings=Readings(kl_s="as_printed")))

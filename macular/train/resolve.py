@@ -15,11 +15,12 @@ from itertools import chain
 from pathlib import Path
 
 from ..core import key, resolve
+from ..data.backbones import _lacks_pooler
 from ..data.mini_world import Mini
 from ..data.tasks import Task
 from ..exceptions import ParameterError
 from ..store import sha256
-from .config import _OF_NO_RECORD, BETAS, Job, check, fill, presets, weights_without_loss
+from .config import _LATER, _OF_NO_RECORD, BETAS, Job, check, fill, presets, weights_without_loss
 from .inputs import Data, digest, digests, has_trees, load_trees, trained_on
 from .methods import ADVERSARIES, Method, extend, methods
 
@@ -93,10 +94,6 @@ def job_key(
     return key(ALGORITHM, "job", training, task, evaluation, config)
 
 # %% ../../nbs/train/04_resolve.ipynb #972ca59e
-# parameters that were added later: default values are neither hashed nor recorded, so the keys of older runs stay valid
-_LATER = ("selections",)
-
-
 def _parameters(job, without):
     "Return the parameters of a job that its key and its record hold"
     left_out = {*without, *(name for name in _LATER if getattr(job, name) == getattr(Job, name))}
@@ -230,6 +227,15 @@ class ResolvedJob:
     @property
     def target(self) -> Task:
         return self.data.target
+
+    def with_pooling(self) -> "ResolvedJob":
+        "Return the job with the reading of e that `auto` stands for, in all stages; a backbone on the hub is fetched"
+        e = self.method.readings.e
+        if e == "auto":
+            fixed = presets[self.job.preset].source == "mini" or self.method.head == "cloze"
+            e = "head_input" if fixed or not _lacks_pooler(self.data.backbone) else "mean"
+        stages = [replace(s, method=replace(s.method, readings=s.method.readings_for(e))) for s in self.stages]
+        return replace(self, method=replace(self.method, readings=self.method.readings_for(e)), stages=tuple(stages))
 
     @property
     def members(self) -> list[list[Stage]]:

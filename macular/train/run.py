@@ -26,7 +26,7 @@ from ..data.mini_world import Mini
 from ..data.sources import File
 from ..data.tasks import PAPER
 from ..exceptions import MacularError, ParameterError, SetupError, Stopped, StorageError
-from ..process import one_process, _ProgressLines, failure
+from ..process import one_process, _ProgressLines, _threads, failure
 from ..store import clear, read_json, write_bytes, write_json
 from .build import Hyperparameters, available_losses
 from .checkpoints import _JobProgress, _tracked
@@ -193,8 +193,7 @@ def _device(job: Job, watch: Callable):
     threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    if presets[job.preset].threads:
-        torch.set_num_threads(presets[job.preset].threads)
+    torch.set_num_threads(presets[job.preset].threads or _threads())
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(job.deterministic, warn_only=True)
     try:
@@ -244,6 +243,7 @@ def carry_out(
     "Train and score a resolved job, or read its result if it is finished"
     refuse(resolved)
     loop_of(Hyperparameters())  # raises an error for a wrong MACULAR_CHECKPOINT
+    resolved = resolved.with_pooling()
     job, notes = resolved.job, check_inputs(resolved)
     run = f"{resolved.target.name}-{job.method}-s{job.seed}-{identity(job)[:6]}"
     steps = [_steps(resolved, stage) for stage in resolved.stages]

@@ -27,7 +27,7 @@ from ..core import key, resolve
 from ..data.tasks import MEASURES, Task, scored
 from ..exceptions import ParameterError, StorageError
 from ..model.losses import terms
-from ..model.vocabulary import trained_ids
+from ..model.vocabulary import _trained_ids
 from ..store import is_locked, lock, read_json, verify, write_json
 from .build import Built, Hyperparameters, TrainingInputs, build, build_net, text_settings
 from .checkpoints import _begun_whole, load_weights, resume_notes, training_seconds
@@ -79,7 +79,7 @@ class Training:
 
     def net(self, weights: dict):
         "Return the net with these weights, in evaluation mode; all calls return the same object"
-        self._net = self._net or build_net(self.method, self.material, self.recipe, trained_ids(weights))
+        self._net = self._net or build_net(self.method, self.material, self.recipe, _trained_ids(weights))
         load_weights(self._net, weights)
         return self._net.eval()
 
@@ -207,8 +207,7 @@ def _make(training: Training, dev: dict, watch: Callable):
     environment_file = training.folder / "environment.json"
     tasks = [t.name for t in training.material.tasks]
     about = {"row": training.method.name, "title": training.method.title, "tasks": tasks, "steps": steps}
-    about["forwards"] = built.forwards
-    before = environment(training.material.accelerator) | about
+    before = environment(training.material.accelerator) | about | {"forwards": built.forwards}
     write_json(environment_file, before)
     rounds = fit(
         built.phases,

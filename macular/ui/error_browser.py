@@ -157,6 +157,14 @@ def _word(word, translations, found):
     return word, Markup("<bdi>{}</bdi>").format(", ".join(translations)), reason
 
 
+# a language beside the other, or below it in a narrow window
+_SIDE = '<div style="flex:1 1 16em;max-width:34em"><b>{}</b>{}<p style="margin:.3em 0">{}</p></div>'
+_TEXT = (
+    '<p style="margin:.3em 0"><small style="opacity:.7">{}</small><br>'
+    '<bdi style="white-space:pre-wrap">{}</bdi></p>'
+)
+
+
 def _item_page(
     answers: _Answers,
     row,  # of `_Answers.pairs`
@@ -166,14 +174,15 @@ def _item_page(
     task, texts, sides = answers.data.target, {}, []
     for x, end in ((answers.source, "_src"), (lang, "")):
         texts[x] = answers.texts(x)[row["item"]]
-        shown = [Markup('<bdi style="white-space:pre-wrap">{}</bdi>').format(safe(text)) for text in texts[x]]
-        sides.append((x, *shown, _answer(row, end, task.labels)))
+        shown = [Markup(_TEXT).format(name, safe(text)) for name, text in zip(task.fields, texts[x], strict=True)]
+        sides.append(Markup(_SIDE).format(x, Markup("").join(shown), _answer(row, end, task.labels)))
     table = Markup("<p>There is no dictionary for {}.</p>").format(lang)
     if lang in answers.data.lexicon:
         words = _taught(texts[answers.source], texts[lang], answers.dictionary(lang), lang, answers.source)
         table = grid((answers.source, lang, ""), [_word(*word) for word in words])
     head = Markup("<p>item <code>{}</code>, label <b>{}</b></p>").format(row["item"], row["label"])
-    return head + grid(("", *task.fields, "answer"), sides) + table
+    both = Markup('<div style="display:flex;flex-wrap:wrap;gap:.5em 2.5em">{}</div>').format(Markup("").join(sides))
+    return head + both + table
 
 # %% ../../nbs/ui/04_error_browser.ipynb #8cda3d32
 def _overview(source, both, shares, lang, kind):
@@ -220,6 +229,6 @@ def errors(
             buttons.append(button)
         for name in ("lang", "kind"):
             named[name].observe(lambda _: view.change(number=0), "value")
-        return named, [w.HBox([*named.values(), *buttons])]
+        return named, [w.HBox([*named.values(), *buttons], layout=w.Layout(flex_flow="row wrap"))]
 
     return View(draw, controls, lang=found.langs[0], kind="flipped", number=0).change(**start)

@@ -18,6 +18,7 @@ from ..core import resolve
 from ..exceptions import ParameterError, unknown
 from ..jobs.engines import attempt
 from ..results.figures import curves, history, rounds_of
+from ..results.formats import _adversaries
 from ..store import is_locked, read_json, write_bytes
 from ..train.config import Job
 from .views import View, picture
@@ -163,7 +164,9 @@ def _training_page(folder: Path) -> Markup:
     if not s.step:
         return _status_page(s)
     plot = curves(folder, figure=Figure(figsize=(10, 2.8), dpi=85, layout="constrained"))
-    return _status_page(s) + picture(plot, f"losses, discriminators and dev accuracy of {s.title}")
+    page = _status_page(s) + picture(plot, f"losses, discriminators and dev accuracy of {s.title}")
+    told = _adversaries(rounds_of(folder)) if s.state == "finished" else []
+    return page + Markup("").join(Markup("<p>{}</p>").format(sentence) for sentence in told)
 
 # %% ../../nbs/ui/05_live.ipynb #5b0985f4
 _NEWEST = "the newest"
