@@ -43,7 +43,7 @@ from .exceptions import MacularError, ParameterError, unknown
 from .jobs.engines import compute, run_as_notebook, run_notebook, sweep
 from .jobs.rerun import rerun
 from .jobs.search import read_search
-from .process import _one_process, _sleep_when_idle, ending
+from .process import one_process, _sleep_when_idle, ending
 from .results.compare import checklist, compare
 from .results.formats import Table, as_csv
 from .results.statistics import select
@@ -390,7 +390,7 @@ def main(
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # for terminals that cannot show every character
     try:
-        with ending(), _one_process(partial(print, file=sys.stderr)):
+        with ending(), one_process(partial(print, file=sys.stderr)):
             app(arguments, standalone_mode=True)
     except SystemExit as e:
         return e.code or 0

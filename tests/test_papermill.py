@@ -18,7 +18,7 @@ from conftest import copy_project
 from fake_hub import fill, serve
 
 from macular.exceptions import ParameterError
-from macular.process import _in_test
+from macular.process import in_test
 from macular.train.config import Job, Preset
 
 pytestmark = pytest.mark.slow
@@ -133,7 +133,7 @@ def test_a_test_of_the_notebook_trains_anew(monkeypatch):
     assert opened({"injected": {"out": "elsewhere"}})["job"].out == "elsewhere"
     kernel = SimpleNamespace(get_ipython=lambda: SimpleNamespace(kernel=None))
     monkeypatch.setitem(sys.modules, "IPython", kernel)  # IN_TEST was left in the shell that started a kernel
-    assert _in_test() is False
+    assert in_test() is False
     monkeypatch.undo()
     monkeypatch.delenv("IN_TEST", raising=False)
     assert opened({})["job"].out == "runs"

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from macular.exceptions import DataError, ParameterError
 from macular.jobs.engines import compute
 from macular.jobs.rerun import encode_with_run, reopen
-from macular.results.diagnostics import cka, held_out, probe, proxy_a_distance
+from macular.results.diagnostics import _held_out, cka, probe, proxy_a_distance
 from macular.train.config import check
 
 
@@ -19,7 +19,7 @@ from macular.train.config import check
 @given(st.lists(st.integers(0, 30), min_size=20, max_size=200), st.integers(0, 5))
 def test_an_item_stays_on_one_side(items, seed):
     items = np.array(items)
-    out = held_out(items, seed)
+    out = _held_out(items, seed)
     assert not set(items[out]) & set(items[~out])
 
 

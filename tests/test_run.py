@@ -103,6 +103,7 @@ def scored_texts(monkeypatch):
     return since
 
 
+@pytest.mark.slow
 def test_each_text_is_scored_once_with_the_same_weights(tmp_path, scored_texts):
     dev, test, rounds, every = 40, 60, 2, "last,averaged,all_dev_oracle"  # texts of a language; two languages
     job = dict(method="finetune", stage1="paper", seed=3)
@@ -193,6 +194,7 @@ def test_the_workers_of_a_sweep_divide_the_cores(monkeypatch):
     assert [process._threads(n) for n in (1, 4)] == [6, 1]
 
 
+@pytest.mark.slow
 def test_no_key_depends_on_threads(tmp_path, monkeypatch):
     import torch
 
@@ -234,6 +236,7 @@ def trained_row(out, **changes):
 
 
 @pytest.mark.parametrize("kind", ["bert", "xlmr", "without pooler"])
+@pytest.mark.quick_cases(1)
 def test_a_bert_without_pooler_is_read_by_its_mean(tmp_path, kind):
     "The choice is made before the key, and in the record"
     from macular.jobs.rerun import reopen
@@ -540,12 +543,12 @@ def test_figures_change_neither_key_nor_record(finished, tmp_path):
 
 
 def test_other_variables_are_left_alone(monkeypatch):
-    from macular.process import _one_process
+    from macular.process import one_process
 
     for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MPI_HOME", "RANKING", "SLURM_NTASKS", "MY_WORLD_SIZE"):
         monkeypatch.setenv(name, "1")
     before = dict(os.environ)
-    with _one_process(pytest.fail):
+    with one_process(pytest.fail):
         assert os.environ == before
 
 

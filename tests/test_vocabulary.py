@@ -60,6 +60,7 @@ def trained(name, kind, trim, dropout=0.1, rounds=2):
 
 @pytest.mark.parametrize("kind", toy.KINDS)
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.quick_cases(1)
 def test_a_trimmed_training_equals_a_whole_one(name, kind):
     row = method(name)
     if row.encoder == "syntax" and kind in ("deberta", "modernbert"):

@@ -19,7 +19,7 @@ from ..data.backbones import backbone_problems
 from ..data.sources import Folder, Hub, hub_layouts
 from ..data.tasks import PAPER, find, load, tasks
 from ..exceptions import MacularError, ParameterError, shown, unknown
-from ..process import _in_test
+from ..process import in_test
 from .methods import ADVERSARIES, Method, extend, methods
 
 # %% ../../nbs/train/02_config.ipynb #b4ef512f
@@ -251,7 +251,7 @@ def _preset_name(job, task, gpu=False):
     "Return the preset that `auto` stands for: `quick` for the user's own data and with a GPU, else `mini`"
     if job.preset != "auto":
         return job.preset
-    real = _is_own(job, task) or gpu and not _in_test()
+    real = _is_own(job, task) or gpu and not in_test()
     return os.environ.get("MACULAR_PRESET", "quick" if real else "mini")
 
 

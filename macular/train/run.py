@@ -26,7 +26,7 @@ from ..data.mini_world import Mini
 from ..data.sources import File
 from ..data.tasks import PAPER
 from ..exceptions import MacularError, ParameterError, SetupError, Stopped, StorageError
-from ..process import _one_process, _ProgressLines, _threads, failure
+from ..process import one_process, _ProgressLines, _threads, failure
 from ..store import clear, read_json, write_bytes, write_json
 from .build import Hyperparameters, available_losses
 from .checkpoints import _JobProgress, _tracked
@@ -197,7 +197,7 @@ def _device(job: Job, watch: Callable):
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(job.deterministic, warn_only=True)
     try:
-        with _one_process(lambda note: watch("environment", {"note": note})), _without_callers_accelerator():
+        with one_process(lambda note: watch("environment", {"note": note})), _without_callers_accelerator():
             options = {"log_with": job.track, "project_dir": resolve(job.out) / "tracking"} if job.track else {}
             precision = "no" if job.precision == "fp32" else job.precision
             accelerator = Accelerator(cpu=not on_gpu(job), mixed_precision=precision, **options)

@@ -23,7 +23,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ..core import mix
 from ..exceptions import NumericError, ParameterError, SetupError, Stopped, StorageError
-from ..process import SignalNote, _one_process
+from ..process import SignalNote, one_process
 from ..store import write_bytes, write_json
 from .checkpoints import Checkpoints
 
@@ -323,7 +323,7 @@ _REQUESTS = ([b"stop"], [b"pause"], [b"evaluate"], [b"evaluate", b"pause"])  # a
 # %% ../../nbs/train/07_trainer.ipynb #c1c88d03
 def _accelerator(cpu: bool = True) -> Accelerator:
     "Return the accelerator of this process alone, whatever the environment says of others"
-    with _one_process(warnings.warn):
+    with one_process(warnings.warn):
         return Accelerator(cpu=cpu)
 
 
