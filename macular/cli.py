@@ -43,7 +43,7 @@ from .exceptions import MacularError, ParameterError, unknown
 from .jobs.engines import compute, run_as_notebook, run_notebook, sweep
 from .jobs.rerun import rerun
 from .jobs.search import read_search
-from .process import one_process, _sleep_when_idle, ending
+from .process import _sleep_when_idle, ending, one_process
 from .results.compare import checklist, compare
 from .results.formats import Table, as_csv
 from .results.statistics import select

@@ -26,7 +26,7 @@ from ..data.mini_world import Mini
 from ..data.sources import File
 from ..data.tasks import PAPER
 from ..exceptions import MacularError, ParameterError, SetupError, Stopped, StorageError
-from ..process import one_process, _ProgressLines, _threads, failure
+from ..process import _ProgressLines, _threads, failure, one_process
 from ..store import clear, read_json, write_bytes, write_json
 from .build import Hyperparameters, available_losses
 from .checkpoints import _JobProgress, _tracked
