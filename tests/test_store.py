@@ -927,6 +927,8 @@ WRITES = {
 ALLOWED = {  # module, function, call -> why
     ("train.checkpoints", "_write_state", "save_file"): "into a staged folder",
     ("results.formats", "as_csv", "frame.to_csv"): "into memory",
+    ("results.formats", "_in_style", "figure.savefig"): "into memory",
+    ("train.evaluate", "write", "np.save"): "into memory",
     ("train.checkpoints", "keep", "save_file"): "into a staged folder",
     ("deploy.huggingface", "export", "model.save_pretrained"): "into a staged folder",
     ("deploy.huggingface", "export", "tokenizer.save_pretrained"): "into a staged folder",

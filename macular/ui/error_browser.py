@@ -158,8 +158,8 @@ def _word(word, translations, found):
 
 
 # a language beside the other, or below it in a narrow window
-_SIDE = '<div style="flex:1 1 16em;max-width:34em"><b>{}</b>{}<p style="margin:.3em 0">{}</p></div>'
-_TEXT = (
+_SIDE = Markup('<div style="flex:1 1 16em;max-width:34em"><b>{}</b>{}<p style="margin:.3em 0">{}</p></div>')
+_TEXT = Markup(
     '<p style="margin:.3em 0"><small style="opacity:.7">{}</small><br>'
     '<bdi style="white-space:pre-wrap">{}</bdi></p>'
 )
@@ -174,8 +174,8 @@ def _item_page(
     task, texts, sides = answers.data.target, {}, []
     for x, end in ((answers.source, "_src"), (lang, "")):
         texts[x] = answers.texts(x)[row["item"]]
-        shown = [Markup(_TEXT).format(name, safe(text)) for name, text in zip(task.fields, texts[x], strict=True)]
-        sides.append(Markup(_SIDE).format(x, Markup("").join(shown), _answer(row, end, task.labels)))
+        shown = [_TEXT.format(name, safe(text)) for name, text in zip(task.fields, texts[x], strict=True)]
+        sides.append(_SIDE.format(x, Markup("").join(shown), _answer(row, end, task.labels)))
     table = Markup("<p>There is no dictionary for {}.</p>").format(lang)
     if lang in answers.data.lexicon:
         words = _taught(texts[answers.source], texts[lang], answers.dictionary(lang), lang, answers.source)
