@@ -43,7 +43,7 @@ def test_seeds_are_whole():
 
 def test_records_are_todays():
     assert {r.algorithm for records in SEEDS.values() for r in records} == {ALGORITHM}, (
-        "run `papermill nbs/study.ipynb runs/study.ipynb` again"
+        "run `papermill nbs/study.ipynb runs/study.ipynb -p preset mini` again"
     )
     assert {(r.preset, r.split) for records in SEEDS.values() for r in records} == {("mini", "test")}
 
