@@ -133,7 +133,7 @@ def points():
         "net, stage 2": step("net", 2, 3),
         "net, last step": step("net", 1, 8),
         "a line of the history half written": Point(checkpoints, "append", 15, torn_line),
-        "dev, between two tasks": Point(stages, "evaluate", 1, "after"),
+        "dev, between two tasks": Point(stages, "probabilities", 1, "after"),
         "end of round, weights being written": Point(
             checkpoints, "save_file", 1, torn, lambda _, path: ".round-" in str(path)
         ),
@@ -154,8 +154,8 @@ def points():
         ),
         "stage 1 done, stage 2 not begun": Point(stages, "write_json", 1, "after", named("training.json")),
         "stage 2's record half written": Point(store, "write_bytes", 2, half, named("training.json")),
-        "scoring, before": Point(evaluate, "evaluate", 1),
-        "scoring, between two rounds": Point(evaluate, "evaluate", 2),
+        "scoring, before": Point(evaluate, "probabilities", 1),
+        "scoring, between two languages": Point(evaluate, "probabilities", 2),
         "config written": Point(run, "write_json", 1, "after", named("config.json")),
         "predictions half written": Point(run, "write_bytes", 1, half, named("predictions.parquet")),
         "between predictions and result": Point(run, "write_json", 1, "before", named("result.json")),
@@ -471,7 +471,7 @@ NAMED = (
     "stage 1 done, stage 2 not begun",
     "stage 2's record half written",
     "scoring, before",
-    "scoring, between two rounds",
+    "scoring, between two languages",
     "config written",
     "predictions half written",
     "between predictions and result",
@@ -486,7 +486,7 @@ SIGNALLED = (
     "features for D",
     "dev, between two tasks",
     "a checkpoint, before it is renamed",
-    "scoring, between two rounds",
+    "scoring, between two languages",
 )
 MID = "net, round 2"
 LEGS = {
