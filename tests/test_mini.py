@@ -568,7 +568,7 @@ def test_an_interrupted_pretraining_continues_bit_for_bit(tmp_path, monkeypatch)
         pretrain(out=str(tmp_path / "net"), **small | {"mask": 0.5})
     assert pretrain(out=str(tmp_path / "net"), **small) == whole and whole[-1][0] == 20
     assert sha256(tmp_path / "net" / "model.safetensors") == sha256(tmp_path / "whole" / "model.safetensors")
-    assert not (tmp_path / "net" / "state.pt").exists()
+    assert not (tmp_path / "net" / "state.safetensors").exists()
 
 
 def test_the_control_was_run_with_these_encoders():

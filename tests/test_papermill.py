@@ -110,9 +110,8 @@ def test_the_notebooks_parameters_are_the_jobs():
         assert defaults[f.name] == (f.default or "" if isinstance(f.default, tuple) else f.default), f.name
     assert all(p["help"] and p["inferred_type_name"] for p in found.values())
     for name in (f.name for f in fields(Job) if f.default is None):
-        assert ("empty: the preset's" if name in {f.name for f in fields(Preset)} else "empty: the method's") in found[
-            name
-        ]["help"], name
+        usual = "the preset's" if name in {f.name for f in fields(Preset)} else "the method's"
+        assert f"empty: {'always the same ones' if name == 'sample' else usual}" in found[name]["help"], name
 
 
 def opened(names):

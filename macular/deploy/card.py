@@ -179,8 +179,13 @@ def _scores(
 
 def _seeds_of(taken: ExportSpec) -> list[Path]:  # with the run itself
     "Find the runs in the same folder that differ only in their seed"
-    here, results = _all_but_seed(taken.result.values), taken.result.folder.parent.glob("*/result.json")
-    return [path.parent for path in sorted(results) if _all_but_seed(read_json(path)) == here]
+    own = taken.result
+    found = {own.values["config"]["seed"]: own.folder}
+    for path in sorted(own.folder.parent.glob("*/result.json")):
+        values = read_json(path)
+        if _all_but_seed(values) == _all_but_seed(own.values):
+            found.setdefault(values["config"]["seed"], path.parent)
+    return list(found.values())
 
 
 def _all_but_seed(values):
