@@ -237,7 +237,7 @@ def trained_row(out, **changes):
 
 @pytest.mark.parametrize("kind", ["bert", "xlmr", "without pooler"])
 @pytest.mark.quick_cases(1)
-def test_a_bert_without_pooler_is_read_by_its_mean(tmp_path, kind):
+def test_a_bert_without_pooler_is_read_by_its_mean(tmp_path, monkeypatch, kind):
     "The choice is made before the key, and in the record"
     from macular.jobs.rerun import reopen
     from macular.train.methods import Readings, finetune, methods
@@ -249,8 +249,7 @@ def test_a_bert_without_pooler_is_read_by_its_mean(tmp_path, kind):
     assert row["readings"]["e"] == e
     assert any("e is the mean over the tokens" in note for note in done.values["notes"]) == (e == "mean")
     named = finetune.derive(f"finetune_reads_{e}", readings=Readings(e=e))
-    if named.name not in methods:
-        methods.add(named)
+    monkeypatch.setitem(methods, named.name, named)
     assert trained_row(tmp_path, **job, method=named.name)[0] == key
     assert trained_row(tmp_path, **job | {"preset": "mini"})[1]["readings"]["e"] == "head_input"
     if e == "mean":  # it is used as it was trained
