@@ -92,7 +92,7 @@ def test_it_says_what_the_run_said(done, folder, method):
 def test_a_head_on_other_tokens_is_the_projects_class(done, folder, monkeypatch, parent, e):
     "No stock class reads them; the pipeline gives what the run gave"
     name = f"{parent}_{e}"
-    monkeypatch.setitem(methods, name, methods[parent].derive(name, readings=Readings(e=e)))
+    monkeypatch.setitem(methods._records, name, methods[parent].derive(name, readings=Readings(e=e)))
     said, rows = predicted(done(name)), load("pawsx", "test", "de", WORLD).to_pandas()
     now = predict(rows, folder(name))
     names = [c for c in said if c.startswith("p_")]

@@ -249,7 +249,7 @@ def test_a_bert_without_pooler_is_read_by_its_mean(tmp_path, monkeypatch, kind):
     assert row["readings"]["e"] == e
     assert any("e is the mean over the tokens" in note for note in done.values["notes"]) == (e == "mean")
     named = finetune.derive(f"finetune_reads_{e}", readings=Readings(e=e))
-    monkeypatch.setitem(methods, named.name, named)
+    monkeypatch.setitem(methods._records, named.name, named)
     assert trained_row(tmp_path, **job, method=named.name)[0] == key
     assert trained_row(tmp_path, **job | {"preset": "mini"})[1]["readings"]["e"] == "head_input"
     if e == "mean":  # it is used as it was trained
