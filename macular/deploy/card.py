@@ -122,8 +122,7 @@ def unsupported_reason(taken: ExportSpec) -> str:  # empty where there is none
     "Return the reason why transformers could not load a run's model"
     advice = "Use its predictions, or another method."
     if taken.stages[-1]["member"] > 1:
-        reason = "it averages the probabilities of two trainings, which are two models."
-        return f"{reason} Export a run of the method that it averages."
+        return "it averages the probabilities of two trainings. Export a run of the method that it averages."
     if taken.method["head"] == "cloze":
         return f"it scores words at a gap, which no classifier of transformers does. {advice}"
     if taken.method["encoder"] == "syntax":
@@ -140,8 +139,7 @@ def select_checkpoint(
     result = result_of(run)
     if selection not in SELECTIONS:
         raise ParameterError(unknown("selection", selection, SELECTIONS))
-    own = result.values["config"]["task"]
-    if task in ("", own):
+    if task in ("", own := result.values["config"]["task"]):
         task = read_json(result.folder / "environment.json")["task"]  # a name, or the path of a task's file
     found = ExportSpec(result, find(task), selection)
     if found.round is None:
@@ -179,12 +177,10 @@ def _scores(
 
 def _seeds_of(taken: ExportSpec) -> list[Path]:  # with the run itself
     "Find the runs in the same folder that differ only in their seed"
-    own = taken.result
-    found = {own.values["config"]["seed"]: own.folder}
-    for path in sorted(own.folder.parent.glob("*/result.json")):
-        values = read_json(path)
-        if _all_but_seed(values) == _all_but_seed(own.values):
-            found.setdefault(values["config"]["seed"], path.parent)
+    here, found = _all_but_seed(taken.result.values), {taken.config["seed"]: taken.result.folder}
+    for path in sorted(taken.result.folder.parent.glob("*/result.json")):
+        if _all_but_seed(values := read_json(path)) == here:
+            found.setdefault(values["config"]["seed"], path.parent)  # another selection of a seed is not another seed
     return list(found.values())
 
 
@@ -285,8 +281,8 @@ def _accuracy(taken):
     lines = []
     for row in found:
         line = {"language": row["language"], "items": f"{row['items']:,}", words: f"{row['score']:.1f}"}
-        line["accuracy"] = f"{row['accuracy']:.1f}"
-        lines.append(line | {f"{100 * LEVEL:.0f} % interval": f"{row['low']:.1f} to {row['high']:.1f}"})
+        interval = {f"{100 * LEVEL:.0f} % interval": f"{row['low']:.1f} to {row['high']:.1f}"}
+        lines.append(line | {"accuracy": f"{row['accuracy']:.1f}"} | interval)
     mean = sum(row["score"] for row in found) / len(found)
     head = f"{words[0].upper() + words[1:]} in percent on {values['split']}; the mean over {len(found)} languages is"
     of = f"of this checkpoint (round {taken.round}, chosen by `{taken.selection}`)"
@@ -307,9 +303,8 @@ def _trainings(taken: ExportSpec) -> list[dict]:  # training, learned, by, round
     for stage in taken.stages:
         method = training_of(taken.result, stage)[1]["row"]
         losses = [f"{loss} × {weight:g}" for loss, weight in method["terms"].items() if weight]
-        about = {"training": method["title"], "learned": ", ".join(stage["tasks"])}
-        used = taken.round if stage is taken.stages[-1] else stage["round"]
-        lines.append(about | {"by": ", ".join(losses), "round": used})
+        about = {"training": method["title"], "learned": ", ".join(stage["tasks"]), "by": ", ".join(losses)}
+        lines.append(about | {"round": taken.round if stage is taken.stages[-1] else stage["round"]})
     return lines
 
 

@@ -46,12 +46,16 @@ def _linear(
     return layer
 
 # %% ../../nbs/model/01_modules.ipynb #98ab79c3
-class _FirstToken(nn.Module):
-    "A backbone that returns its first token's last hidden state"
+class _Body(nn.Module):
+    "A model of transformers that returns one vector for each text; its subclasses say which"
 
     def __init__(self, model):
         super().__init__()
         self.model = model
+
+
+class _FirstToken(_Body):
+    "A backbone that returns its first token's last hidden state"
 
     def forward(self, **inputs):
         return self.model(**inputs).last_hidden_state[:, 0]
@@ -72,23 +76,15 @@ def _mean_tokens(
     return total.index_add(0, layout.text, hidden[0, : len(layout.text)]) / lengths[:, None]
 
 
-class _MeanTokens(nn.Module):
+class _MeanTokens(_Body):
     "A backbone that returns the mean of its tokens' last hidden states"
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
 
     def forward(self, **inputs):
         return _mean_tokens(self.model(**inputs).last_hidden_state, inputs)
 
 
-class _StockHead(nn.Module):
+class _StockHead(_Body):
     "A stock classifier that returns the input of its last layer, which was removed"
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
 
     def forward(self, **inputs):
         return self.model(**inputs).logits
